@@ -1,0 +1,12 @@
+"""The decision core: packets' facts in, verdicts out. No sockets, clocks, files or logging.
+
+- `spec`: what the operator asked for, frozen.
+- `director`: the façade; decides every packet that opens, changes or ends a connection.
+- `server`: virtual servers, real servers and the links between them.
+- `connection`, `states`, `table`: connections, their states as a table, and the bounded index.
+- `fpa`: stickiness.
+- `schedulers`: one scheduler a file, behind one base class and a registry.
+- `snapshot`: immutable pictures of all that, the only thing that is shown.
+
+Time is an argument (`now`, seconds of a monotonic clock), never read here.
+"""

@@ -1,0 +1,97 @@
+"""One connection: what is kept of it, and where a segment's numbers put it.
+
+Owns `Connection` (the patent's connection object, fig 3C) and the sequence-number
+arithmetic on it. A million of these must fit (R060), so the object holds two keys, its
+link, and a few values that are shared or small; all that is the same for every connection
+of a link (addresses, ports, checksum differences) is in the link.
+"""
+
+from nfqlb.core.server import Link
+from nfqlb.core.states import State
+
+#: How far past the newest number seen a reset may lie and still count. A sender's next number is at most
+#: one 64 KB super-packet past its last segment's own; twice that leaves room for one lost to us.
+#: A blind reset then hits with a chance of 1 in 16,384 (RFC 5961 section 3 has the attack).
+RESET_WINDOW = 131_072
+_WRAP = 0xFFFF_FFFF
+
+
+class Connection:
+    """A connection between a client and a real server (fig 3C, R050-R058).
+
+    `inbound` and `outbound` are the keys of its two directions: source address, destination
+    address, source port, destination port as they stand in the packet (network order).
+    `client_numbers` and `server_numbers` are the sequence and acknowledgement number of the
+    side's newest segment (8 bytes, network order; empty where unknown, as after a restart).
+    `opened` and `seen` are seconds. `place` is the journal's record.
+    """
+
+    __slots__ = (
+        "attempts",
+        "client_numbers",
+        "inbound",
+        "link",
+        "opened",
+        "outbound",
+        "place",
+        "seen",
+        "server_numbers",
+        "state",
+    )
+
+    def __init__(self, inbound: bytes, outbound: bytes, link: Link, now: float) -> None:
+        self.inbound = inbound
+        self.outbound = outbound
+        self.link = link
+        self.state = State.GONE
+        self.opened = now
+        self.seen = now
+        self.client_numbers = b""
+        self.server_numbers = b""
+        self.attempts = 1
+        self.place = -1
+
+    def same_syn(self, numbers: bytes) -> bool:
+        """Whether a SYN with these numbers repeats the one this connection was made for (R111, A18)."""
+        return not self.client_numbers or self.client_numbers[:4] == numbers[:4]
+
+    def acknowledges_server(self, numbers: bytes) -> bool:
+        """Whether a client's segment acknowledges the server's SYN.
+
+        Who only guesses addresses cannot know that number, so a flood of forged SYNs and
+        ACKs leaves half-open entries, which go first when the table is full.
+        """
+        if not self.server_numbers:
+            return True
+        return 0 < _ahead(numbers[4:8], self.server_numbers[:4]) <= RESET_WINDOW
+
+    def client_reset_fits(self, numbers: bytes) -> bool:
+        """Whether a reset from the client lies inside the window (RFC 5961 section 3)."""
+        return _fits(numbers, self.client_numbers, self.server_numbers)
+
+    def server_reset_fits(self, numbers: bytes) -> bool:
+        """Whether a reset from the server lies inside the window.
+
+        A refusal of the SYN has no number of its own: it must acknowledge the SYN
+        (RFC 9293 section 3.10.7.3).
+        """
+        if self.state is State.SYN_SENT:
+            return not self.client_numbers or _ahead(numbers[4:8], self.client_numbers[:4]) == 1
+        if self.state is State.SYN_RECEIVED:  # the client has acknowledged nothing yet
+            return _fits(numbers, self.server_numbers, b"")
+        return _fits(numbers, self.server_numbers, self.client_numbers)
+
+
+def _ahead(number: bytes, base: bytes) -> int:
+    """How far `number` is past `base`, modulo 2**32 (RFC 9293 section 3.4)."""
+    return (int.from_bytes(number, "big") - int.from_bytes(base, "big")) & _WRAP
+
+
+def _fits(reset: bytes, own: bytes, peer: bytes) -> bool:
+    """Whether a reset's number follows its sender's newest segment or its peer's newest acknowledgement."""
+    if not own and not peer:
+        return True
+    number = reset[:4]
+    if own and _ahead(number, own[:4]) <= RESET_WINDOW:
+        return True
+    return bool(peer) and _ahead(number, peer[4:8]) <= RESET_WINDOW

@@ -1,0 +1,133 @@
+"""Makes the snapshots: reads the director's running state, changes nothing."""
+
+from collections.abc import Iterable
+from ipaddress import ip_address
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from nfqlb.core.connection import Connection
+from nfqlb.core.fpa import masked
+from nfqlb.core.server import MAX_CAPACITY, RealServer
+from nfqlb.core.snapshot import (
+    ConnectionSnapshot,
+    LinkSnapshot,
+    RealSnapshot,
+    StickySnapshot,
+    Totals,
+    VirtualSnapshot,
+)
+from nfqlb.core.spec import Address
+
+if TYPE_CHECKING:
+    from nfqlb.core.director import Director
+
+
+def totals(director: "Director") -> Totals:
+    """The director as a whole."""
+    return Totals(
+        connections=director.table.counted,
+        connections_total=director.table.total,
+        connections_limit=director.table.limit,
+        sticky=len(director.fpas),
+        sticky_limit=director.fpas.limit,
+        drops=director.tally.drops(),
+    )
+
+
+def virtuals(director: "Director", now: float) -> list[VirtualSnapshot]:
+    """Every virtual server."""
+    return [
+        VirtualSnapshot(
+            name=virtual.spec.name,
+            address=virtual.spec.address,
+            protocol=virtual.spec.protocol,
+            port=virtual.port,
+            state="in-service",
+            desired=virtual.spec.scheduler,
+            actual=virtual.scheduler.name,
+            connections=sum(link.connections for link in virtual.links),
+            total=virtual.total,
+            servers=tuple(
+                LinkSnapshot(link.real.spec.name, link.port, link.connections) for link in virtual.links
+            ),
+        )
+        for virtual in director.virtual_servers
+    ]
+
+
+def reals(director: "Director", now: float) -> list[RealSnapshot]:
+    """Every real server."""
+    return [_real(real, now) for real in director.real_servers.values()]
+
+
+def _real(real: RealServer, now: float) -> RealSnapshot:
+    return RealSnapshot(
+        name=real.spec.name,
+        address=real.spec.address,
+        state=real.state,
+        reason=_reason(real),
+        since=now - real.since,
+        weight=real.weight,
+        connections=real.connections,
+        total=real.total,
+        max_connections=real.spec.max_connections,
+        unanswered=real.unanswered,
+        ditched_no_answer=0,
+        ditched_reset=0,
+        response=None,
+        predicted=None,
+        virtuals=tuple(dict.fromkeys(link.virtual.spec.name for link in real.links)),
+    )
+
+
+def _reason(real: RealServer) -> str:
+    if real.state == MAX_CAPACITY:
+        return f"at its maximum of {real.spec.max_connections} connections"
+    if real.weight == 0:
+        return "weight 0: no new connections"
+    return ""
+
+
+def connections(
+    director: "Director", now: float, *, limit: int, client: Address | None, virtual: str | None
+) -> list[ConnectionSnapshot]:
+    """At most `limit` connections that still count or linger, newest last."""
+    wanted: Iterable[Connection] = director.table.inbound.values()
+    if client is not None:
+        packed = client.packed
+        wanted = (each for each in wanted if each.inbound.startswith(packed))
+    if virtual is not None:
+        wanted = (each for each in wanted if each.link.virtual.spec.name == virtual)
+    return [_connection(each, now) for each in islice(wanted, limit)]
+
+
+def _connection(connection: Connection, now: float) -> ConnectionSnapshot:
+    key = connection.inbound
+    link = connection.link
+    return ConnectionSnapshot(
+        virtual=link.virtual.spec.name,
+        protocol=link.virtual.spec.protocol,
+        client=ip_address(key[: (len(key) - 4) // 2]),
+        client_port=int.from_bytes(key[-4:-2], "big"),
+        real=link.real.spec.name,
+        real_port=link.port,
+        state=connection.state.shown,
+        age=max(0.0, now - connection.opened),
+        idle=max(0.0, now - connection.seen),
+    )
+
+
+def sticky(director: "Director", now: float) -> list[StickySnapshot]:
+    """Every sticky entry that still holds."""
+    return [
+        StickySnapshot(
+            scope=scope.name,
+            grouped=scope.grouped,
+            client=ip_address(masked(client, scope.prefix)),
+            real=entry.real.spec.name,
+            age=now - entry.assigned,
+            expires=scope.interval - (now - entry.assigned),
+        )
+        for scope, client, entry in director.fpas.entries()
+        if now - entry.assigned < scope.interval
+    ]

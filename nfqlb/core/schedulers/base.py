@@ -1,0 +1,73 @@
+"""What a scheduler is: it is told what changed, and it chooses. It counts nothing.
+
+Owns the base class (the patent's session distribution scheme) and `Ranked`, the kind that
+gives each link an indicium (R145) and takes the lowest (A30). The ranking keeps the lowest
+indicium at hand, so choosing among 1,000 servers costs little more than among 10.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from math import inf
+from typing import TYPE_CHECKING
+
+from nfqlb.core.schedulers.ranking import Ranking
+
+if TYPE_CHECKING:  # servers are built with their scheduler; a scheduler only reads them
+    from nfqlb.core.server import Link
+
+
+class Scheduler(ABC):
+    """Chooses a link for a new connection. Its state belongs to one virtual server."""
+
+    name: str
+
+    @abstractmethod
+    def update(self, link: "Link") -> None:
+        """A link's server changed: its counters, its weight or whether it may be chosen."""
+
+    @abstractmethod
+    def choose(self, last: int, allowed: Callable[["Link"], bool] | None = None) -> "Link | None":
+        """The link for the next connection, None if there is none.
+
+        `last` is the position of the last used link (308); equals are taken in the order
+        after it (A29). `allowed`, where given, can refuse links for this one choice.
+        """
+
+
+class Ranked(Scheduler):
+    """A scheduler that takes the available link with the lowest indicium (fig 7B, R143-R150)."""
+
+    def __init__(self, links: Sequence["Link"]) -> None:
+        self._links = links
+        self._ranking = Ranking([self._rank(link) for link in links])
+
+    @abstractmethod
+    def indicium(self, link: "Link") -> float:
+        """The link's performance indicium; lower is better."""
+
+    def _rank(self, link: "Link") -> float:
+        return self.indicium(link) if link.real.admits_new else inf
+
+    def update(self, link: "Link") -> None:
+        """Rank the link anew."""
+        self._ranking.set(link.position, self._rank(link))
+
+    def choose(self, last: int, allowed: Callable[["Link"], bool] | None = None) -> "Link | None":
+        """The link with the lowest indicium, equals in the order after `last`."""
+        position = self._ranking.lowest_after(last)
+        if position is None:
+            return None
+        link = self._links[position]
+        if allowed is None or allowed(link):
+            return link
+        return self._choose_among([each for each in self._links if allowed(each)], last)
+
+    def _choose_among(self, links: list["Link"], last: int) -> "Link | None":
+        """The same choice by a plain search: for the rare case that some links are refused."""
+        best: Link | None = None
+        lowest = inf
+        for link in sorted(links, key=lambda each: (each.position <= last, each.position)):
+            rank = self._rank(link)
+            if rank < lowest:
+                best, lowest = link, rank
+        return best

@@ -1,0 +1,34 @@
+"""The facts of one TCP segment that decisions are made from.
+
+Owns `Segment` and the names of the TCP flags. The codec makes segments from bytes; tests
+make them from nothing.
+"""
+
+from typing import NamedTuple
+
+FIN = 0x01
+SYN = 0x02
+RST = 0x04
+ACK = 0x10
+
+
+class Segment(NamedTuple):
+    """One TCP segment as the director sees it.
+
+    `key` is source address, destination address, source port, destination port in network
+    order, as in the packet (R019). `numbers` are its sequence and acknowledgement number,
+    8 bytes in network order.
+    """
+
+    key: bytes
+    flags: int
+    numbers: bytes
+
+
+def flipped(key: bytes) -> bytes:
+    """The key of the opposite direction: source and destination exchanged.
+
+    Any key of two equally long addresses and two ports: 12 bytes for IPv4, 36 for IPv6.
+    """
+    size = (len(key) - 4) // 2
+    return key[size : 2 * size] + key[:size] + key[-2:] + key[-4:-2]

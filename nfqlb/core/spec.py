@@ -1,0 +1,132 @@
+"""What the operator asked for, as frozen values.
+
+Owns the specifications that a configuration file is parsed into; the core is built from
+them and never changes them. Everything here is already checked: names resolve, ports are
+filled in, time-outs are seconds. Running state lives in the objects built from a spec.
+"""
+
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+
+Address = IPv4Address | IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """`[gateway]`: the appliance itself. `outside` and `inside` are interface names."""
+
+    outside: tuple[str, ...]
+    inside: tuple[str, ...]
+    datapath: str = "rewrite"
+    max_connections: int = 1_000_000
+    max_sticky: int = 1_000_000
+    queue: int = 0
+    mark_mask: int = 0x00FF0000
+    socket: str = "/run/nfqlb/control.sock"
+    secure: bool = False
+    reject: str = "drop"
+    other_ports: str = "drop"
+    metrics: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """`[timeouts]`, all in seconds (A24)."""
+
+    idle: float = 3600.0
+    half_open: float = 30.0
+    closing: float = 10.0
+    udp: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Real:
+    """`[[real]]`: one physical machine. Limits of 0 mean "no limit".
+
+    `idle_timeout` is in seconds and already resolved: where the file names none, it is
+    the one of `[timeouts]`.
+    """
+
+    name: str
+    address: Address
+    weight: float = 1
+    max_connections: int = 0
+    syn_limit: int = 5
+    failure_threshold: int = 8
+    failure_clients: int = 2
+    attempts: int = 3
+    reset_counts: bool = True
+    retry: float = 60.0
+    idle_timeout: float = 3600.0
+    backup: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One entry of a virtual server's `servers`: which real server, and on which port.
+
+    `port` is the real server's own port, already filled in from the virtual server's where
+    the file names none; None where the virtual server answers on every port.
+    """
+
+    real: str
+    port: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Virtual:
+    """`[[virtual]]`: one virtual server (the patent's virtual machine).
+
+    `port` None means every port. `sticky` is in seconds, 0 is off; `sticky_mask` is a
+    prefix length. `predict` is "now" or "next" (A15b).
+    """
+
+    name: str
+    address: Address
+    servers: tuple[Server, ...]
+    protocol: str = "tcp"
+    port: int | None = None
+    scheduler: str = "weighted-least-connections"
+    startup: str = "none"
+    startup_share: float = 50.0
+    startup_time: float = 60.0
+    sticky: float = 0.0
+    sticky_mask: int = 32
+    sticky_group: str = ""
+    sticky_refresh: str = "assignment"
+    ageing: float = 4.0
+    clamp: float = 0.0
+    predict: str = "now"
+    backup: str = ""
+    on_failure: str = "keep"
+    synguard: float = 0.0
+    shadow: str = ""
+    datapath: str = "rewrite"
+
+
+@dataclass(frozen=True, slots=True)
+class Strict:
+    """`[strict]`: the literal reading of a disputed sentence, one switch each."""
+
+    syn_limit: bool = False
+    ratio: bool = False
+    every_packet: bool = False
+    refresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole, valid configuration."""
+
+    gateway: Gateway
+    reals: tuple[Real, ...]
+    virtuals: tuple[Virtual, ...]
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    strict: Strict = field(default_factory=Strict)
+
+    def real(self, name: str) -> Real:
+        """The real server of that name. Raises KeyError."""
+        for real in self.reals:
+            if real.name == name:
+                return real
+        raise KeyError(name)

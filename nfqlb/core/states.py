@@ -1,0 +1,80 @@
+"""The states of a TCP connection, what each counts for, and what moves one to the next.
+
+Owns two tables. `State` says of each state which time-out runs, whether it counts as a
+connection of its server (R125, R127-R129), whether it counts as an unanswered SYN (R183),
+and whether plain segments may take the short path. `TRANSITIONS` says which event leads
+where; an event that is not listed changes nothing. Counters are moved by nothing else than
+the difference of two states' rows, so no counter can move twice (A17).
+"""
+
+from enum import Enum, auto
+
+
+class Timeout(Enum):
+    """Which of the time-outs runs in a state (A24)."""
+
+    HALF_OPEN = auto()
+    IDLE = auto()
+    CLOSING = auto()
+
+
+class State(Enum):
+    """A connection's state; the members' values are one row each.
+
+    `code` is the byte that stands for the state in the journal; it never changes meaning.
+    """
+
+    #               code  shown           time-out           counted unanswered quick
+    SYN_SENT     = (1, "syn-sent",     Timeout.HALF_OPEN, True,  True,  False)  # fmt: skip
+    SYN_RECEIVED = (2, "syn-received", Timeout.HALF_OPEN, True,  False, False)  # fmt: skip
+    ESTABLISHED  = (3, "established",  Timeout.IDLE,      True,  False, True)  # fmt: skip
+    FIN_CLIENT   = (4, "fin-client",   Timeout.IDLE,      True,  False, True)  # fmt: skip
+    FIN_SERVER   = (5, "fin-server",   Timeout.IDLE,      True,  False, True)  # fmt: skip
+    CLOSED       = (6, "closed",       Timeout.CLOSING,   False, False, True)  # fmt: skip
+    GONE         = (0, "gone",         Timeout.CLOSING,   False, False, False)  # fmt: skip
+
+    def __init__(
+        self, code: int, shown: str, timeout: Timeout, counted: bool, unanswered: bool, quick: bool
+    ) -> None:
+        self.code = code
+        self.shown = shown
+        self.timeout = timeout
+        self.counted = counted
+        self.unanswered = unanswered
+        self.quick = quick
+
+
+class Event(Enum):
+    """What a segment means for its connection."""
+
+    SYN_ACK = auto()  # the server answered (R077)
+    ACK = auto()  # the client acknowledged the server's sequence number (R078)
+    CLIENT_FIN = auto()
+    SERVER_FIN = auto()
+    RESET = auto()  # by either side, inside its window (RFC 5961 section 3)
+
+
+TRANSITIONS: dict[State, dict[Event, State]] = {
+    State.SYN_SENT: {
+        Event.SYN_ACK: State.SYN_RECEIVED,
+        Event.RESET: State.CLOSED,
+    },
+    State.SYN_RECEIVED: {
+        Event.ACK: State.ESTABLISHED,
+        Event.CLIENT_FIN: State.FIN_CLIENT,
+        Event.SERVER_FIN: State.FIN_SERVER,
+        Event.RESET: State.CLOSED,
+    },
+    State.ESTABLISHED: {
+        Event.CLIENT_FIN: State.FIN_CLIENT,
+        Event.SERVER_FIN: State.FIN_SERVER,
+        Event.RESET: State.CLOSED,
+    },
+    # R128: the connection has ended when both directions are closed.
+    State.FIN_CLIENT: {Event.SERVER_FIN: State.CLOSED, Event.RESET: State.CLOSED},
+    State.FIN_SERVER: {Event.CLIENT_FIN: State.CLOSED, Event.RESET: State.CLOSED},
+    State.CLOSED: {},
+    State.GONE: {},
+}
+
+BY_CODE: dict[int, State] = {state.code: state for state in State}

@@ -1,0 +1,157 @@
+"""The connection table: every live connection under the keys of both directions.
+
+Owns the two indexes, the time-outs, the bound (R060, R061, A23) and the only code that
+moves a real server's counters. A connection's counts follow from its state alone: moving it
+from one state to another moves the counters by the difference of the two rows in `states`.
+
+Plain segments of an established flow look themselves up in `inbound` and `outbound`
+directly and touch nothing here but `seen`; all else goes through `add` and `move`.
+"""
+
+from typing import Protocol
+
+from nfqlb.core.connection import Connection
+from nfqlb.core.server import Link
+from nfqlb.core.states import State, Timeout
+from nfqlb.core.timers import DueQueue
+
+#: An established connection is looked at this often (seconds) to see whether it has been idle too long.
+#: It bounds how long a finished connection is remembered by its queue; idle time-outs are hours.
+IDLE_CHECK = 60.0
+
+
+class Recorder(Protocol):
+    """Who is told of every connection that comes, changes and goes: the journal."""
+
+    def opened(self, connection: Connection) -> int:
+        """A new connection, before its first packet is answered. Returns its place."""
+
+    def moved(self, connection: Connection) -> None:
+        """The connection has changed its state."""
+
+    def ended(self, connection: Connection) -> None:
+        """The connection is forgotten; its place is free."""
+
+
+class NoRecorder:
+    """Records nothing."""
+
+    def opened(self, connection: Connection) -> int:
+        """No place."""
+        return -1
+
+    def moved(self, connection: Connection) -> None:
+        """Nothing."""
+
+    def ended(self, connection: Connection) -> None:
+        """Nothing."""
+
+
+class ConnectionTable:
+    """All connections, by key (R050, R059, A4, A5). At most `limit` of them."""
+
+    def __init__(
+        self, limit: int, *, half_open: float, closing: float, idle_check: float = IDLE_CHECK,
+        recorder: Recorder | None = None,
+    ) -> None:  # fmt: skip
+        self.limit = limit
+        self.inbound: dict[bytes, Connection] = {}
+        self.outbound: dict[bytes, Connection] = {}
+        self.counted = 0
+        self.total = 0
+        self._queues = {
+            Timeout.HALF_OPEN: DueQueue[Connection](half_open),
+            Timeout.IDLE: DueQueue[Connection](idle_check),
+            Timeout.CLOSING: DueQueue[Connection](closing),
+        }
+        self._recorder: Recorder = recorder or NoRecorder()
+
+    def __len__(self) -> int:
+        return len(self.inbound)
+
+    def add(self, connection: Connection, now: float) -> None:
+        """Enter a new connection, whose SYN is now on its way (R118-R125).
+
+        Both of its keys must be free.
+        """
+        self._enter(connection, State.SYN_SENT, now)
+        connection.link.total += 1
+        connection.link.real.total += 1
+        connection.link.virtual.total += 1
+        self.total += 1
+        connection.place = self._recorder.opened(connection)
+
+    def restore(self, connection: Connection, state: State, now: float) -> None:
+        """Enter a connection that another worker knew; its journal record stands already."""
+        self._enter(connection, state, now)
+
+    def _enter(self, connection: Connection, state: State, now: float) -> None:
+        self.inbound[connection.inbound] = connection
+        self.outbound[connection.outbound] = connection
+        self._set_state(connection, state, now)
+
+    def move(self, connection: Connection, state: State, now: float) -> None:
+        """Bring a connection to another state; its counts and its time-out follow."""
+        self._set_state(connection, state, now)
+        self._recorder.moved(connection)
+
+    def remove(self, connection: Connection, now: float) -> None:
+        """Forget a connection."""
+        del self.inbound[connection.inbound]
+        del self.outbound[connection.outbound]
+        self._set_state(connection, State.GONE, now)
+        self._recorder.ended(connection)
+
+    def _set_state(self, connection: Connection, state: State, now: float) -> None:
+        old = connection.state
+        connection.state = state
+        if old.counted != state.counted or old.unanswered != state.unanswered:
+            self._count(connection.link, state.counted - old.counted, state.unanswered - old.unanswered, now)
+        if state is not State.GONE and (old.timeout is not state.timeout or old is State.GONE):
+            self._queues[state.timeout].push(connection, now)
+
+    def _count(self, link: Link, counted: int, unanswered: int, now: float) -> None:
+        real = link.real
+        link.connections += counted
+        real.connections += counted
+        self.counted += counted
+        real.unanswered += unanswered
+        real.changed(now)
+
+    def make_room(self, now: float) -> bool:
+        """Make sure one more connection fits (A23). False if the table is full of live ones.
+
+        Ended connections go first, then the oldest half-open one; an established connection
+        is never given up for a new one.
+        """
+        if len(self.inbound) < self.limit:
+            return True
+        return self._evict(Timeout.CLOSING, now) or self._evict(Timeout.HALF_OPEN, now)
+
+    def _evict(self, timeout: Timeout, now: float) -> bool:
+        queue = self._queues[timeout]
+        while (connection := queue.pop_first()) is not None:
+            if connection.state is not State.GONE and connection.state.timeout is timeout:
+                self.remove(connection, now)
+                return True
+        return False
+
+    def expire(self, now: float, budget: int) -> int:
+        """End what has timed out, looking at no more than `budget` connections; returns how many."""
+        looked = 0
+        for timeout, queue in self._queues.items():
+            while looked < budget and (connection := queue.pop_due(now)) is not None:
+                looked += 1
+                if connection.state is State.GONE or connection.state.timeout is not timeout:
+                    continue  # it has moved on since; another queue has it
+                if now - connection.seen >= self._limit_of(connection, timeout):
+                    self.remove(connection, now)
+                else:
+                    queue.push(connection, now)
+        return looked
+
+    def _limit_of(self, connection: Connection, timeout: Timeout) -> float:
+        """Seconds without a packet after which the connection ends (R046)."""
+        if timeout is Timeout.IDLE:
+            return connection.link.real.spec.idle_timeout
+        return self._queues[timeout].delay

@@ -1,0 +1,175 @@
+"""What happens to a packet, top to bottom: look up, else decide, then translate (fig 5).
+
+Owns `PacketPath`. A plain segment of an established flow takes the short path: its 12 bytes
+of addresses and ports find the connection, whose link has the change precomputed; six bytes
+of addresses and ports and two checksums are written, and no object is made. Everything else
+(SYN, FIN, RST, IP options, ICMP, what is malformed) is decoded in full and put to the
+director.
+
+Nothing here knows a socket or a clock: `now` is set by whoever drives it.
+"""
+
+from struct import Struct
+
+from nfqlb.core.connection import Connection
+from nfqlb.core.director import Director, Outcome
+from nfqlb.core.rewriting import MODULUS
+from nfqlb.core.segment import ACK, FIN, RST, SYN
+from nfqlb.core.verdict import Drop
+from nfqlb.packet.decode import IcmpError, TcpPacket, decode
+from nfqlb.packet.translate import (
+    CHECKSUM_NOT_READY,
+    SUPER_PACKET,
+    fill_transport_sum,
+    translate_error_inbound,
+    translate_error_outbound,
+    translate_inbound,
+    translate_outbound,
+)
+
+# verdicts
+DROP = 0
+ACCEPT = 1
+CHANGED = 2  # accept, with the bytes as they stand in the buffer now
+
+# where a packet was queued (linux/netfilter.h): the rules send us the client line in PREROUTING,
+# the server line in FORWARD, and the gateway's own ICMP errors in OUTPUT
+PREROUTING = 0
+FORWARD = 2
+OUTPUT = 3
+
+#: A buffer must go on for so many bytes after a packet's start: headers are read before their length is known.
+LOOKAHEAD = 64
+#: Headers and quotations lie in these many bytes; the payload of a super-packet need not be copied.
+_HEADERS_SIZE = 1500
+
+_KERNEL_SUMS = CHECKSUM_NOT_READY | SUPER_PACKET
+_NEVER = 1 << 30
+
+# version and header length, total length, fragment bits, protocol, header sum, the key, sequence and
+# acknowledgement number, TCP offset and flags, TCP sum: an IPv4 header without options, then TCP
+_read = Struct("!BxHxxHxBH12s8sHxxH").unpack_from
+_put_sum_address = Struct("!H4s").pack_into
+_put_sum = Struct("!H").pack_into
+_put_address = Struct("4s").pack_into
+_put_port = Struct("2s").pack_into
+
+
+def _plain_segments() -> dict[int, int]:
+    """TCP offset-and-flags words of plain segments, each with the least IP length that holds such a header."""
+    return {
+        offset << 12 | flags: 20 + offset * 4
+        for offset in range(5, 16)
+        for flags in range(0x1000)
+        if flags & ACK and not flags & (SYN | FIN | RST)
+    }
+
+
+_PLAIN = _plain_segments()
+
+
+class PacketPath:
+    """Judges packets for one director. `now` is the time all judgements are made at (seconds)."""
+
+    def __init__(self, director: Director, now: float) -> None:
+        self.director = director
+        self.now = now
+        self._inbound = director.table.inbound.get
+        self._outbound = director.table.outbound.get
+
+    def judge(self, buffer: bytearray, start: int, end: int, hook: int, info: int) -> int:
+        """The verdict on the IPv4 packet in `buffer[start:end]`, which is changed in place.
+
+        `hook` is where it was queued, `info` what the kernel says of its checksum
+        (NFQA_SKB_INFO). The buffer must go on for `LOOKAHEAD` bytes after `start`.
+        """
+        version, total, fragment, protocol, ip_sum, key, numbers, flags, tcp_sum = _read(buffer, start)
+        if (
+            total == end - start >= _PLAIN.get(flags, _NEVER)
+            and version == 0x45
+            and protocol == 6
+            and not fragment & 0x3FFF
+        ):
+            if hook == PREROUTING:
+                connection = self._inbound(key)
+                if connection is not None and connection.state.quick:
+                    connection.client_numbers = numbers
+                    connection.seen = self.now
+                    address, port, network, transport = connection.link.inbound
+                    _put_sum(buffer, start + 10, (ip_sum - network) % MODULUS)
+                    _put_address(buffer, start + 16, address)
+                    _put_port(buffer, start + 22, port)
+                    if not info & _KERNEL_SUMS:
+                        _put_sum(buffer, start + 36, (tcp_sum - transport) % MODULUS)
+                    elif not info & SUPER_PACKET:
+                        fill_transport_sum(buffer, start, end, start + 20)
+                    return CHANGED
+            elif hook == FORWARD:
+                connection = self._outbound(key)
+                if connection is not None and connection.state.quick:
+                    connection.server_numbers = numbers
+                    connection.seen = self.now
+                    address, port, network, transport = connection.link.outbound
+                    _put_sum_address(buffer, start + 10, (ip_sum - network) % MODULUS, address)
+                    _put_port(buffer, start + 20, port)
+                    if not info & _KERNEL_SUMS:
+                        _put_sum(buffer, start + 36, (tcp_sum - transport) % MODULUS)
+                    elif not info & SUPER_PACKET:
+                        fill_transport_sum(buffer, start, end, start + 20)
+                    return CHANGED
+        return self._judge_unusual(buffer, start, end, hook, info)
+
+    def _judge_unusual(self, buffer: bytearray, start: int, end: int, hook: int, info: int) -> int:
+        """Everything but a plain segment of an established flow."""
+        packet = bytes(memoryview(buffer)[start : min(end, start + _HEADERS_SIZE)])
+        decoded = decode(packet, end - start)
+        if isinstance(decoded, TcpPacket):
+            outcome = self._decide(decoded, hook)
+            if not isinstance(outcome, Connection):
+                return _verdict(outcome)
+            transport = start + decoded.transport_at
+            if hook == PREROUTING:
+                translate_inbound(buffer, start, end, transport, outcome.link.inbound, info)
+            else:
+                translate_outbound(buffer, start, end, transport, outcome.link.outbound, info)
+            return CHANGED
+        if isinstance(decoded, IcmpError):
+            return self._judge_error(decoded, buffer, start, end, hook)
+        return _verdict(self.director.refuse(decoded))
+
+    def _decide(self, packet: TcpPacket, hook: int) -> Outcome:
+        """What the director says of a segment: a SYN may open a connection, all else must have one (R117)."""
+        flags = packet.segment.flags
+        if flags & SYN and flags & (FIN | RST):
+            return self.director.refuse(Drop.MALFORMED)
+        if hook != PREROUTING:
+            return self.director.server_segment(packet.segment, self.now)
+        if flags & (SYN | ACK) == SYN:
+            return self.director.client_syn(packet.segment, self.now)
+        return self.director.client_segment(packet.segment, self.now)
+
+    def _judge_error(self, error: IcmpError, buffer: bytearray, start: int, end: int, hook: int) -> int:
+        """An ICMP error follows the connection of the packet it quotes; others' pass (A20)."""
+        icmp, quoted, transport = (
+            start + at for at in (error.icmp_at, error.quoted_at, error.quoted_transport_at)
+        )
+        if hook == PREROUTING:
+            connection = self.director.error_from_outside(error.quoted)
+            if connection is None:
+                return ACCEPT
+            change = connection.link.inbound
+            translate_error_inbound(buffer, start, end, icmp, quoted, transport, change)
+            return CHANGED
+        outcome = self.director.error_from_inside(error.quoted, unreachable=error.unreachable)
+        if outcome is None:
+            return ACCEPT
+        if not isinstance(outcome, Connection):
+            return _verdict(outcome)
+        change = outcome.link.outbound
+        own = hook == OUTPUT
+        translate_error_outbound(buffer, start, end, icmp, quoted, transport, change, own=own)
+        return CHANGED
+
+
+def _verdict(outcome: Outcome) -> int:
+    return DROP if isinstance(outcome, Drop) else ACCEPT

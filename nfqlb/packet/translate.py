@@ -1,0 +1,118 @@
+"""Changes addresses, ports and checksums of a packet in place (RFC 1631, RFC 1624).
+
+Owns every write into a packet. Offsets are bytes from the buffer's start. Nothing else in
+a packet is touched: options, sequence numbers, TTL and payload stay as they came.
+"""
+
+from struct import Struct
+
+from nfqlb.core.rewriting import MODULUS, Rewriting, words
+
+#: What the kernel says of a packet in NFQA_SKB_INFO (linux/netfilter/nfnetlink_queue.h).
+CHECKSUM_NOT_READY = 1
+SUPER_PACKET = 2
+
+_get16 = Struct("!H").unpack_from
+_put16 = Struct("!H").pack_into
+_put32 = Struct("4s").pack_into
+_put_port = Struct("2s").pack_into
+
+# IPv4 header (RFC 791) and TCP header (RFC 9293): where the fields are
+_SUM_AT = 10
+_SOURCE_AT = 12
+_DESTINATION_AT = 16
+_TCP_SUM_AT = 16
+_ICMP_SUM_AT = 2
+_PSEUDO_PROTOCOL = 6
+
+
+def translate_inbound(
+    buffer: bytearray, start: int, end: int, transport: int, change: Rewriting, info: int
+) -> None:
+    """Give a client's segment its server's address and port (fig 10, R165-R167)."""
+    _put32(buffer, start + _DESTINATION_AT, change.address)
+    _put_port(buffer, transport + 2, change.port)
+    _adjust(buffer, start + _SUM_AT, change.network)
+    _fix_transport_sum(buffer, start, end, transport, change.transport, info)
+
+
+def translate_outbound(
+    buffer: bytearray, start: int, end: int, transport: int, change: Rewriting, info: int
+) -> None:
+    """Give a server's segment the virtual server's address and port (fig 11, R174-R177)."""
+    _put32(buffer, start + _SOURCE_AT, change.address)
+    _put_port(buffer, transport, change.port)
+    _adjust(buffer, start + _SUM_AT, change.network)
+    _fix_transport_sum(buffer, start, end, transport, change.transport, info)
+
+
+def _adjust(buffer: bytearray, at: int, difference: int) -> None:
+    _put16(buffer, at, (_get16(buffer, at)[0] - difference) % MODULUS)
+
+
+def _fix_transport_sum(
+    buffer: bytearray, start: int, end: int, transport: int, difference: int, info: int
+) -> None:
+    if info & SUPER_PACKET:
+        return  # the kernel cuts it into segments and sums each of them itself
+    if info & CHECKSUM_NOT_READY:
+        fill_transport_sum(buffer, start, end, transport)
+    else:
+        _adjust(buffer, transport + _TCP_SUM_AT, difference)
+
+
+def fill_transport_sum(buffer: bytearray, start: int, end: int, transport: int) -> None:
+    """Compute a TCP checksum in full: the field held only the pseudo header's sum so far."""
+    at = transport + _TCP_SUM_AT
+    _put16(buffer, at, 0)
+    pseudo = words(buffer[start + _SOURCE_AT : start + 20]) + _PSEUDO_PROTOCOL + end - transport
+    _put16(buffer, at, (-pseudo - _sum(buffer, transport, end)) % MODULUS)
+
+
+def _sum(buffer: bytearray, start: int, end: int) -> int:
+    """The one's-complement sum of a stretch, padded with a zero byte if its length is odd (RFC 1071)."""
+    total = int.from_bytes(memoryview(buffer)[start:end], "big")
+    return (total << 8 if (end - start) & 1 else total) % MODULUS
+
+
+def translate_error_inbound(
+    buffer: bytearray, start: int, end: int, icmp: int, quoted: int, transport: int, change: Rewriting
+) -> None:
+    """Turn a client-side ICMP error about a virtual server's packet into one about the real server's.
+
+    `icmp`, `quoted` and `transport` are where the ICMP header, the quoted IP header and the
+    quoted TCP header begin.
+    """
+    _put32(buffer, start + _DESTINATION_AT, change.address)
+    _adjust(buffer, start + _SUM_AT, change.network)
+    _put32(buffer, quoted + _SOURCE_AT, change.address)
+    _put_port(buffer, transport, change.port)
+    _fix_quoted(buffer, end, icmp, quoted, transport, change)
+
+
+def translate_error_outbound(
+    buffer: bytearray, start: int, end: int, icmp: int, quoted: int, transport: int, change: Rewriting,
+    *, own: bool,
+) -> None:  # fmt: skip
+    """Turn an ICMP error about a client's translated packet back into one about what the client sent.
+
+    It then comes from the virtual address, whoever noticed, as a router's address inside is
+    nobody's business; one of the gateway's `own` keeps the gateway's address.
+    """
+    if not own:
+        before = words(buffer[start + _SOURCE_AT : start + _DESTINATION_AT])
+        _put32(buffer, start + _SOURCE_AT, change.address)
+        _adjust(buffer, start + _SUM_AT, words(change.address) - before)
+    _put32(buffer, quoted + _DESTINATION_AT, change.address)
+    _put_port(buffer, transport + 2, change.port)
+    _fix_quoted(buffer, end, icmp, quoted, transport, change)
+
+
+def _fix_quoted(
+    buffer: bytearray, end: int, icmp: int, quoted: int, transport: int, change: Rewriting
+) -> None:
+    _adjust(buffer, quoted + _SUM_AT, change.network)
+    if transport + _TCP_SUM_AT + 2 <= end:
+        _adjust(buffer, transport + _TCP_SUM_AT, change.transport)
+    _put16(buffer, icmp + _ICMP_SUM_AT, 0)
+    _put16(buffer, icmp + _ICMP_SUM_AT, -_sum(buffer, icmp, end) % MODULUS)

@@ -1,0 +1,1 @@
+"""Processes, signals, clocks and files: what keeps the gateway running."""

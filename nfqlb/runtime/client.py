@@ -1,0 +1,135 @@
+"""The operator's end of the control socket: asks one command after the other and waits for the reply.
+
+Every failure is a `ControlError` that says in one line what is wrong and what to do: nobody answers, no
+permission, no reply in time, another protocol. Kept light, because `nfqlb show` imports it at each start.
+"""
+
+import contextlib
+import socket
+import time
+from pathlib import Path
+
+from nfqlb.runtime.protocol import (
+    JSON,
+    MAX_REPLY,
+    PROTOCOL,
+    ControlError,
+    JSONObject,
+    LineReader,
+    LineTooLongError,
+    decode,
+    encode_request,
+    ident_of,
+    outcome_of,
+)
+
+TIMEOUT = 5.0  # seconds for a whole reply
+CHUNK = 1 << 18
+
+
+class Client:
+    """The operator's end: asks one command after the other. Blocks `timeout` seconds at most for each."""
+
+    def __init__(self, path: Path, *, timeout: float = TIMEOUT) -> None:
+        self._path = path
+        self._timeout = timeout
+        self._sock: socket.socket | None = None
+        self._reader = LineReader(MAX_REPLY)
+        self._ident = 0
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up. The next call connects again."""
+        if self._sock is not None:
+            self._sock.close()
+        self._sock = None
+        self._reader = LineReader(MAX_REPLY)
+
+    def call(self, cmd: str, args: JSONObject | None = None) -> JSON:
+        """The command's result. Raises ControlError: the gateway's own, or why it could not be asked."""
+        deadline = time.monotonic() + self._timeout
+        first = self._sock is None
+        try:
+            outcome = self._ask(cmd, args or {}, deadline, first)
+        except OSError as error:
+            self.close()
+            raise _unreachable(self._path, error) from None
+        except ControlError:
+            self.close()
+            raise
+        if isinstance(outcome, ControlError):
+            raise outcome
+        return outcome
+
+    def _ask(self, cmd: str, args: JSONObject, deadline: float, first: bool) -> JSON | ControlError:
+        sock = self._connection(deadline)
+        self._ident += 1
+        with contextlib.suppress(BrokenPipeError):  # turned away: the reason is there to be read
+            sock.sendall(encode_request(self._ident, cmd, args))
+        line = self._line(sock, deadline)
+        try:
+            reply = decode(line)
+            answered = ident_of(reply)
+        except ControlError as error:
+            raise ControlError("bad-reply", f"the gateway's reply cannot be read: {error.message}") from None
+        if first and reply.get("protocol") != PROTOCOL:
+            raise ControlError(
+                "version-mismatch",
+                f"the gateway speaks another control protocol ({reply.get('protocol')}, not {PROTOCOL})",
+                "use the nfqlb that the gateway was started with",
+            )
+        if answered not in (self._ident, None):
+            raise ControlError("bad-reply", "the gateway answered another question than the one asked")
+        return outcome_of(reply)
+
+    def _connection(self, deadline: float) -> socket.socket:
+        if self._sock is None:
+            self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._sock.settimeout(_left(deadline))
+            self._sock.connect(str(self._path))
+        self._sock.settimeout(_left(deadline))
+        return self._sock
+
+    def _line(self, sock: socket.socket, deadline: float) -> bytes:
+        while True:
+            try:
+                line = self._reader.take()
+            except LineTooLongError:
+                raise ControlError("bad-reply", "the gateway's reply is longer than any may be") from None
+            if line is not None:
+                return line
+            sock.settimeout(_left(deadline))
+            data = sock.recv(CHUNK)
+            if not data:
+                raise ControlError("closed", "the gateway closed the connection", "it may just be stopping")
+            self._reader.feed(data)
+
+
+def _left(deadline: float) -> float:
+    """Seconds until the deadline. Raises TimeoutError after it; never 0, which would mean "do not wait"."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _unreachable(path: Path, error: OSError) -> ControlError:
+    start = "start it with `nfqlb run -c FILE`, or name its socket with --socket"
+    if isinstance(error, TimeoutError | BlockingIOError):
+        return ControlError("timeout", f"the gateway at {path} does not answer in time", "is it overloaded?")
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return ControlError("not-running", f"no gateway is running: {path} does not exist", start)
+    if isinstance(error, ConnectionRefusedError):
+        return ControlError("not-running", f"no gateway is running: nobody answers at {path}", start)
+    if isinstance(error, PermissionError):
+        return ControlError(
+            "permission-denied",
+            f"{path}: permission denied",
+            "be root or a member of the group nfqlb",
+        )
+    return ControlError("unreachable", f"{path}: the gateway cannot be asked: {error.strerror or error}")

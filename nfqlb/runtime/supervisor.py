@@ -1,0 +1,287 @@
+"""The supervisor: brings the gateway up, keeps a worker alive, and takes everything down again.
+
+Owns the processes and the order of things. It binds the queues itself and forks the worker, so
+that the kernel keeps queueing while a dead worker is replaced. Start: checks, journal, queues,
+settings, worker, rules, addresses. Stop and failed starts undo exactly what was done, in the
+reverse order: addresses before rules, or the gateway's own TCP would reset clients in between.
+"""
+
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from nfqlb import __version__
+from nfqlb.core.spec import Config
+from nfqlb.netfilter import address, host, rules, sysctl
+from nfqlb.netfilter.errors import KernelError
+from nfqlb.netfilter.queue import PacketQueue
+from nfqlb.netfilter.queue_status import read_queues
+from nfqlb.netfilter.state import Claim, Record
+from nfqlb.runtime import views
+from nfqlb.runtime.channel import SupervisorChannel, WorkerChannel, pair
+from nfqlb.runtime.control import Request, Server
+from nfqlb.runtime.journal import Journal
+from nfqlb.runtime.protocol import JSON, ControlError
+from nfqlb.runtime.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+#: A SYN flood fills its own short queue; the other holds what arrives while a worker is replaced.
+_NEW_LENGTH, _NEW_RECEIVE_BUFFER = 1024, 1 << 20
+_LENGTH, _RECEIVE_BUFFER = 8192, 8 << 20
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_TICK = 1.0
+#: A worker that lives less than this (seconds) did not do its work; after so many of them in a row the
+#: journal is not trusted any more, and the next ones come at this distance.
+_SHORT_LIFE, _SHORT_LIVES = 1.0, 3
+_FAREWELL = 3.0  # seconds a worker gets to end by itself
+
+
+@dataclass(slots=True)
+class _Child:
+    pid: int
+    born: float
+    channel: SupervisorChannel
+
+
+class Supervisor:
+    """The gateway of one configuration. `say_ready` is called once packets flow."""
+
+    def __init__(self, config: Config, say_ready: Callable[[], None]) -> None:
+        self._config = config
+        self._say_ready = say_ready
+        self._selector = selectors.DefaultSelector()
+        self._undo = ExitStack()
+        self._started = time.monotonic()
+        self._stopping = False
+        self._worker: _Child | None = None
+        self._restarts = 0
+        self._short_lives = 0
+        self._next_birth = 0.0
+
+    def run(self) -> None:
+        """Bring the gateway up, serve until a signal says otherwise, take it down. Raises KernelError."""
+        with self._undo:
+            self._start()
+            self._say_ready()
+            logger.info("ready: %s", _described(self._config))
+            self._serve()
+            logger.info("stopping")
+        logger.info("stopped")
+
+    # --- up and down
+
+    def _start(self) -> None:
+        config, undo = self._config, self._undo
+        undo.enter_context(Claim())
+        record = Record()
+        undo.callback(_log_all, sysctl.restore, record)
+        self._journal = Journal(config.gateway.max_connections)
+        undo.callback(self._journal.close, remove=True)
+        self._listen_to_signals()
+        self._new = self._bind(config.gateway.queue, _NEW_LENGTH, _NEW_RECEIVE_BUFFER)
+        self._established = self._bind(config.gateway.queue + 1, _LENGTH, _RECEIVE_BUFFER)
+        undo.callback(self._end_worker)
+        self._control = Server(Path(config.gateway.socket), self._selector, self._answer)
+        undo.callback(self._control.close)
+        _log_all(sysctl.switch, sysctl.forwarding(config), record)
+        self._fork()
+        undo.callback(_log_all, rules.withdraw)
+        rules.apply(config)
+        undo.callback(_log_all, address.take_down)
+        _log_all(address.bring_up, config)
+
+    def _bind(self, number: int, length: int, receive_buffer: int) -> PacketQueue:
+        try:
+            queue = PacketQueue(number, length=length, receive_buffer=receive_buffer)
+        except OSError as error:
+            raise KernelError(
+                f"NFQUEUE {number} cannot be bound: {error}; is it taken, or the kernel without "
+                "nfnetlink_queue?"
+            ) from None
+        self._undo.callback(queue.close)
+        return queue
+
+    def _listen_to_signals(self) -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        before = {number: signal.signal(number, _noticed) for number in _SIGNALS}
+        wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+
+        def restore() -> None:
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._selector.unregister(ours)
+            ours.close()
+            theirs.close()
+
+        self._undo.callback(restore)
+        self._selector.register(ours, selectors.EVENT_READ, lambda _mask: self._signalled(ours.recv(64)))
+
+    def _signalled(self, numbers: bytes) -> None:
+        if any(number in numbers for number in _ENDING):
+            self._stopping = True
+
+    # --- serving
+
+    def _serve(self) -> None:
+        tick = time.monotonic()
+        while not self._stopping:
+            for key, mask in self._selector.select(_TICK):
+                key.data(mask)
+            self._look_after_worker()
+            if time.monotonic() >= tick:
+                tick = time.monotonic() + _TICK
+                self._control.tick()
+                if self._worker is not None:
+                    self._worker.channel.tick()
+
+    # --- the worker
+
+    def _look_after_worker(self) -> None:
+        """Replace a worker that has died: at once, unless they die as fast as they come."""
+        child, now = self._worker, time.monotonic()
+        if child is not None:
+            pid, status = os.waitpid(child.pid, os.WNOHANG)
+            if not pid:
+                return
+            self._worker = None
+            child.channel.close()
+            self._short_lives = self._short_lives + 1 if now - child.born < _SHORT_LIFE else 0
+            logger.warning("worker %d died (%s); starting another", pid, _cause(status))
+            if self._short_lives >= _SHORT_LIVES:
+                logger.error("workers die as they start; forgetting the connections they were to take over")
+                self._journal.clear()
+                self._next_birth = now + _SHORT_LIFE
+        if now >= self._next_birth and not self._stopping:
+            self._restarts += 1
+            self._fork()
+
+    def _fork(self) -> None:
+        ours, theirs = pair()
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                ours.close()
+                self._be_worker(theirs)
+                status = 0
+            except Exception:
+                logger.exception("the worker failed")
+            finally:
+                logging.shutdown()
+                os._exit(status)
+        theirs.close()
+        self._worker = _Child(pid, time.monotonic(), SupervisorChannel(ours, self._selector))
+
+    def _be_worker(self, channel: socket.socket) -> None:
+        """In the child: let go of what is the supervisor's, and work."""
+        signal.set_wakeup_fd(-1)
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the supervisor decides
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        self._control.abandon()
+        worker = Worker(self._config, self._new, self._established, WorkerChannel(channel), self._journal)
+        signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+        worker.run()
+
+    def _end_worker(self) -> None:
+        child = self._worker
+        if child is None:
+            return
+        child.channel.close()
+        os.kill(child.pid, signal.SIGTERM)
+        deadline = time.monotonic() + _FAREWELL
+        while os.waitpid(child.pid, os.WNOHANG)[0] == 0:
+            if time.monotonic() > deadline:
+                os.kill(child.pid, signal.SIGKILL)
+                os.waitpid(child.pid, 0)
+                break
+            time.sleep(0.01)
+        self._worker = None
+
+    # --- questions
+
+    def _answer(self, request: Request) -> None:
+        if self._worker is None:
+            raise ControlError("worker-restarting", "the worker is being restarted", "try again in a moment")
+        if request.cmd != "summary":
+            self._worker.channel.forward(request)
+            return
+        self._worker.channel.call(
+            "summary", request.args, lambda counts: request.reply(self._summary(counts)), request.refuse
+        )
+
+    def _summary(self, counts: JSON) -> JSON:
+        assert isinstance(counts, dict)
+        gateway = self._config.gateway
+        ours = (gateway.queue, gateway.queue + 1)
+        return views.summary(
+            counts,
+            views.GatewayStatus(
+                version=__version__,
+                datapath=gateway.datapath,
+                state="running",
+                uptime=time.monotonic() - self._started,
+                worker_pid=self._worker.pid if self._worker else None,
+                worker_restarts=self._restarts,
+                queues=[queue for queue in read_queues() if queue.number in ours],
+            ),
+        )
+
+
+def run(config: Config, source: str) -> int:
+    """`nfqlb run`: serve in the foreground until SIGTERM or Ctrl-C; returns the exit status.
+
+    `source` names the configuration in the log. Prints "ready" once packets flow.
+    """
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s nfqlb[%(process)d] %(levelname)s: %(message)s",
+    )
+    logger.info("nfqlb %s, configuration %s", __version__, source)
+    try:
+        findings = host.check(config)
+        for finding in findings:
+            logger.log(logging.ERROR if finding.level == "error" else logging.WARNING, "%s", finding)
+        if any(finding.level == "error" for finding in findings):
+            return 1
+        Supervisor(config, lambda: print("ready", flush=True)).run()
+    except (KernelError, ControlError) as error:
+        print(f"nfqlb: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _noticed(_number: int, _frame: object) -> None:
+    """The wake-up descriptor carries the signal; a handler must stand for it to be written."""
+
+
+def _log_all(act: Callable[..., list[str]], *args: object) -> None:
+    for line in act(*args):
+        logger.info("%s", line)
+
+
+def _cause(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return f"by signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+
+def _described(config: Config) -> str:
+    return ", ".join(
+        f"{virtual.name} {virtual.address}:{virtual.port} over {len(virtual.servers)} servers"
+        for virtual in config.virtuals
+    )

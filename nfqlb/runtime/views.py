@@ -1,0 +1,279 @@
+"""The documents of the control protocol, made from the core's snapshots: names, units and nothing else.
+
+Times are in seconds, addresses are text, absent values are null; fields may be added, not renamed. Also
+here: which reading commands the worker answers, and what arguments each takes. Pure: snapshots in,
+documents out. `summary` has two halves, because the worker knows the connections and the supervisor
+the processes and queues.
+"""
+
+import difflib
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from itertools import islice
+from typing import Protocol
+
+from nfqlb.core.snapshot import (
+    ConnectionSnapshot,
+    RealSnapshot,
+    StickySnapshot,
+    Totals,
+    VirtualSnapshot,
+)
+from nfqlb.core.spec import Address
+from nfqlb.netfilter.queue_status import QueueStatus
+from nfqlb.runtime.protocol import DEFAULT_LIMITS, JSON, MAX_LIMIT, ControlError, JSONObject, Request, Result
+
+logger = logging.getLogger(__name__)
+
+
+class Observed(Protocol):
+    """What is read of the director."""
+
+    def totals(self) -> Totals:
+        """The director as a whole."""
+
+    def virtuals(self, now: float) -> Sequence[VirtualSnapshot]:
+        """Every virtual server."""
+
+    def reals(self, now: float) -> Sequence[RealSnapshot]:
+        """Every real server."""
+
+    def connections(
+        self, now: float, *, limit: int, client: Address | None, virtual: str | None
+    ) -> Sequence[ConnectionSnapshot]:
+        """Live connections, at most `limit` of them."""
+
+    def sticky(self, now: float) -> Iterable[StickySnapshot]:
+        """Sticky entries."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayStatus:
+    """What the supervisor knows of the gateway. `uptime` is in seconds, `worker_pid` None where none runs."""
+
+    version: str
+    datapath: str
+    state: str
+    uptime: float
+    worker_pid: int | None
+    worker_restarts: int
+    queues: Sequence[QueueStatus]
+
+
+def counts(totals: Totals) -> JSONObject:
+    """The worker's half of `summary`."""
+    return {
+        "connections": {
+            "now": totals.connections,
+            "total": totals.connections_total,
+            "limit": totals.connections_limit,
+        },
+        "sticky": {"now": totals.sticky, "limit": totals.sticky_limit},
+        "drops": dict(sorted(totals.drops.items())),
+    }
+
+
+def summary(worker: Mapping[str, JSON], gateway: GatewayStatus) -> JSONObject:
+    """The whole `summary`: the worker's half, as `counts` made it, and what the supervisor knows."""
+    return {
+        "version": gateway.version,
+        "datapath": gateway.datapath,
+        "state": gateway.state,
+        "uptime_s": _seconds(gateway.uptime),
+        "worker": {"pid": gateway.worker_pid, "restarts": gateway.worker_restarts},
+        "connections": worker["connections"],
+        "sticky": worker["sticky"],
+        "queues": [
+            {
+                "number": queue.number,
+                "depth": queue.depth,
+                "dropped_full": queue.dropped_full,
+                "dropped_socket": queue.dropped_socket,
+            }
+            for queue in gateway.queues
+        ],
+        "drops": worker["drops"],
+    }
+
+
+def real(snapshot: RealSnapshot) -> JSONObject:
+    """One row of `reals`."""
+    return {
+        "name": snapshot.name,
+        "address": str(snapshot.address),
+        "state": snapshot.state,
+        "reason": snapshot.reason,
+        "since_s": _seconds(snapshot.since),
+        "weight": snapshot.weight,
+        "connections": snapshot.connections,
+        "total": snapshot.total,
+        "max_connections": snapshot.max_connections,
+        "unanswered": snapshot.unanswered,
+        "ditched": {"no_answer": snapshot.ditched_no_answer, "reset": snapshot.ditched_reset},
+        "response_s": _fine_seconds(snapshot.response),
+        "predicted_s": _fine_seconds(snapshot.predicted),
+        "virtuals": list(snapshot.virtuals),
+    }
+
+
+def virtual(snapshot: VirtualSnapshot) -> JSONObject:
+    """One row of `virtuals`."""
+    return {
+        "name": snapshot.name,
+        "address": str(snapshot.address),
+        "protocol": snapshot.protocol,
+        "port": snapshot.port,
+        "state": snapshot.state,
+        "scheduler": {"desired": snapshot.desired, "actual": snapshot.actual},
+        "connections": snapshot.connections,
+        "total": snapshot.total,
+        "servers": [
+            {"real": link.real, "port": link.port, "connections": link.connections}
+            for link in snapshot.servers
+        ],
+    }
+
+
+def connection(snapshot: ConnectionSnapshot) -> JSONObject:
+    """One row of `connections`."""
+    return {
+        "virtual": snapshot.virtual,
+        "protocol": snapshot.protocol,
+        "client": str(snapshot.client),
+        "client_port": snapshot.client_port,
+        "real": snapshot.real,
+        "real_port": snapshot.real_port,
+        "state": snapshot.state,
+        "age_s": _seconds(snapshot.age),
+        "idle_s": _seconds(snapshot.idle),
+    }
+
+
+def sticky_entry(snapshot: StickySnapshot) -> JSONObject:
+    """One row of `sticky`: `group` in place of `virtual` where virtual servers share their entries."""
+    return {
+        "group" if snapshot.grouped else "virtual": snapshot.scope,
+        "client": str(snapshot.client),
+        "real": snapshot.real,
+        "age_s": _seconds(snapshot.age),
+        "expires_s": _seconds(snapshot.expires),
+    }
+
+
+def answer(director: Observed, cmd: str, args: JSONObject, now: float) -> Result:
+    """The worker's answer to a reading command: a document, or an iterator of a list's rows.
+
+    Raises ControlError: "unknown-command", or "bad-argument" for an argument that the command does not
+    have or cannot use.
+    """
+    command = _COMMANDS.get(cmd)
+    if command is None:
+        raise ControlError("unknown-command", f"there is no command {cmd!r}", _suggest(cmd, _COMMANDS))
+    known, produce = command
+    for name in args:
+        if name not in known:
+            raise _bad(f"{cmd} has no argument {name!r}", _suggest(name, known))
+    return produce(director, args, now)
+
+
+def respond(director: Observed, request: Request, now: float) -> None:
+    """Answer a request, come what may: a defect in a command must not cost the worker its connections."""
+    try:
+        request.reply(answer(director, request.cmd, request.args, now))
+    except ControlError as error:
+        request.refuse(error)
+    except Exception:
+        logger.exception("command %r failed", request.cmd)
+        request.fail("internal-error", f"{request.cmd} failed inside the worker", "its log says more")
+
+
+def _summary(director: Observed, _args: JSONObject, _now: float) -> Result:
+    return counts(director.totals())
+
+
+def _reals(director: Observed, _args: JSONObject, now: float) -> Result:
+    return map(real, director.reals(now))
+
+
+def _virtuals(director: Observed, _args: JSONObject, now: float) -> Result:
+    return map(virtual, director.virtuals(now))
+
+
+def _connections(director: Observed, args: JSONObject, now: float) -> Result:
+    limit, client, name = _limit("connections", args), _client(args), _virtual_name(director, args, now)
+    return map(connection, director.connections(now, limit=limit, client=client, virtual=name))
+
+
+def _sticky(director: Observed, args: JSONObject, now: float) -> Result:
+    limit = _limit("sticky", args)
+    return map(sticky_entry, islice(director.sticky(now), limit))
+
+
+_COMMANDS: dict[str, tuple[tuple[str, ...], Callable[[Observed, JSONObject, float], Result]]] = {
+    "summary": ((), _summary),
+    "virtuals": ((), _virtuals),
+    "reals": ((), _reals),
+    "connections": (("limit", "client", "virtual"), _connections),
+    "sticky": (("limit",), _sticky),
+}
+COMMANDS = tuple(_COMMANDS)
+
+
+def _limit(cmd: str, args: JSONObject) -> int:
+    limit = args.get("limit")
+    if limit is None:
+        return DEFAULT_LIMITS[cmd]
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise _bad(f"limit: {limit!r} is not a whole number")
+    if not 1 <= limit <= MAX_LIMIT:
+        raise _bad(
+            f"limit: {limit} is not between 1 and {MAX_LIMIT}", "client and virtual narrow connections"
+        )
+    return limit
+
+
+def _client(args: JSONObject) -> Address | None:
+    client = args.get("client")
+    if client is None:
+        return None
+    if isinstance(client, str):
+        try:
+            return ip_address(client)
+        except ValueError:
+            pass
+    raise _bad(f"client: {client!r} is not an IP address", "one such as 192.0.2.7 or 2001:db8::7")
+
+
+def _virtual_name(director: Observed, args: JSONObject, now: float) -> str | None:
+    name = args.get("virtual")
+    if name is None:
+        return None
+    names = [snapshot.name for snapshot in director.virtuals(now)]
+    if isinstance(name, str) and name in names:
+        return name
+    raise _bad(f"virtual: there is no virtual server {name!r}", _suggest(str(name), names))
+
+
+def _suggest(word: str, words: Iterable[str]) -> str:
+    """A hint: the nearest of the words, or where there are few of them all."""
+    known = list(words)
+    near = difflib.get_close_matches(word[:64], known, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"there is {', '.join(known)}" if 0 < len(known) <= 8 else ""
+
+
+def _bad(message: str, hint: str = "") -> ControlError:
+    return ControlError("bad-argument", message, hint)
+
+
+def _seconds(value: float) -> float:
+    """Seconds to the millisecond; never below zero, whatever two clocks say of each other."""
+    return round(max(value, 0.0), 3)
+
+
+def _fine_seconds(value: float | None) -> float | None:
+    """A response time, in seconds to the microsecond."""
+    return None if value is None else round(value, 6)

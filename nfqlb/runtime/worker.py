@@ -1,0 +1,119 @@
+"""The worker: reads the queues, judges their packets, answers the supervisor's questions.
+
+Owns the loop that everything passes through. It is forked by the supervisor, which has bound
+the queues; it restores what its predecessor knew, and from then on alternates between packets,
+questions and time-outs, each within a budget, so that none starves another. It ends when the
+supervisor says so or is gone.
+"""
+
+import gc
+import logging
+import select
+import time
+from selectors import EVENT_WRITE
+
+from nfqlb.core.director import Director
+from nfqlb.core.spec import Config
+from nfqlb.netfilter.queue import PacketQueue
+from nfqlb.packet.path import PacketPath
+from nfqlb.runtime.channel import WorkerChannel
+from nfqlb.runtime.journal import Journal
+from nfqlb.runtime.views import respond
+
+logger = logging.getLogger(__name__)
+
+#: Packets of established connections judged before new ones get a turn; and of new ones.
+_BUDGET = 256
+_NEW_BUDGET = 64
+_TIMER = 0.25  # seconds between two looks at what has timed out
+_TIMER_BUDGET = 2000  # connections looked at in one go: about a millisecond
+#: Connections share the time stamps of their packets, which are this coarse (seconds).
+_GRAIN = 0.05
+_QUIET = 10.0  # seconds between two log lines about failed judgements
+
+
+class Worker:
+    """One worker's life. `new` is the queue of SYNs, `established` that of everything else."""
+
+    def __init__(
+        self,
+        config: Config,
+        new: PacketQueue,
+        established: PacketQueue,
+        channel: WorkerChannel,
+        journal: Journal,
+    ) -> None:
+        self._new = new
+        self._established = established
+        self._channel = channel
+        self._journal = journal
+        self._stopping = False
+        self._complained = -_QUIET
+        now = time.monotonic()
+        self.director = Director(config, now=now, recorder=journal)
+        self._path = PacketPath(self.director, now)
+
+    def stop(self) -> None:
+        """End after this round."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Serve until `stop`, or until the supervisor is gone."""
+        # A million connections are no garbage, and looking through them would stop the world for 100 ms.
+        gc.disable()
+        self._restore()
+        gc.freeze()
+        for queue in (self._new, self._established):
+            queue.free_abandoned()
+            queue.judge = self._path.judge
+            queue.on_error = self._complain
+        self._serve()
+
+    def _restore(self) -> None:
+        """Take over the connections that the journal remembers."""
+        begun = now = time.monotonic()
+        restored = 0
+        for record in self._journal.records():
+            connection = self.director.restore(
+                record.inbound, record.server, record.code, record.place, opened=record.opened, now=now
+            )
+            if connection is None:
+                self._journal.forget(record.place)
+            else:
+                restored += 1
+        if restored:
+            took = (time.monotonic() - begun) * 1000
+            logger.info("%d connections taken over from the journal in %.0f ms", restored, took)
+
+    def _serve(self) -> None:
+        poll = select.poll()
+        established, new, channel = self._established.fileno(), self._new.fileno(), self._channel.fileno()
+        poll.register(established, select.POLLIN)
+        poll.register(new, select.POLLIN)
+        path = self._path
+        timer = 0.0
+        while not self._stopping and not self._channel.lost:
+            poll.register(channel, self._interest())
+            ready = dict(poll.poll(_TIMER * 1000))
+            now = time.monotonic()
+            if now - path.now >= _GRAIN:
+                path.now = now
+            if established in ready:
+                self._established.run(_BUDGET)
+            if new in ready:
+                self._new.run(_NEW_BUDGET)
+            if channel in ready:
+                for request in self._channel.poll():
+                    respond(self.director, request, now)
+            if now >= timer and not self.director.tick(now, _TIMER_BUDGET):
+                timer = now + _TIMER
+
+    def _interest(self) -> int:
+        return select.POLLIN | (select.POLLOUT if self._channel.events & EVENT_WRITE else 0)
+
+    def _complain(self, error: Exception) -> None:
+        """Say that a judgement failed: the packet was dropped and counted; a line now and then, no flood."""
+        now = time.monotonic()
+        if now - self._complained >= _QUIET:
+            self._complained = now
+            logger.error("a packet could not be judged and was dropped", exc_info=error)
