@@ -78,11 +78,15 @@ class Director:
         connection = self.table.inbound.get(segment.key)
         if connection is None:
             return self.refuse(Drop.NO_CONNECTION)
-        event = _client_event(connection, segment)
-        if _believable(connection, segment, event):
-            connection.client_numbers = segment.numbers
-        self._happened(connection, event, now)
+        self.client_sent(connection, segment.flags, segment.numbers, now)
         return connection
+
+    def client_sent(self, connection: Connection, flags: int, numbers: bytes, now: float) -> None:
+        """A client's segment, not a SYN, changes its connection."""
+        event = _client_event(connection, flags, numbers)
+        if _believable(connection, flags, event):
+            connection.client_numbers = numbers
+        self._happened(connection, event, now)
 
     # --- what a server sends (server line 204)
 
@@ -91,11 +95,15 @@ class Director:
         connection = self.table.outbound.get(segment.key)
         if connection is None:
             return self.refuse(Drop.SERVER_UNKNOWN)
-        event = _server_event(connection, segment)
-        if _believable(connection, segment, event):
-            connection.server_numbers = segment.numbers
-        self._happened(connection, event, now)
+        self.server_sent(connection, segment.flags, segment.numbers, now)
         return connection
+
+    def server_sent(self, connection: Connection, flags: int, numbers: bytes, now: float) -> None:
+        """A server's segment changes its connection."""
+        event = _server_event(connection, flags, numbers)
+        if _believable(connection, flags, event):
+            connection.server_numbers = numbers
+        self._happened(connection, event, now)
 
     # --- errors about packets that were sent earlier
 
@@ -252,24 +260,24 @@ def _destination(key: bytes) -> bytes:
     return key[size : 2 * size] + key[-2:]
 
 
-def _client_event(connection: Connection, segment: Segment) -> Event | None:
-    if segment.flags & RST:
-        return Event.RESET if connection.client_reset_fits(segment.numbers) else None
-    if connection.state is State.SYN_RECEIVED and not connection.acknowledges_server(segment.numbers):
+def _client_event(connection: Connection, flags: int, numbers: bytes) -> Event | None:
+    if flags & RST:
+        return Event.RESET if connection.client_reset_fits(numbers) else None
+    if connection.state is State.SYN_RECEIVED and not connection.acknowledges_server(numbers):
         return None
-    if segment.flags & FIN:
+    if flags & FIN:
         return Event.CLIENT_FIN
-    return Event.ACK if segment.flags & ACK else None
+    return Event.ACK if flags & ACK else None
 
 
-def _server_event(connection: Connection, segment: Segment) -> Event | None:
-    if segment.flags & RST:
-        return Event.RESET if connection.server_reset_fits(segment.numbers) else None
-    if segment.flags & SYN and segment.flags & ACK:
+def _server_event(connection: Connection, flags: int, numbers: bytes) -> Event | None:
+    if flags & RST:
+        return Event.RESET if connection.server_reset_fits(numbers) else None
+    if flags & (SYN | ACK) == SYN | ACK:
         return Event.SYN_ACK
-    return Event.SERVER_FIN if segment.flags & FIN else None
+    return Event.SERVER_FIN if flags & FIN else None
 
 
-def _believable(connection: Connection, segment: Segment, event: Event | None) -> bool:
+def _believable(connection: Connection, flags: int, event: Event | None) -> bool:
     """Whether a segment may be its side's newest: no reset, and nothing that the handshake did not expect."""
-    return not segment.flags & RST and (event is not None or connection.state.quick)
+    return not flags & RST and (event is not None or connection.state.quick)

@@ -13,6 +13,8 @@ from enum import Enum, auto
 class Timeout(Enum):
     """Which of the time-outs runs in a state (A24)."""
 
+    __hash__ = object.__hash__
+
     HALF_OPEN = auto()
     IDLE = auto()
     CLOSING = auto()
@@ -33,6 +35,8 @@ class State(Enum):
     CLOSED       = (6, "closed",       Timeout.CLOSING,   False, False, True)  # fmt: skip
     GONE         = (0, "gone",         Timeout.CLOSING,   False, False, False)  # fmt: skip
 
+    __hash__ = object.__hash__  # members are looked up for every segment that changes a connection
+
     def __init__(
         self, code: int, shown: str, timeout: Timeout, counted: bool, unanswered: bool, quick: bool
     ) -> None:
@@ -46,6 +50,8 @@ class State(Enum):
 
 class Event(Enum):
     """What a segment means for its connection."""
+
+    __hash__ = object.__hash__
 
     SYN_ACK = auto()  # the server answered (R077)
     ACK = auto()  # the client acknowledged the server's sequence number (R078)

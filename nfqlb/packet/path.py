@@ -1,10 +1,10 @@
 """What happens to a packet, top to bottom: look up, else decide, then translate (fig 5).
 
-Owns `PacketPath`. A plain segment of an established flow takes the short path: its 12 bytes
-of addresses and ports find the connection, whose link has the change precomputed; six bytes
-of addresses and ports and two checksums are written, and no object is made. Everything else
-(SYN, FIN, RST, IP options, ICMP, what is malformed) is decoded in full and put to the
-director.
+Owns `PacketPath`. A segment of a known flow takes the short path: its 12 bytes of addresses
+and ports find the connection, whose link has the change precomputed; six bytes of addresses
+and ports and two checksums are written, and no object is made. Flags that change or end the
+connection are put to the director on the way. Everything else (SYN, IP options, ICMP, what
+belongs to no flow or is malformed) is decoded in full by dpkt first.
 
 Nothing here knows a socket or a clock: `now` is set by whoever drives it.
 """
@@ -20,7 +20,7 @@ from nfqlb.packet.decode import IcmpError, TcpPacket, decode
 from nfqlb.packet.translate import (
     CHECKSUM_NOT_READY,
     SUPER_PACKET,
-    fill_transport_sum,
+    finish_transport_sum,
     translate_error_inbound,
     translate_error_outbound,
     translate_inbound,
@@ -38,7 +38,7 @@ PREROUTING = 0
 FORWARD = 2
 OUTPUT = 3
 
-#: A buffer must go on for so many bytes after a packet's start: headers are read before their length is known.
+#: A buffer must go on for so many bytes after a packet's start: headers are read before they are measured.
 LOOKAHEAD = 64
 #: Headers and quotations lie in these many bytes; the payload of a super-packet need not be copied.
 _HEADERS_SIZE = 1500
@@ -55,17 +55,14 @@ _put_address = Struct("4s").pack_into
 _put_port = Struct("2s").pack_into
 
 
-def _plain_segments() -> dict[int, int]:
-    """TCP offset-and-flags words of plain segments, each with the least IP length that holds such a header."""
-    return {
-        offset << 12 | flags: 20 + offset * 4
-        for offset in range(5, 16)
-        for flags in range(0x1000)
-        if flags & ACK and not flags & (SYN | FIN | RST)
-    }
+def _least_lengths() -> list[int]:
+    """By the word of TCP offset and flags: the least IP length that holds such a header."""
+    offsets = [word >> 12 for word in range(0x10000)]
+    return [20 + offset * 4 if offset >= 5 else _NEVER for offset in offsets]
 
 
-_PLAIN = _plain_segments()
+_LEAST_LENGTH = _least_lengths()
+_OPENS_CHANGES_ENDS = SYN | FIN | RST | ACK
 
 
 class PacketPath:
@@ -85,16 +82,19 @@ class PacketPath:
         """
         version, total, fragment, protocol, ip_sum, key, numbers, flags, tcp_sum = _read(buffer, start)
         if (
-            total == end - start >= _PLAIN.get(flags, _NEVER)
+            total == end - start >= _LEAST_LENGTH[flags]
             and version == 0x45
             and protocol == 6
             and not fragment & 0x3FFF
         ):
             if hook == PREROUTING:
                 connection = self._inbound(key)
-                if connection is not None and connection.state.quick:
-                    connection.client_numbers = numbers
-                    connection.seen = self.now
+                if connection is not None and not flags & SYN:
+                    if flags & _OPENS_CHANGES_ENDS == ACK and connection.state.quick:
+                        connection.client_numbers = numbers
+                        connection.seen = self.now
+                    else:
+                        self.director.client_sent(connection, flags, numbers, self.now)
                     address, port, network, transport = connection.link.inbound
                     _put_sum(buffer, start + 10, (ip_sum - network) % MODULUS)
                     _put_address(buffer, start + 16, address)
@@ -102,25 +102,28 @@ class PacketPath:
                     if not info & _KERNEL_SUMS:
                         _put_sum(buffer, start + 36, (tcp_sum - transport) % MODULUS)
                     elif not info & SUPER_PACKET:
-                        fill_transport_sum(buffer, start, end, start + 20)
+                        finish_transport_sum(buffer, end, start + 20, network)
                     return CHANGED
             elif hook == FORWARD:
                 connection = self._outbound(key)
-                if connection is not None and connection.state.quick:
-                    connection.server_numbers = numbers
-                    connection.seen = self.now
+                if connection is not None:
+                    if flags & _OPENS_CHANGES_ENDS == ACK and connection.state.quick:
+                        connection.server_numbers = numbers
+                        connection.seen = self.now
+                    else:
+                        self.director.server_sent(connection, flags, numbers, self.now)
                     address, port, network, transport = connection.link.outbound
                     _put_sum_address(buffer, start + 10, (ip_sum - network) % MODULUS, address)
                     _put_port(buffer, start + 20, port)
                     if not info & _KERNEL_SUMS:
                         _put_sum(buffer, start + 36, (tcp_sum - transport) % MODULUS)
                     elif not info & SUPER_PACKET:
-                        fill_transport_sum(buffer, start, end, start + 20)
+                        finish_transport_sum(buffer, end, start + 20, network)
                     return CHANGED
         return self._judge_unusual(buffer, start, end, hook, info)
 
     def _judge_unusual(self, buffer: bytearray, start: int, end: int, hook: int, info: int) -> int:
-        """Everything but a plain segment of an established flow."""
+        """Everything but a segment of a known flow."""
         packet = bytes(memoryview(buffer)[start : min(end, start + _HEADERS_SIZE)])
         decoded = decode(packet, end - start)
         if isinstance(decoded, TcpPacket):

@@ -23,7 +23,6 @@ _SOURCE_AT = 12
 _DESTINATION_AT = 16
 _TCP_SUM_AT = 16
 _ICMP_SUM_AT = 2
-_PSEUDO_PROTOCOL = 6
 
 
 def translate_inbound(
@@ -33,7 +32,7 @@ def translate_inbound(
     _put32(buffer, start + _DESTINATION_AT, change.address)
     _put_port(buffer, transport + 2, change.port)
     _adjust(buffer, start + _SUM_AT, change.network)
-    _fix_transport_sum(buffer, start, end, transport, change.transport, info)
+    _fix_transport_sum(buffer, end, transport, change, info)
 
 
 def translate_outbound(
@@ -43,30 +42,28 @@ def translate_outbound(
     _put32(buffer, start + _SOURCE_AT, change.address)
     _put_port(buffer, transport, change.port)
     _adjust(buffer, start + _SUM_AT, change.network)
-    _fix_transport_sum(buffer, start, end, transport, change.transport, info)
+    _fix_transport_sum(buffer, end, transport, change, info)
 
 
 def _adjust(buffer: bytearray, at: int, difference: int) -> None:
     _put16(buffer, at, (_get16(buffer, at)[0] - difference) % MODULUS)
 
 
-def _fix_transport_sum(
-    buffer: bytearray, start: int, end: int, transport: int, difference: int, info: int
-) -> None:
+def _fix_transport_sum(buffer: bytearray, end: int, transport: int, change: Rewriting, info: int) -> None:
     if info & SUPER_PACKET:
         return  # the kernel cuts it into segments and sums each of them itself
     if info & CHECKSUM_NOT_READY:
-        fill_transport_sum(buffer, start, end, transport)
+        finish_transport_sum(buffer, end, transport, change.network)
     else:
-        _adjust(buffer, transport + _TCP_SUM_AT, difference)
+        _adjust(buffer, transport + _TCP_SUM_AT, change.transport)
 
 
-def fill_transport_sum(buffer: bytearray, start: int, end: int, transport: int) -> None:
-    """Compute a TCP checksum in full: the field held only the pseudo header's sum so far."""
-    at = transport + _TCP_SUM_AT
-    _put16(buffer, at, 0)
-    pseudo = words(buffer[start + _SOURCE_AT : start + 20]) + _PSEUDO_PROTOCOL + end - transport
-    _put16(buffer, at, (-pseudo - _sum(buffer, transport, end)) % MODULUS)
+def finish_transport_sum(buffer: bytearray, end: int, transport: int, network: int) -> None:
+    """Complete a TCP checksum whose field holds the sum of the old pseudo header (CHECKSUM_PARTIAL).
+
+    `network` is what the change of address adds to that; the new port is in its place already.
+    """
+    _put16(buffer, transport + _TCP_SUM_AT, (-_sum(buffer, transport, end) - network) % MODULUS)
 
 
 def _sum(buffer: bytearray, start: int, end: int) -> int:

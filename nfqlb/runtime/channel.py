@@ -82,10 +82,11 @@ class SupervisorChannel:
     def call(
         self, cmd: str, args: JSONObject, done: Callable[[JSON], None], failed: Callable[[ControlError], None]
     ) -> None:
-        """Ask the worker. Exactly one of `done` and `failed` is called, perhaps before this returns.
+        """Ask the worker. `done` or `failed` is called, perhaps before this returns.
 
-        Errors: "worker-restarting" (it is gone), "worker-busy" (no answer in 4 seconds, or too many
-        requests wait), "too-large" (the request, or its reply), or the worker's own.
+        Only one of them is, except that `failed` follows where `done` raises. Errors: "worker-restarting"
+        (it is gone), "worker-busy" (no answer in 4 seconds, or too many requests wait), "too-large" (the
+        request, or its reply), or the worker's own.
         """
         if self.closed:
             failed(_restarting())
@@ -177,7 +178,7 @@ class SupervisorChannel:
         elif isinstance(outcome, ControlError):
             waiting.failed(outcome)
         else:
-            waiting.done(outcome)
+            _finish(waiting, outcome)
         self._ask()
         return True
 
@@ -308,6 +309,14 @@ class WorkerChannel:
         if piece is None:
             self._replies.popleft()
         return piece or b""
+
+
+def _finish(waiting: _Waiting, result: JSON) -> None:
+    try:
+        waiting.done(result)
+    except Exception:
+        logger.exception("a reply of the worker could not be used")
+        waiting.failed(ControlError("internal-error", "the gateway failed to answer", "its log says more"))
 
 
 def _restarting() -> ControlError:

@@ -1,0 +1,99 @@
+"""What a configuration would do, for a person who has just checked it.
+
+Owns the text that `nfqlb check` prints for a good file.
+"""
+
+from collections.abc import Mapping
+
+from nfqlb.core.spec import Address, Config, Gateway, Real, Timeouts, Virtual
+
+_WEIGHTLESS = ("round-robin", "least-connections")
+_DURATION_UNITS = ((86400, "d"), (3600, "h"), (60, "m"))
+
+
+def summary(config: Config) -> str:
+    """Plain text, without a final newline: the gateway, then each virtual server with its servers."""
+    blocks = [_heading(config), _gateway(config.gateway, config.timeouts)]
+    width = max((len(server.real) for virtual in config.virtuals for server in virtual.servers), default=0)
+    reals = {real.name: real for real in config.reals}
+    blocks += [_virtual(virtual, reals, config.timeouts.idle, width) for virtual in config.virtuals]
+    used = {server.real for virtual in config.virtuals for server in virtual.servers}
+    unused = [real.name for real in config.reals if real.name not in used]
+    if unused:
+        blocks.append(f"in no virtual server: {', '.join(unused)}")
+    return "\n\n".join(blocks)
+
+
+def _heading(config: Config) -> str:
+    virtuals, reals = len(config.virtuals), len(config.reals)
+    return f"{_counted(virtuals, 'virtual server')}, {_counted(reals, 'real server')}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _gateway(gateway: Gateway, timeouts: Timeouts) -> str:
+    others = "dropped, but for echo" if gateway.other_ports == "drop" else "left to this machine"
+    rows = (
+        ("outside", ", ".join(gateway.outside)),
+        ("inside", ", ".join(gateway.inside)),
+        ("datapath", f"{gateway.datapath}, queues {gateway.queue} and {gateway.queue + 1}"),
+        ("room", f"{gateway.max_connections} connections, {gateway.max_sticky} sticky entries"),
+        ("time-outs", _timeouts(timeouts)),
+        ("other ports", others),
+    )
+    return "\n".join(f"{title:<13}{text}" for title, text in rows)
+
+
+def _timeouts(timeouts: Timeouts) -> str:
+    named = (("idle", timeouts.idle), ("half-open", timeouts.half_open), ("closing", timeouts.closing))
+    return ", ".join(f"{name} {duration(seconds)}" for name, seconds in named)
+
+
+def _virtual(virtual: Virtual, reals: Mapping[str, Real], idle: float, width: int) -> str:
+    where = endpoint(virtual.address, virtual.port)
+    rows = [f"{virtual.name}: {virtual.protocol} {where}, {virtual.scheduler}"]
+    if virtual.sticky:
+        group = f", shared in group {virtual.sticky_group}" if virtual.sticky_group else ""
+        rows.append(f"  sticky for {duration(virtual.sticky)}, {_clients(virtual)}{group}")
+    places = [endpoint(reals[server.real].address, server.port) for server in virtual.servers]
+    longest = max(len(place) for place in places)
+    for server, place in zip(virtual.servers, places, strict=True):
+        terms = _terms(reals[server.real], virtual.scheduler, idle)
+        rows.append(f"  {server.real:<{width}}  {place:<{longest}}  {terms}".rstrip())
+    return "\n".join(rows)
+
+
+def _clients(virtual: Virtual) -> str:
+    full = 32 if virtual.address.version == 4 else 128
+    return "client by client" if virtual.sticky_mask == full else f"by client network /{virtual.sticky_mask}"
+
+
+def _terms(real: Real, scheduler: str, idle: float) -> str:
+    """What sets this server apart; a weight only where the scheduler heeds it."""
+    terms = []
+    if real.weight == 0:
+        terms.append("weight 0: no new clients")
+    elif scheduler not in _WEIGHTLESS:
+        terms.append(f"weight {real.weight:.10g}")
+    if real.max_connections:
+        terms.append(f"at most {real.max_connections} connections")
+    if real.idle_timeout != idle:
+        terms.append(f"idle {duration(real.idle_timeout)}")
+    return ", ".join(terms)
+
+
+def endpoint(address: Address, port: int | None) -> str:
+    """`192.0.2.1:80`, `[2001:db8::1]:80`; the bare address, and "every port", without a port."""
+    if port is None:
+        return f"{address} every port"
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the largest unit that needs no fraction: `1h`, `90s`, `0.5s`."""
+    for size, unit in _DURATION_UNITS:
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:.10g}{unit}"
+    return f"{seconds:.10g}s"

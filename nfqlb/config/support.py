@@ -1,0 +1,77 @@
+"""What this version does of what a configuration can say.
+
+Owns the table of keys that are known and checked but not obeyed in full yet. Setting one to
+anything but the values listed here, its default and what switches it off, is refused: a key
+is never ignored. A later version lifts a refusal by deleting its line.
+"""
+
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Address, IPv6Address
+
+from nfqlb.config.model import TableModel
+from nfqlb.config.report import KeyPath, Problem, show
+
+IP_VERSIONS = (4,)
+EVERY_PORT = False  # whether a virtual server may do without `port`
+
+WORKING: Mapping[tuple[str, str], tuple[object, ...]] = {
+    ("gateway", "datapath"): ("rewrite",),
+    ("gateway", "secure"): (False,),
+    ("gateway", "reject"): ("drop",),
+    ("gateway", "metrics"): ("",),
+    ("real", "syn_limit"): (5, 0),
+    ("real", "failure_threshold"): (8, 0),
+    ("real", "failure_clients"): (2,),
+    ("real", "attempts"): (3, 0),
+    ("real", "reset_counts"): (True, False),
+    ("real", "retry"): (60.0, 0.0),
+    ("real", "backup"): ("",),
+    ("virtual", "protocol"): ("tcp",),
+    ("virtual", "scheduler"): ("round-robin", "least-connections", "weighted-least-connections"),
+    ("virtual", "startup"): ("none",),
+    ("virtual", "startup_share"): (50.0, 0.0),
+    ("virtual", "startup_time"): (60.0, 0.0),
+    ("virtual", "sticky_refresh"): ("assignment",),
+    ("virtual", "ageing"): (4.0,),
+    ("virtual", "clamp"): (0.0,),
+    ("virtual", "predict"): ("now",),
+    ("virtual", "backup"): ("",),
+    ("virtual", "on_failure"): ("keep",),
+    ("virtual", "synguard"): (0.0,),
+    ("virtual", "shadow"): ("",),
+    ("virtual", "datapath"): ("rewrite",),
+    ("strict", "syn_limit"): (False,),
+    ("strict", "ratio"): (False,),
+    ("strict", "every_packet"): (False,),
+    ("strict", "refresh"): (False,),
+}
+"""Table and key -> the values that work, the default first. Keys that are not here work in full."""
+
+
+def refused(table: str, path: KeyPath, model: TableModel) -> Iterator[Problem]:
+    """The keys that the file sets in this table to what this version does not do."""
+    for key in sorted(model.model_fields_set):
+        value = getattr(model, key)
+        if isinstance(value, IPv4Address | IPv6Address):
+            if value.version not in IP_VERSIONS:
+                versions = " and ".join(f"IPv{version}" for version in IP_VERSIONS)
+                yield _not_yet((*path, key), f"IPv{value.version}", versions)
+        elif value not in (allowed := WORKING.get((table, key), (value,))):
+            yield _not_yet((*path, key), show(value), listed(allowed))
+
+
+def refused_every_port(path: KeyPath) -> Iterator[Problem]:
+    """The virtual server at `path` names no port."""
+    if not EVERY_PORT:
+        what = "a virtual server without a port, that is on every port,"
+        yield _not_yet((*path, "port"), what, "1 to 65535")
+
+
+def listed(values: tuple[object, ...]) -> str:
+    """Allowed values in words: `3 or 0`."""
+    *most, last = [show(value) for value in values]
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _not_yet(path: KeyPath, what: str, allowed: str) -> Problem:
+    return Problem(path, f"{what} is not supported yet (allowed now: {allowed})")

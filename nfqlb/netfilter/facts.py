@@ -1,0 +1,198 @@
+"""What this machine is like at one moment, read over netlink and from /proc as plain values.
+
+Nothing here judges or changes anything; `host` judges, `address` changes. pyroute2 is imported
+where it is used, for it costs a quarter of a second that most commands do not need to spend.
+"""
+
+import contextlib
+import errno
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
+from pathlib import Path
+from typing import Any
+
+from nfqlb.core.spec import Address, Config
+from nfqlb.netfilter.errors import KernelError
+from nfqlb.netfilter.iptables import Iptables
+from nfqlb.netfilter.procfs import may_administer, namespace, readers
+from nfqlb.netfilter.queue_status import QueueStatus, read_queues
+from nfqlb.netfilter.state import DIRECTORY, owner
+
+ADDRESS_PROTOCOL = 110
+"""Tags an address as ours (IFA_PROTO, since Linux 5.18); the kernel's own values are 1 to 3."""
+
+LABEL = ":nfqlb"
+"""Tags an IPv4 address as ours on any kernel, after the interface's name: `eth0:nfqlb`."""
+
+ELSEWHERE = {4: ip_address("192.0.2.1"), 6: ip_address("2001:db8::1")}
+"""Clients without a route of their own: documentation addresses (RFC 5737, RFC 3849). Nothing is sent."""
+
+_UP = 1  # IFF_UP, include/uapi/linux/if.h
+_ETHERNET = 1  # ARPHRD_ETHER, include/uapi/linux/if_arp.h
+_UNICAST, _LOCAL = 1, 2  # RTN_*, include/uapi/linux/rtnetlink.h
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A network interface. `mtu` is in bytes; `port_of` names the bridge or bond it belongs to, or is ""."""
+
+    name: str
+    index: int
+    up: bool
+    mtu: int
+    port_of: str = ""
+    ethernet: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceAddress:
+    """An address of this machine with its prefix length; `ours` where it carries our tag."""
+
+    interface: str
+    address: IPv4Interface | IPv6Interface
+    ours: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where packets for an address go: out of `interface`, or to this machine itself where `local`."""
+
+    interface: str
+    local: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that is looked at before anything is touched.
+
+    `routes` has None for an address that no route leads to. `rp_filter` is by interface, "all"
+    included. `iptables` is "nf_tables", "legacy", or "" where there is none; `other_rules` counts
+    the rules in the tables of the other kind. `queue_readers` maps a bound queue's number to the
+    process ids that read it, `owner` is another nfqlb's process id in this network namespace.
+    """
+
+    interfaces: Mapping[str, Interface]
+    addresses: tuple[InterfaceAddress, ...] = ()
+    routes: Mapping[Address, Route | None] = field(default_factory=dict)
+    rp_filter: Mapping[str, int] = field(default_factory=dict)
+    queues: tuple[QueueStatus, ...] = ()
+    queue_readers: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    net_admin: bool = True
+    iptables: str = "nf_tables"
+    other_rules: int = 0
+    owner: int | None = None
+
+
+def read(config: Config, directory: Path = DIRECTORY) -> Facts:
+    """The facts that matter to `config`. `directory` is where a running nfqlb leaves its lock."""
+    wanted = [real.address for real in config.reals]
+    versions = {address.version for address in wanted}
+    with netlink() as route:
+        interfaces = read_interfaces(route)
+        names = {interface.index: interface.name for interface in interfaces.values()}
+        routes = {
+            address: _lookup(route, names, address)
+            for address in [*wanted, *(ELSEWHERE[version] for version in versions)]
+        }
+        addresses = read_addresses(route)
+    bound = tuple(read_queues())
+    kind, other_rules = _programs()
+    return Facts(
+        interfaces=interfaces,
+        addresses=tuple(addresses),
+        routes=routes,
+        rp_filter=_rp_filter(),
+        queues=bound,
+        queue_readers={queue.number: tuple(readers(queue.port)) for queue in bound},
+        net_admin=may_administer(),
+        iptables=kind,
+        other_rules=other_rules,
+        owner=owner(directory, namespace()),
+    )
+
+
+@contextmanager
+def netlink() -> Iterator[Any]:
+    """A pyroute2 `IPRoute` (it ships no types) for this network namespace. Raises KernelError."""
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    with IPRoute() as route:
+        try:
+            yield route
+        except NetlinkError as error:
+            hint = "; run as root, or with CAP_NET_ADMIN" if error.code == errno.EPERM else ""
+            raise KernelError(f"netlink: {error.args[-1]}{hint}") from None
+
+
+def read_interfaces(route: Any) -> dict[str, Interface]:
+    """All interfaces by name. A bridge or bond shows packets under its own name, not its ports'."""
+    links = list(route.get_links())
+    names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in links}
+    kinds = {link["index"]: link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") for link in links}
+    found = {}
+    for link in links:
+        master = link.get_attr("IFLA_MASTER")
+        port_of = names.get(master, "") if kinds.get(master) != "vrf" else ""
+        name = names[link["index"]]
+        found[name] = Interface(
+            name,
+            link["index"],
+            bool(link["flags"] & _UP),
+            link.get_attr("IFLA_MTU"),
+            port_of,
+            link["ifi_type"] == _ETHERNET,
+        )
+    return found
+
+
+def read_addresses(route: Any) -> list[InterfaceAddress]:
+    """All addresses of this machine."""
+    names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in route.get_links()}
+    found = []
+    for entry in route.get_addr():
+        text = entry.get_attr("IFA_LOCAL") or entry.get_attr("IFA_ADDRESS")
+        label = entry.get_attr("IFA_LABEL") or ""
+        ours = entry.get_attr("IFA_PROTO") == ADDRESS_PROTOCOL or label.endswith(LABEL)
+        address = ip_interface(f"{text}/{entry['prefixlen']}")
+        found.append(InterfaceAddress(names.get(entry["index"], ""), address, ours))
+    return found
+
+
+def _lookup(route: Any, names: Mapping[int, str], address: Address) -> Route | None:
+    """The kernel's own answer for one address; sends nothing."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        answer = route.route("get", dst=str(address), family=family)[0]
+    except NetlinkError:
+        return None
+    if answer["type"] not in (_UNICAST, _LOCAL):
+        return None
+    return Route(names.get(answer.get_attr("RTA_OIF"), ""), answer["type"] == _LOCAL)
+
+
+def _rp_filter() -> dict[str, int]:
+    """The reverse path filter of every interface and of "all"."""
+    found = {}
+    for entry in Path("/proc/sys/net/ipv4/conf").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            found[entry.name] = int((entry / "rp_filter").read_text(encoding="ascii"))
+    return found
+
+
+def _programs() -> tuple[str, int]:
+    """Which kind of iptables is used here, and how many rules the other kind holds."""
+    tables = Iptables()
+    if not tables.installed:
+        return "", 0
+    other = tables.other_kind()
+    saved = ""
+    if other.installed:
+        with contextlib.suppress(KernelError):  # tables that cannot be listed hold nothing
+            saved = other.save()
+    return tables.kind(), sum(line.startswith("-A ") for line in saved.splitlines())

@@ -1,0 +1,216 @@
+"""Whether this machine can carry a configuration: checked before anything is touched.
+
+`judge` is pure, from facts to findings; `check` reads the facts first. An error means that `run`
+refuses; a warning means that it works, but probably not as the operator expects.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nfqlb.core.spec import Config
+from nfqlb.netfilter import facts
+from nfqlb.netfilter.facts import ELSEWHERE, Facts
+from nfqlb.netfilter.state import DIRECTORY
+
+MAX_PACKET = 65_531
+"""Bytes of a packet that a queue hands over at most: a netlink attribute's 65,535 less its header."""
+
+Level = Literal["error", "warning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something about this machine: what it is, and what to do about it (may be "")."""
+
+    level: Level
+    what: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.level}: {self.what}" + (f"; {self.advice}" if self.advice else "")
+
+
+def check(config: Config, directory: Path = DIRECTORY) -> list[Finding]:
+    """What stands against running `config` here, errors first; [] where nothing does."""
+    return judge(config, facts.read(config, directory))
+
+
+def judge(config: Config, found: Facts) -> list[Finding]:
+    """The findings that follow from the facts, errors first, otherwise in the order of the checks."""
+    findings = [finding for one in _CHECKS for finding in one(config, found)]
+    return sorted(findings, key=lambda finding: finding.level != "error")
+
+
+def _rights(config: Config, found: Facts) -> Iterator[Finding]:
+    if not found.net_admin:
+        yield Finding("error", "no right to change the network", "run as root, or with CAP_NET_ADMIN")
+
+
+def _programs(config: Config, found: Facts) -> Iterator[Finding]:
+    if not found.iptables:
+        yield Finding("error", "iptables is not installed", "on Debian: apt-get install iptables")
+    elif found.other_rules:
+        other = "legacy" if found.iptables == "nf_tables" else "nf_tables"
+        yield Finding(
+            "warning",
+            f"iptables here is of the {found.iptables} kind, but {found.other_rules} rules stand in the "
+            f"{other} tables; every packet meets both",
+            f"move them over (iptables-{'legacy' if other == 'legacy' else 'nft'}-save shows them)",
+        )
+
+
+def _alone(config: Config, found: Facts) -> Iterator[Finding]:
+    if found.owner is not None:
+        who = f"process {found.owner}" if found.owner else "another process"
+        yield Finding("error", f"another nfqlb, {who}, serves this network namespace", "stop that one first")
+
+
+def _queues(config: Config, found: Facts) -> Iterator[Finding]:
+    first = config.gateway.queue
+    for queue in found.queues:
+        if queue.number in (first, first + 1):
+            pids = found.queue_readers.get(queue.number) or (queue.port,)
+            who = ", ".join(str(pid) for pid in pids)
+            plural = "es" if len(pids) > 1 else ""
+            yield Finding(
+                "error",
+                f"queue {queue.number} is taken by process{plural} {who}",
+                f"stop it, or set another `queue` in [gateway] (nfqlb uses {first} and {first + 1})",
+            )
+
+
+def _interfaces(config: Config, found: Facts) -> Iterator[Finding]:
+    for side in ("outside", "inside"):
+        for name in getattr(config.gateway, side):
+            interface = found.interfaces.get(name)
+            if interface is None:
+                known = ", ".join(sorted(known for known in found.interfaces if known != "lo"))
+                what = f"{side} interface {name} does not exist"
+                yield Finding("error", what, f"there are: {known or 'none'}")
+            elif not interface.up:
+                yield Finding("error", f"{side} interface {name} is down", f"ip link set {name} up")
+            elif interface.port_of:
+                yield Finding(
+                    "error",
+                    f"{side} interface {name} is a port of {interface.port_of}; rules never see its name",
+                    f'name "{interface.port_of}" instead',
+                )
+
+
+def _mtu(config: Config, found: Facts) -> Iterator[Finding]:
+    for name in config.gateway.outside + config.gateway.inside:
+        interface = found.interfaces.get(name)
+        if interface and interface.mtu > MAX_PACKET:
+            yield Finding(
+                "warning",
+                f"interface {name} has an MTU of {interface.mtu} bytes, but a queue hands over {MAX_PACKET}; "
+                "longer packets are dropped and counted",
+                f"ip link set {name} mtu {MAX_PACKET}",
+            )
+
+
+def _rp_filter(config: Config, found: Facts) -> Iterator[Finding]:
+    """Strict filtering works as the rules are placed; it hurts only where clients come by several ways."""
+    outside = config.gateway.outside
+    everywhere = found.rp_filter.get("all", 0)
+    for name in outside:
+        if len(outside) > 1 and max(everywhere, found.rp_filter.get(name, 0)) == 1:
+            yield Finding(
+                "warning",
+                f"rp_filter is 1 on {name}, one of {len(outside)} outside interfaces: a client that comes in "
+                "by another one than its route leaves by is dropped by the kernel",
+                f"2 (loose) avoids it: sysctl net.ipv4.conf.{name.replace('.', '/')}.rp_filter=2",
+            )
+
+
+def _real_servers(config: Config, found: Facts) -> Iterator[Finding]:
+    gateway = config.gateway
+    inside = " or ".join(gateway.inside)
+    for real in config.reals:
+        who = f"real server {real.name} ({real.address})"
+        route = found.routes.get(real.address)
+        if route is None:
+            yield Finding("error", f"no route to {who}", f"it must be reached through {inside}")
+        elif route.local:
+            yield Finding("error", f"{who} is this machine itself", "a real server stands behind the gateway")
+        elif route.interface in gateway.outside:
+            yield Finding(
+                "error",
+                f"the way to {who} leads out of {route.interface}, where the clients are; it would answer "
+                "them past the gateway",
+                f"move it behind {inside}",
+            )
+        elif route.interface not in gateway.inside:
+            yield Finding(
+                "error",
+                f"the way to {who} leads out of {route.interface}, not out of {inside}",
+                f"correct the route, or add {route.interface} to `inside`",
+            )
+
+
+def _real_servers_outside(config: Config, found: Facts) -> Iterator[Finding]:
+    """A client in the same subnet is answered directly, whatever way the gateway's own route takes."""
+    outside = [
+        entry
+        for entry in found.addresses
+        if entry.interface in config.gateway.outside
+        and entry.address.network.prefixlen < entry.address.max_prefixlen
+    ]
+    for real in config.reals:
+        route = found.routes.get(real.address)
+        if route is not None and route.interface in config.gateway.outside:
+            continue  # said already
+        for entry in outside:
+            if real.address in entry.address.network:
+                yield Finding(
+                    "error",
+                    f"real server {real.name} ({real.address}) is in the network {entry.address.network} of "
+                    f"{entry.interface}, where the clients are; it would answer them past the gateway",
+                    "give it an address of an inside network",
+                )
+
+
+def _way_to_clients(config: Config, found: Facts) -> Iterator[Finding]:
+    for version in sorted({virtual.address.version for virtual in config.virtuals}):
+        route = found.routes.get(ELSEWHERE[version])
+        if route is not None and not route.local and route.interface not in config.gateway.outside:
+            yield Finding(
+                "warning",
+                f"packets to clients elsewhere (IPv{version}) leave by {route.interface}, which is not among "
+                "`outside`; answers that leave there are not translated",
+                "correct the default route, or add the interface to `outside`",
+            )
+
+
+def _virtual_addresses(config: Config, found: Facts) -> Iterator[Finding]:
+    reals = {real.address: real.name for real in config.reals}
+    for address in dict.fromkeys(virtual.address for virtual in config.virtuals):
+        for entry in found.addresses:
+            if entry.address.ip != address or entry.ours:
+                continue
+            if config.gateway.other_ports == "drop":
+                yield Finding(
+                    "warning",
+                    f"virtual address {address} is an address of this machine already, on {entry.interface}: "
+                    "all else that comes for it from outside, SSH included, will be dropped",
+                    'set other_ports = "host", or use an address of its own',
+                )
+        if address in reals:
+            yield Finding("error", f"virtual address {address} is also real server {reals[address]}'s")
+
+
+_CHECKS: tuple[Callable[[Config, Facts], Iterator[Finding]], ...] = (
+    _rights,
+    _programs,
+    _alone,
+    _interfaces,
+    _mtu,
+    _rp_filter,
+    _real_servers,
+    _real_servers_outside,
+    _way_to_clients,
+    _virtual_addresses,
+    _queues,
+)

@@ -1,0 +1,72 @@
+"""What the kernel tells of processes in /proc: who reads a queue, which rights and which network is ours."""
+
+import contextlib
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+_NETLINK_NETFILTER = 12  # include/uapi/linux/netlink.h
+_SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, since Linux 5.14
+_CAP_NET_ADMIN = 12  # include/uapi/linux/capability.h
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """The network namespace this process is in.
+
+    An `inode` is used again after the namespace is gone; the `cookie` (0 on old kernels) and the
+    `boot` id tell the one from the other.
+    """
+
+    inode: int
+    cookie: int
+    boot: str
+
+
+def readers(port: int) -> list[int]:
+    """The ids of the processes that hold the netfilter netlink socket with this port, lowest first.
+
+    Searched by the socket's inode: the port is only by habit the process id. Processes of others
+    are seen by root alone.
+    """
+    inodes = set()
+    for line in Path("/proc/net/netlink").read_text(encoding="ascii").splitlines()[1:]:
+        columns = line.split()
+        if int(columns[1]) == _NETLINK_NETFILTER and int(columns[2]) == port:
+            inodes.add(f"socket:[{columns[9]}]")
+    return sorted(
+        int(process.name)
+        for process in Path("/proc").iterdir()
+        if process.name.isdigit() and inodes & _open_files(process)
+    )
+
+
+def _open_files(process: Path) -> set[str]:
+    """What the descriptors of a process point to; nothing where it is gone or not ours to see."""
+    found: set[str] = set()
+    with contextlib.suppress(OSError):
+        for descriptor in (process / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                found.add(str(descriptor.readlink()))
+    return found
+
+
+def may_administer() -> bool:
+    """Whether this process has CAP_NET_ADMIN."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> _CAP_NET_ADMIN & 1)
+    return False
+
+
+def namespace() -> Namespace:
+    """The network namespace of this process."""
+    inode = os.stat("/proc/thread-self/ns/net").st_ino  # noqa: PTH116 - Path.stat() is the same call
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            cookie = int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
+        except OSError:
+            cookie = 0
+    return Namespace(inode, cookie, boot)

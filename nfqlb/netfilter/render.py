@@ -1,0 +1,207 @@
+"""The rule bundle as text: fills the templates of `iptables/` in from a configuration.
+
+Owns the small template language (`$word`, `#for each X` ... `#end`, `##` notes) and what each
+word stands for. Pure but for reading the template file that comes with the package; nothing
+here runs a program. The text that comes out is what `iptables-restore --noflush` takes.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from nfqlb.core.spec import Address, Config, Virtual
+
+PREFIX = "NFQLB-"
+"""Every chain of ours begins so; nothing else in the kernel's tables is ever touched."""
+
+_SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*")
+"""What may be put into a rule as it is. "+" ends a wildcard in iptables, quotes and blanks end a word."""
+
+Items = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What differs between the address families; `version` is 4 or 6.
+
+    `errors` are the ICMP types that quote a packet (RFC 792, RFC 4443), `echo` is the echo request.
+    """
+
+    version: int
+    name: str
+    program: str
+    icmp: str
+    icmp_type: str
+    echo: int
+    errors: tuple[int, ...]
+
+
+IPV4 = Family(4, "IPv4", "iptables", "icmp", "-m icmp --icmp-type", 8, (3, 11, 12))
+IPV6 = Family(6, "IPv6", "ip6tables", "ipv6-icmp", "-m icmp6 --icmpv6-type", 128, (1, 2, 3, 4))
+FAMILIES = (IPV4, IPV6)
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """The rules of one configuration: a text for each address family, "" where it needs none.
+
+    `queues` are the NFQUEUE numbers the rules send to; without a reader on each, packets are lost.
+    """
+
+    ipv4: str
+    ipv6: str
+    queues: tuple[int, ...]
+
+    def text(self, family: Family) -> str:
+        """The iptables-restore text of one family."""
+        return self.ipv4 if family is IPV4 else self.ipv6
+
+
+def render(config: Config) -> Bundle:
+    """The rules that `config` needs. Raises ValueError for a name that cannot stand in a rule."""
+    template = read_template("rewrite.rules")
+    first = config.gateway.queue
+    ipv4, ipv6 = (_render_family(config, family, template) for family in FAMILIES)
+    return Bundle(ipv4, ipv6, (first, first + 1))
+
+
+def read_template(name: str) -> str:
+    """A template that comes with the package, or lies beside it where nfqlb runs from its source tree."""
+    try:
+        return files("nfqlb.iptables").joinpath(name).read_text(encoding="utf-8")
+    except ModuleNotFoundError:
+        return (Path(__file__).parents[2] / "iptables" / name).read_text(encoding="utf-8")
+
+
+def fill(template: str, words: Mapping[str, str], lists: Mapping[str, Items]) -> str:
+    """`template` with its words filled in and its blocks repeated; see the head of a template.
+
+    Raises KeyError for a word or a list it does not know, ValueError for a block that is not closed.
+    """
+    lines: list[str] = []
+    block: list[str] | None = None
+    items: Items = ()
+    for line in template.splitlines():
+        if line.startswith("##"):
+            continue
+        if line.startswith("#for each "):
+            if block is not None:
+                raise ValueError(f"a block inside a block: {line}")
+            block, items = [], lists[line.removeprefix("#for each ").strip()]
+        elif line == "#end":
+            if block is None:
+                raise ValueError("#end without #for each")
+            lines += _repeat(block, words, items)
+            block = None
+        elif block is not None:
+            block.append(line)
+        else:
+            lines.append(_fill_line(line, words))
+    if block is not None:
+        raise ValueError("#for each without #end")
+    return _squeeze(lines)
+
+
+def _repeat(block: Iterable[str], words: Mapping[str, str], items: Items) -> list[str]:
+    """Comments once and rules for every item, in the order of the block within each item."""
+    if not items:
+        return []
+    comments = [_fill_line(line, words) for line in block if line.startswith("#")]
+    rules = [line for line in block if not line.startswith("#")]
+    return comments + [_fill_line(rule, {**words, **item}) for item in items for rule in rules]
+
+
+def _fill_line(line: str, words: Mapping[str, str]) -> str:
+    """One line with its words filled in; the gap that an empty word leaves is closed."""
+    filled = Template(line).substitute(words)
+    return filled if line.startswith("#") else " ".join(filled.split())
+
+
+def _squeeze(lines: Iterable[str]) -> str:
+    """The lines as text, never two blank ones in a row."""
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines).strip("\n") + "\n")
+
+
+def _render_family(config: Config, family: Family, template: str) -> str:
+    virtuals = [
+        virtual
+        for virtual in config.virtuals
+        if virtual.address.version == family.version and virtual.datapath == "rewrite"
+    ]
+    if not virtuals:
+        return ""
+    gateway = config.gateway
+    words = {
+        "family": family.name,
+        "icmp": family.icmp,
+        "icmp_type": family.icmp_type,
+        "echo": str(family.echo),
+        "queue_syn": str(gateway.queue),
+        "queue": str(gateway.queue + 1),
+    }
+    vips = _vips(virtuals)
+    closed = vips if gateway.other_ports == "drop" else ()
+    servers = _servers(config, virtuals)
+    lists: dict[str, Items] = {
+        "outside": [{"outside": _safe(name)} for name in gateway.outside],
+        "inside": [{"inside": _safe(name)} for name in gateway.inside],
+        "error": [{"type": str(number)} for number in family.errors],
+        "virtual": [_virtual_words(virtual) for virtual in virtuals],
+        "vip": vips,
+        "IPv4 vip": vips if family is IPV4 else (),
+        "closed vip": closed,
+        "closed IPv6 vip": closed if family is IPV6 else (),
+        "server": servers,
+        "TCP server": [server for server in servers if server["protocol"] == "tcp"],
+    }
+    return fill(template, words, lists)
+
+
+def _virtual_words(virtual: Virtual) -> dict[str, str]:
+    return {
+        "virtual": _safe(virtual.name),
+        "vip": _host(virtual.address),
+        "protocol": _safe(virtual.protocol),
+        "dport": _port("--dport", virtual.protocol, virtual.port),
+    }
+
+
+def _vips(virtuals: Iterable[Virtual]) -> Items:
+    """Each virtual address once, in the order of the configuration."""
+    return [{"vip": _host(address)} for address in dict.fromkeys(virtual.address for virtual in virtuals)]
+
+
+def _servers(config: Config, virtuals: Iterable[Virtual]) -> Items:
+    """Each address, protocol and port that answers for virtual servers, once: they share them."""
+    found: dict[tuple[Address, str, int | None], str] = {}
+    for virtual in virtuals:
+        for server in virtual.servers:
+            real = config.real(server.real)
+            found.setdefault((real.address, virtual.protocol, server.port), real.name)
+    return [
+        {
+            "real": _safe(name),
+            "address": _host(address),
+            "protocol": _safe(protocol),
+            "sport": _port("--sport", protocol, port),
+        }
+        for (address, protocol, port), name in found.items()
+    ]
+
+
+def _port(option: str, protocol: str, port: int | None) -> str:
+    """The match for a port, or nothing where every port is meant."""
+    return "" if port is None else f"-m {protocol} {option} {port}"
+
+
+def _host(address: Address) -> str:
+    return f"{address}/{address.max_prefixlen}"
+
+
+def _safe(word: str) -> str:
+    if not _SAFE.fullmatch(word):
+        raise ValueError(f"{word!r} cannot stand in an iptables rule")
+    return word

@@ -1,0 +1,158 @@
+"""`nfqlb rules`: the bundle shown, put in, compared with what is there, and taken out.
+
+Owns the order of things. Rules go in table by table, the way out before the way in; each table
+changes in one transaction, and where a later table is refused the earlier ones are put back as
+they were. Removal needs no configuration: it goes by the prefix of our chains, the tag of our
+addresses and the record of changed settings.
+"""
+
+from pathlib import Path
+
+from nfqlb.core.spec import Config
+from nfqlb.netfilter import address, sysctl
+from nfqlb.netfilter.errors import KernelError
+from nfqlb.netfilter.iptables import Iptables
+from nfqlb.netfilter.queue_status import read_queues
+from nfqlb.netfilter.render import FAMILIES, Bundle, Family, render
+from nfqlb.netfilter.ruleset import Table, differences, ours, parse, replacement
+from nfqlb.netfilter.state import DIRECTORY, Record
+
+_REMOVAL_ORDER = ("raw", "mangle", "nat", "filter")
+"""The way in first: no packet is let in whose answer nobody catches."""
+
+
+def show(config: Config) -> str:
+    """The text that `apply` gives to iptables-restore, IPv4 first."""
+    bundle = render(config)
+    return "\n".join(text for family in FAMILIES if (text := bundle.text(family)))
+
+
+def apply(config: Config, *, force: bool = False) -> None:
+    """Puts the rules of `config` in; what is already as meant is not touched, its counters go on.
+
+    Without `force` only where somebody reads both queues: without a reader the kernel drops every
+    packet of the virtual servers. Raises KernelError, with everything as it was before.
+    """
+    bundle = render(config)
+    live = {family: _live(family, bundle) for family in FAMILIES}
+    if not force:
+        _refuse_unread(bundle)
+    done: list[Family] = []
+    try:
+        for family in FAMILIES:
+            done.append(family)
+            _load(family, bundle.text(family), live[family])
+    except KernelError:
+        for family in reversed(done):
+            _roll_back(family, live[family])
+        raise
+
+
+def verify(config: Config) -> list[str]:
+    """How the live rules differ from those of `config`, one line each; [] where they are as meant."""
+    bundle = render(config)
+    found = []
+    for family in FAMILIES:
+        live = _live(family, bundle)
+        wanted = parse(bundle.text(family))
+        for name in dict.fromkeys([*wanted, *live]):
+            lines = differences(wanted.get(name), live.get(name))
+            found += [f"{family.program} {line}" for line in lines]
+    return found + _strangers()
+
+
+def remove(directory: Path = DIRECTORY) -> list[str]:
+    """Takes out everything that is ours: addresses, rules, changed settings, in this order.
+
+    Returns a line for each thing removed; [] where there was nothing. Other rules stay as they are,
+    in order. Raises KernelError.
+    """
+    done = address.take_down()
+    done += withdraw()
+    return done + [f"put back: {line}" for line in sysctl.restore(Record(directory))]
+
+
+def withdraw() -> list[str]:
+    """Takes out our rules alone, of both families and of both kinds of tables. Raises KernelError."""
+    done = []
+    for family in FAMILIES:
+        tables = Iptables(family.program)
+        if tables.installed:
+            done += _clear(tables)
+            done += _clear_other(tables)
+    return done
+
+
+def _live(family: Family, bundle: Bundle) -> dict[str, Table]:
+    """The live tables. A family that the rules do not need may as well be missing on this machine."""
+    tables = Iptables(family.program)
+    if bundle.text(family):
+        return parse(tables.save())
+    try:
+        return parse(tables.save())
+    except KernelError:
+        return {}
+
+
+def _refuse_unread(bundle: Bundle) -> None:
+    read = {queue.number for queue in read_queues()}
+    unread = [str(number) for number in bundle.queues if number not in read]
+    if unread:
+        plural = "s" if len(unread) > 1 else ""
+        raise KernelError(
+            f"nobody reads queue{plural} {' and '.join(unread)}: with these rules every packet to the "
+            "virtual servers would be lost; start `nfqlb run`, or use --force"
+        )
+
+
+def _load(family: Family, text: str, live: dict[str, Table]) -> None:
+    wanted = parse(text)
+    changed = [
+        name for name in dict.fromkeys([*wanted, *live]) if differences(wanted.get(name), live.get(name))
+    ]
+    if changed:
+        Iptables(family.program).restore(replacement(text, live, changed))
+
+
+def _roll_back(family: Family, before: dict[str, Table]) -> None:
+    """Brings our part of every table back to what it was; foreign rules were never changed."""
+    tables = Iptables(family.program)
+    for name, table in parse(tables.save()).items():
+        old = before.get(name) or Table(name, {})
+        if (table.own, table.links) != (old.own, old.links):
+            tables.restore(replacement(ours(old), {name: table}, [name]))
+
+
+def _clear(tables: Iptables) -> list[str]:
+    """Empties one kind of tables of ours, the way in first."""
+    live = {name: table for name, table in parse(tables.save()).items() if table.touched}
+    order = sorted(live, key=lambda name: _REMOVAL_ORDER.index(name) if name in _REMOVAL_ORDER else -1)
+    done = []
+    for name in order:
+        tables.restore(replacement("", live, [name]))
+        chains = ", ".join(live[name].own) or "jumps alone"
+        done.append(f"{tables.program} {name}: {chains}")
+    return done
+
+
+def _clear_other(tables: Iptables) -> list[str]:
+    """The same for the other kind, should iptables have been switched over since the rules were made."""
+    other = tables.other_kind()
+    return _clear(other) if other.installed and _holds_ours(other) else []
+
+
+def _strangers() -> list[str]:
+    """Chains of ours in the tables of the other kind: packets would meet two sets of rules."""
+    tables = Iptables()
+    other = tables.other_kind()
+    if other.installed and _holds_ours(other):
+        return [f"{other.program}: holds chains of nfqlb as well; `nfqlb rules remove` clears both"]
+    return []
+
+
+def _holds_ours(tables: Iptables) -> bool:
+    """Whether chains of ours are in there. Tables that cannot even be listed hold none."""
+    try:
+        return any(table.touched for table in parse(tables.save()).values())
+    except KernelError:
+        return False

@@ -1,0 +1,148 @@
+"""What nfqlb must remember of a network namespace while it is changed, and who is changing it.
+
+Owns the files under `/run/nfqlb`: one lock and one record for each network namespace, for several
+share a machine's `/run`. The record outlives a crash; the lock does not.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from nfqlb.netfilter.errors import KernelError
+from nfqlb.netfilter.procfs import Namespace, namespace
+
+DIRECTORY = Path("/run/nfqlb")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A kernel setting that was changed: its path under /proc/sys, the value before, the value set."""
+
+    path: str
+    before: str
+    value: str
+
+
+class Record:
+    """The changes not yet put back, in a file of mode 0600 that is replaced as a whole.
+
+    A record of an earlier boot, or of a namespace that is gone and whose number was given out again,
+    counts as empty.
+    """
+
+    def __init__(self, directory: Path = DIRECTORY, where: Namespace | None = None) -> None:
+        self._where = where or namespace()
+        self._file = directory / f"net-{self._where.inode}.json"
+
+    def read(self) -> list[Change]:
+        """The changes, oldest first. Raises KernelError for a file that is not a record."""
+        try:
+            text = self._file.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise KernelError(f"{self._file}: cannot be read: {error.strerror}; run as root") from None
+        try:
+            record = json.loads(text)
+            changes = [Change(entry["path"], entry["before"], entry["value"]) for entry in record["changes"]]
+            mine = (record["cookie"], record["boot"]) == (self._where.cookie, self._where.boot)
+        except (ValueError, KeyError, TypeError):
+            raise KernelError(f"{self._file}: not a record of nfqlb; look at it and delete it") from None
+        return changes if mine else []
+
+    def write(self, changes: list[Change]) -> None:
+        """Replaces the record; none left: the file goes. Raises KernelError where that is impossible."""
+        try:
+            if changes:
+                self._replace(changes)
+            else:
+                self._file.unlink(missing_ok=True)
+        except OSError as error:
+            raise KernelError(f"{self._file}: cannot be written: {error.strerror}") from None
+
+    def _replace(self, changes: list[Change]) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        entries = [
+            {"path": change.path, "before": change.before, "value": change.value} for change in changes
+        ]
+        text = json.dumps({"cookie": self._where.cookie, "boot": self._where.boot, "changes": entries})
+        fresh = self._file.with_suffix(".new")
+        fresh.unlink(missing_ok=True)
+        descriptor = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+        fresh.replace(self._file)
+
+
+class Claim:
+    """Holds a network namespace for one nfqlb, until `release`, the end of `with`, or of the process.
+
+    A forked worker inherits the lock, and rightly so: it holds the queues as well. Raises
+    KernelError, naming the owner's process id, where another holds it.
+    """
+
+    def __init__(self, directory: Path = DIRECTORY, where: Namespace | None = None) -> None:
+        self._file = _lock_file(directory, where)
+        self._descriptor = self._take()
+        os.truncate(self._descriptor, 0)
+        os.write(self._descriptor, f"{os.getpid()}\n".encode())
+
+    def release(self) -> None:
+        """Gives the namespace back. May be called twice."""
+        if self._descriptor >= 0:
+            self._file.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def _take(self) -> int:
+        """The locked descriptor. A file that its owner deleted before we locked it is not the lock."""
+        while True:
+            try:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600)
+            except OSError as error:
+                raise KernelError(f"{self._file}: cannot be opened: {error.strerror}; run as root") from None
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(descriptor).st_ino == os.stat(self._file).st_ino:  # noqa: PTH116 - as fstat
+                    return descriptor
+            except BlockingIOError:
+                process = os.pread(descriptor, 20, 0).decode().strip() or "unknown"
+                os.close(descriptor)
+                raise KernelError(
+                    f"another nfqlb, process {process}, serves this network namespace; stop that one first"
+                ) from None
+            except FileNotFoundError:
+                pass
+            os.close(descriptor)
+
+
+def owner(directory: Path = DIRECTORY, where: Namespace | None = None) -> int | None:
+    """The process id of the nfqlb that holds this network namespace, None where there is none."""
+    with contextlib.suppress(OSError), _lock_file(directory, where).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = file.read(20).strip()
+            return int(text) if text.isdigit() else 0
+    return None
+
+
+def _lock_file(directory: Path, where: Namespace | None) -> Path:
+    return directory / f"net-{(where or namespace()).inode}.lock"

@@ -1,0 +1,91 @@
+"""Kernel settings that nfqlb changes while it runs, and puts back.
+
+A change is recorded before it is made, and the record keeps the value that stood there before the
+first start, however often nfqlb crashed since. Forwarding is set per interface: writing
+`ip_forward` would overwrite what the administrator set for each of them.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from nfqlb.core.spec import Config
+from nfqlb.netfilter.errors import KernelError
+from nfqlb.netfilter.state import Change, Record
+
+ROOT = Path("/proc/sys")
+
+
+def forwarding(config: Config) -> dict[str, str]:
+    """What must be switched on for `config`, as paths under /proc/sys with their values.
+
+    IPv4 alone: for IPv6 it is the administrator's to decide, since it stops router advertisements
+    from being heard.
+    """
+    if not any(virtual.address.version == 4 for virtual in config.virtuals):
+        return {}
+    interfaces = dict.fromkeys(config.gateway.outside + config.gateway.inside)
+    return {f"net/ipv4/conf/{name}/forwarding": "1" for name in interfaces}
+
+
+def switch(wanted: Mapping[str, str], record: Record, root: Path = ROOT) -> list[str]:
+    """Sets what is not as wanted; puts back what an earlier start changed and nobody wants any more.
+
+    Returns a line for each value changed. Raises KernelError, with nothing half recorded.
+    """
+    before = record.read()
+    kept = [change for change in before if change.path in wanted]
+    known = {change.path for change in kept}
+    fresh = [
+        Change(path, _read(root, path), value)
+        for path, value in wanted.items()
+        if path not in known and _read(root, path) != value
+    ]
+    dropped = [change for change in before if change.path not in wanted]
+    record.write(dropped + kept + fresh)
+    done = _put_back(dropped, root)
+    record.write(kept + fresh)
+    for path, value in wanted.items():
+        if _read(root, path) != value:
+            _write(root, path, value)
+            done.append(f"{path} = {value}")
+    return done
+
+
+def restore(record: Record, root: Path = ROOT) -> list[str]:
+    """Puts every recorded value back. Returns a line for each; [] where nothing was recorded.
+
+    A value that somebody changed since is left as it is, and so is one whose interface is gone.
+    """
+    done = _put_back(record.read(), root)
+    record.write([])
+    return done
+
+
+def _put_back(changes: list[Change], root: Path) -> list[str]:
+    done = []
+    for change in reversed(changes):
+        try:
+            current = _read(root, change.path)
+        except KernelError:
+            continue
+        if current == change.value and current != change.before:
+            _write(root, change.path, change.before)
+            done.append(f"{change.path} = {change.before}")
+    return done
+
+
+def _read(root: Path, path: str) -> str:
+    try:
+        return (root / path).read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise KernelError(f"{root / path}: cannot be read: {error.strerror}") from None
+
+
+def _write(root: Path, path: str, value: str) -> None:
+    try:
+        (root / path).write_text(value + "\n", encoding="ascii")
+    except OSError as error:
+        raise KernelError(
+            f"{root / path}: cannot be set to {value}: {error.strerror}; run as root, outside a container "
+            "that forbids it, or set it yourself"
+        ) from None

@@ -1,0 +1,301 @@
+"""The command line: what can be asked for, and the exit status.
+
+Status 0: done. 1: refused, failed, or something was found; one clear line on stderr says what. 2: wrong
+usage. 130: interrupted by Ctrl-C. What a command needs is imported when it runs, so that `nfqlb show`
+does not wait for pydantic or netlink. The words of a command may be shortened while they stay
+unambiguous (`nfqlb sh re`).
+"""
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nfqlb import __version__
+from nfqlb.netfilter.errors import KernelError
+from nfqlb.operator.text import clean, clean_lines, several
+from nfqlb.runtime.protocol import DEFAULT_LIMITS, ControlError, JSONObject
+
+if TYPE_CHECKING:
+    from nfqlb.core.spec import Config
+
+SOCKET = Path("/run/nfqlb/control.sock")  # the default of nfqlb.core.spec, whose import would take 20 ms
+
+#: Every command with its second words.
+WORDS: Mapping[str, tuple[str, ...]] = {
+    "run": (),
+    "check": (),
+    "rules": ("show", "apply", "verify", "remove"),
+    "show": ("summary", "virtuals", "reals", "connections", "sticky"),
+    "demo": (),
+}
+
+
+class FailureError(Exception):
+    """A command cannot do what it was asked to. Its text is printed as it is; exit status 1."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return the exit status; wrong usage raises SystemExit(2).
+
+    `argv` is the command line without the program's name.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold what the locale cannot say
+    try:
+        try:
+            options = _parser().parse_args(_expand(sys.argv[1:] if argv is None else argv))
+            command: Callable[[argparse.Namespace], int] = options.command
+            return command(options)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        _give_up_stdout()
+        return 1
+    except FailureError as failure:
+        return _fail(str(failure))
+    except (ControlError, KernelError, OSError) as error:
+        return _fail(f"nfqlb: {error}")
+    except KeyboardInterrupt:
+        return 130
+
+
+def _fail(text: str) -> int:
+    print(clean_lines(text), file=sys.stderr)  # noqa: T201 - what an operator reads
+    return 1
+
+
+def _say(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)  # noqa: T201 - what an operator reads
+
+
+def _give_up_stdout() -> None:
+    """The reader (`| head`) has seen enough: nothing more may be written, not even at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+# --- the words -------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nfqlb", description="A load balancer: many servers behind one address."
+    )
+    parser.add_argument("--version", action="version", version=f"nfqlb {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_run(commands.add_parser("run", help="balance, in the foreground, until Ctrl-C or SIGTERM"))
+    _add_check(commands.add_parser("check", help="say what is wrong with a configuration, or what it does"))
+    _add_rules(commands.add_parser("rules", help="show, apply, verify or remove the iptables rules"))
+    _add_show(commands.add_parser("show", help="look at the running gateway"))
+    _add_demo(commands.add_parser("demo", help="a gateway with clients and servers, all inside this machine"))
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_run)
+    _add_config(parser, required=True)
+    _add_socket(parser)
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_check)
+    parser.add_argument("file", type=Path, metavar="FILE", help="the configuration")
+    parser.add_argument("--host", action="store_true", help="also look whether this machine can do it")
+
+
+def _add_rules(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    show = actions.add_parser("show", help="print the rules of a configuration")
+    show.set_defaults(command=_rules_show)
+    apply = actions.add_parser("apply", help="put the rules in; `run` does so by itself")
+    apply.set_defaults(command=_rules_apply)
+    apply.add_argument(
+        "--force", action="store_true", help="although nobody reads the queue, so packets will be dropped"
+    )
+    verify = actions.add_parser("verify", help="say how the rules in place differ from a configuration's")
+    verify.set_defaults(command=_rules_verify)
+    remove = actions.add_parser("remove", help="take out every rule of nfqlb and undo what it changed here")
+    remove.set_defaults(command=_rules_remove)
+    for action in (show, apply, verify):
+        _add_config(action, required=True)
+    remove.add_argument("-c", "--config", type=Path, metavar="FILE", help="accepted, but not needed")
+
+
+def _add_show(parser: argparse.ArgumentParser) -> None:
+    subjects = parser.add_subparsers(metavar="SUBJECT", required=True)
+    helps = {
+        "summary": "the gateway as a whole",
+        "virtuals": "virtual servers and their real servers",
+        "reals": "real servers",
+        "connections": "live connections",
+        "sticky": "which client is bound to which real server",
+    }
+    for subject in WORDS["show"]:
+        one = subjects.add_parser(subject, help=helps[subject])
+        one.set_defaults(command=_show, subject=subject)
+        one.add_argument("--json", action="store_true", help="one JSON document; times are in seconds")
+        _add_socket(one)
+        _add_config(one, required=False)
+        if subject in ("connections", "sticky"):
+            one.add_argument("--limit", type=_positive, metavar="N", help="at most so many rows")
+        if subject == "connections":
+            one.add_argument("--client", metavar="ADDRESS", help="those of this client")
+            one.add_argument("--virtual", metavar="NAME", help="those of this virtual server")
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_demo)
+    parser.add_argument("--duration", type=_seconds, metavar="SECONDS", help="how long; else until Ctrl-C")
+
+
+def _add_config(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    parser.add_argument(
+        "-c", "--config", type=Path, metavar="FILE", required=required, help="the configuration (TOML)"
+    )
+
+
+def _add_socket(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--socket", type=Path, metavar="PATH", help=f"the control socket (default: {SOCKET})")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+    return number
+
+
+def _expand(argv: list[str]) -> list[str]:
+    """The command line with its first two words completed, where they are the beginning of one word only."""
+    words = list(argv)
+    if words:
+        words[0] = _complete(words[0], WORDS)
+    if len(words) > 1:
+        words[1] = _complete(words[1], WORDS.get(words[0], ()))
+    return words
+
+
+def _complete(word: str, known: Iterable[str]) -> str:
+    fitting = [whole for whole in known if whole.startswith(word)]
+    return fitting[0] if len(fitting) == 1 and word else word
+
+
+# --- what the commands do --------------------------------------------------------------------------------
+
+
+def _load(path: Path) -> "Config":
+    from nfqlb.config.load import ConfigError, load
+
+    try:
+        return load(path)
+    except ConfigError as error:
+        raise FailureError(str(error)) from None
+
+
+def _run(options: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from nfqlb.runtime import supervisor
+
+    config = _load(options.config)
+    if options.socket is not None:
+        config = replace(config, gateway=replace(config.gateway, socket=str(options.socket)))
+    return supervisor.run(config, str(options.config))
+
+
+def _check(options: argparse.Namespace) -> int:
+    from nfqlb.config.summary import summary
+
+    config = _load(options.file)
+    _say([clean_lines(summary(config).rstrip("\n"))])
+    return _check_host(config) if options.host else 0
+
+
+def _check_host(config: "Config") -> int:
+    from nfqlb.netfilter import host
+
+    findings = host.check(config)
+    _say(["", *(clean(str(finding)) for finding in findings)] if findings else ["", "this machine: ready"])
+    if not findings:
+        return 0
+    errors = sum(finding.level == "error" for finding in findings)
+    number = f"{several(errors, 'error')}, {several(len(findings) - errors, 'warning')}"
+    verdict = "`nfqlb run` would refuse to start here" if errors else "`nfqlb run` would start here"
+    return _fail(f"nfqlb: {number}: {verdict}")
+
+
+def _rules_show(options: argparse.Namespace) -> int:
+    from nfqlb.netfilter import rules
+
+    _say(clean_lines(rules.show(_load(options.config)).rstrip("\n")).split("\n"))
+    return 0
+
+
+def _rules_apply(options: argparse.Namespace) -> int:
+    from nfqlb.netfilter import rules
+
+    rules.apply(_load(options.config), force=options.force)
+    return 0
+
+
+def _rules_verify(options: argparse.Namespace) -> int:
+    from nfqlb.netfilter import rules
+
+    differences = rules.verify(_load(options.config))
+    _say(map(clean, differences))
+    if differences:
+        number = several(len(differences), "difference")
+        return _fail(f"nfqlb: the rules in place are not those of {options.config}: {number}")
+    return 0
+
+
+def _rules_remove(_options: argparse.Namespace) -> int:
+    from nfqlb.netfilter import rules
+
+    _say(map(clean, rules.remove() or ["nothing of nfqlb was there"]))
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from nfqlb.demo import demo
+
+    return demo.main(options.duration)
+
+
+def _show(options: argparse.Namespace) -> int:
+    from nfqlb.operator import show
+    from nfqlb.runtime.client import Client
+
+    args: JSONObject = {
+        name: value
+        for name in ("limit", "client", "virtual")
+        if (value := getattr(options, name, None)) is not None
+    }
+    with Client(_socket(options)) as client:
+        document = client.call(options.subject, args)
+    if options.json:
+        _say(show.as_json(document))
+    else:
+        limit: int | None = getattr(options, "limit", None) or DEFAULT_LIMITS.get(options.subject)
+        _say(show.render(options.subject, document, limit))
+    return 0
+
+
+def _socket(options: argparse.Namespace) -> Path:
+    if options.socket is not None:
+        return Path(options.socket)
+    return Path(_load(options.config).gateway.socket) if options.config is not None else SOCKET

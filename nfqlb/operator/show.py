@@ -1,0 +1,243 @@
+"""What `nfqlb show` prints: each document of the control protocol as a table for people, or as JSON.
+
+Every function takes a document as it came over the socket and returns lines. Columns that say nothing (a
+limit nobody has set, a response time nobody has measured) are left out, so that the usual tables
+fit 80 columns. A document that does not hold what it should raises ControlError "bad-reply".
+"""
+
+import json
+from collections.abc import Callable
+
+from nfqlb.operator.text import Row, age, clean, count, endpoint, facts, response, several, table
+from nfqlb.runtime.protocol import JSON, ControlError, JSONObject
+
+
+def render(subject: str, document: JSON, limit: int | None = None) -> list[str]:
+    """The lines for `subject`, one of SUBJECTS. `limit` is how many rows were asked for at most."""
+    lines = SUBJECTS[subject](document)
+    if limit is not None and isinstance(document, list) and len(document) >= limit:
+        lines.append(f"(the first {count(limit)}; --limit N shows more)")
+    return lines
+
+
+def as_json(document: JSON) -> list[str]:
+    """One JSON document; a list has one row a line, for grep and wc."""
+    if not isinstance(document, list):
+        return json.dumps(document, indent=2).splitlines()
+    if not document:
+        return ["[]"]
+    rows = [json.dumps(row) for row in document]
+    return ["[", *(row + "," for row in rows[:-1]), rows[-1], "]"]
+
+
+def summary(document: JSON) -> list[str]:
+    """The gateway as a whole."""
+    whole = _object(document)
+    worker, connections, sticky = (_part(whole, name) for name in ("worker", "connections", "sticky"))
+    pid = _optional(worker, "pid")
+    running = "none" if pid is None else f"process {pid:.0f}"
+    now, limit = _number(connections, "now"), _number(connections, "limit")
+    pairs = [
+        ("nfqlb", f"{_text(whole, 'version')}, {_text(whole, 'datapath')} datapath"),
+        ("state", f"{_text(whole, 'state')}, up for {age(_number(whole, 'uptime_s'))}"),
+        ("worker", f"{running}, restarted {_times(_number(worker, 'restarts'))}"),
+        (
+            "connections",
+            f"{count(now)} of at most {count(limit)}, {count(_number(connections, 'total'))} since the start",
+        ),
+        ("sticky", f"{count(_number(sticky, 'now'))} of at most {count(_number(sticky, 'limit'))} entries"),
+        *((f"queue {_number(queue, 'number'):.0f}", _queue(queue)) for queue in _list(whole, "queues")),
+        *_dropped(_part(whole, "drops")),
+    ]
+    return facts(pairs)
+
+
+def virtuals(document: JSON) -> list[str]:
+    """Virtual servers, each with its real servers below it."""
+    found = _rows(document)
+    if not found:
+        return ["no virtual servers"]
+    rows: list[Row] = []
+    notes = []
+    for virtual in found:
+        scheduler = _part(virtual, "scheduler")
+        desired, actual = _text(scheduler, "desired"), _text(scheduler, "actual")
+        if desired != actual:
+            name = _text(virtual, "name")
+            notes.append(f"* {name}: {desired} is configured, {actual} is at work")
+        rows.append(
+            (
+                _text(virtual, "name"),
+                f"{endpoint(_text(virtual, 'address'), _port(virtual, 'port'))}/{_text(virtual, 'protocol')}",
+                _text(virtual, "state"),
+                actual if desired == actual else f"{actual}*",
+                count(_number(virtual, "connections")),
+                count(_number(virtual, "total")),
+            )
+        )
+        rows += [
+            (
+                f"  {_text(server, 'real')}",
+                f"  port {port}" if (port := _port(server, "port")) is not None else "  every port",
+                "",
+                "",
+                count(_number(server, "connections")),
+                "",
+            )
+            for server in _list(virtual, "servers")
+        ]
+    titles = ("VIRTUAL", "ADDRESS", "STATE", "SCHEDULER", "CONN", "TOTAL")
+    return table(titles, rows, right=("CONN", "TOTAL")) + list(map(clean, notes))
+
+
+def reals(document: JSON) -> list[str]:
+    """Real servers, and below them the reason of every state that is not the usual one."""
+    found = _rows(document)
+    if not found:
+        return ["no real servers"]
+    columns: list[tuple[str, list[str]]] = [
+        ("REAL", [_text(real, "name") for real in found]),
+        ("ADDRESS", [_text(real, "address") for real in found]),
+        ("STATE", [_text(real, "state") for real in found]),
+        ("SINCE", [age(_number(real, "since_s")) for real in found]),
+        ("WEIGHT", [f"{_number(real, 'weight'):g}" for real in found]),
+        ("CONN", [count(_number(real, "connections")) for real in found]),
+    ]
+    limits = [_number(real, "max_connections") for real in found]
+    if any(limits):
+        columns.append(("LIMIT", [count(limit) if limit else "-" for limit in limits]))
+    columns.append(("TOTAL", [count(_number(real, "total")) for real in found]))
+    unanswered = [_number(real, "unanswered") for real in found]
+    if any(unanswered):
+        columns.append(("UNANS", [count(number) for number in unanswered]))
+    ditched = [_part(real, "ditched") for real in found]
+    for title, key in (("NOANSW", "no_answer"), ("RESET", "reset")):
+        if any(_number(part, key) for part in ditched):
+            columns.append((title, [count(_number(part, key)) for part in ditched]))
+    times = [_optional(real, "response_s") for real in found]
+    if any(time is not None for time in times):
+        columns.append(("RESP", [response(time) for time in times]))
+    titles = [title for title, _ in columns]
+    rows = list(zip(*(cells for _, cells in columns), strict=True))
+    lines = table(titles, rows, right=titles[3:])
+    told = [(_text(real, "name"), _text(real, "reason")) for real in found if _text(real, "reason")]
+    return [*lines, "", *facts(told)] if told else lines
+
+
+def connections(document: JSON) -> list[str]:
+    """Live connections."""
+    rows = [
+        (
+            _text(one, "virtual"),
+            _text(one, "protocol"),
+            endpoint(_text(one, "client"), _port(one, "client_port")),
+            endpoint(_text(one, "real"), _port(one, "real_port")),
+            _text(one, "state"),
+            age(_number(one, "age_s")),
+            age(_number(one, "idle_s")),
+        )
+        for one in _rows(document)
+    ]
+    if not rows:
+        return ["no connections"]
+    titles = ("VIRTUAL", "PROTO", "CLIENT", "REAL", "STATE", "AGE", "IDLE")
+    return table(titles, rows, right=("AGE", "IDLE"))
+
+
+def sticky(document: JSON) -> list[str]:
+    """Sticky entries: which client goes to which real server, and for how long."""
+    rows = [
+        (
+            f"group {_text(one, 'group')}" if "group" in one else _text(one, "virtual"),
+            _text(one, "client"),
+            _text(one, "real"),
+            age(_number(one, "age_s")),
+            age(_number(one, "expires_s")),
+        )
+        for one in _rows(document)
+    ]
+    if not rows:
+        return ["no sticky entries"]
+    return table(("VIRTUAL", "CLIENT", "REAL", "AGE", "EXPIRES"), rows, right=("AGE", "EXPIRES"))
+
+
+SUBJECTS: dict[str, Callable[[JSON], list[str]]] = {
+    "summary": summary,
+    "virtuals": virtuals,
+    "reals": reals,
+    "connections": connections,
+    "sticky": sticky,
+}
+
+
+def _queue(queue: JSONObject) -> str:
+    full, sock = _number(queue, "dropped_full"), _number(queue, "dropped_socket")
+    waiting = f"{several(_number(queue, 'depth'), 'packet')} waiting"
+    if not full and not sock:
+        return f"{waiting}, none dropped"
+    return f"{waiting}, dropped {count(full)} (queue full) and {count(sock)} (socket full)"
+
+
+def _dropped(drops: JSONObject) -> list[tuple[str, str]]:
+    reasons = [reason for reason in drops if _number(drops, reason)]
+    if not reasons:
+        return [("dropped", "no packets")]
+    width = max(len(count(_number(drops, reason))) for reason in reasons)
+    said = [f"{count(_number(drops, reason)):>{width}} {reason}" for reason in reasons]
+    return list(zip(["dropped", *[""] * (len(said) - 1)], said, strict=True))
+
+
+def _times(number: float) -> str:
+    return several(number, "time") if number else "never"
+
+
+def _rows(document: JSON) -> list[JSONObject]:
+    if not isinstance(document, list):
+        raise _unreadable("a list is missing")
+    return [_object(row) for row in document]
+
+
+def _object(document: JSON) -> JSONObject:
+    if not isinstance(document, dict):
+        raise _unreadable("an object is missing")
+    return document
+
+
+def _list(row: JSONObject, name: str) -> list[JSONObject]:
+    return _rows(row.get(name))
+
+
+def _part(row: JSONObject, name: str) -> JSONObject:
+    return _object(row.get(name))
+
+
+def _text(row: JSONObject, name: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise _unreadable(f"{name} is missing")
+    return value
+
+
+def _optional(row: JSONObject, name: str) -> float | None:
+    value = row.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _unreadable(f"{name} is not a number")
+    return value
+
+
+def _number(row: JSONObject, name: str) -> float:
+    value = _optional(row, name)
+    if value is None:
+        raise _unreadable(f"{name} is missing")
+    return value
+
+
+def _port(row: JSONObject, name: str) -> int | None:
+    value = _optional(row, name)
+    return None if value is None else int(value)
+
+
+def _unreadable(what: str) -> ControlError:
+    return ControlError("bad-reply", f"the gateway's answer cannot be shown: {what}", "try --json")
