@@ -82,7 +82,9 @@ def _real_addresses(draft: Draft) -> Iterator[Problem]:
 
 
 def _label(entry: Entry[RealTable] | Entry[VirtualTable]) -> str:
-    return entry.values.name or f"number {int(entry.path[-1]) + 1 if len(entry.path) > 1 else 1}"
+    """The name in a message; where it was refused, which table of its kind it is."""
+    table, *index = entry.path
+    return entry.values.name or f"[[{table}]] number {int(index[0]) + 1 if index else 1}"
 
 
 def _overlaps(draft: Draft) -> Iterator[Problem]:

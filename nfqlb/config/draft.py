@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from nfqlb.config import support
 from nfqlb.config.model import GatewayTable, RealTable, StrictTable, TableModel, TimeoutsTable, VirtualTable
-from nfqlb.config.report import KeyPath, Problem, did_you_mean, kind, show
+from nfqlb.config.report import KeyPath, Problem, did_you_mean, kind, nearest, show
 from nfqlb.config.values import NO_SERVER, SCHEDULER_ALIASES, unquoted
 
 TableT = TypeVar("TableT", bound=TableModel)
@@ -73,7 +73,8 @@ def read_tables(raw: Mapping[str, Any], problems: list[Problem]) -> Draft:
 def _once(name: str, model: type[TableT], raw: Mapping[str, Any], problems: list[Problem]) -> Entry[TableT]:
     value = raw.get(name, {})
     if name not in raw and model.required:
-        problems.append(Problem((name,), f"the table [{name}] is missing", _needs(model)))
+        if name not in _meant_by(raw, TABLES):
+            problems.append(Problem((name,), f"the table [{name}] is missing", _needs(model)))
         return Entry((name,), model(), frozenset(model.required))
     if not isinstance(value, dict):
         message = f"{kind(value)} where the table [{name}] belongs"
@@ -95,7 +96,7 @@ def _many(
         message = f"{kind(value)} where tables [[{name}]] belong"
         problems.append(Problem((name,), message, f"start each one with a line [[{name}]]", on_key=True))
         value = []
-    elif not value:
+    elif not value and name not in _meant_by(raw, TABLES):
         problems.append(Problem((name,), f"there is no [[{name}]]", _needs(model)))
     entries = []
     for index, item in enumerate(value):
@@ -118,6 +119,7 @@ def _read(
     """One table: refused keys are reported, and left at their default in the entry."""
     missing = [key for key in model.required if key not in raw]
     broken = set(missing)
+    misspelt = _meant_by(raw, model.model_fields)
     try:
         values = model.model_validate(raw)
     except ValidationError as error:
@@ -125,9 +127,7 @@ def _read(
         problems.extend(_explain(table, path, model, detail) for detail in details)
         broken.update(str(detail["loc"][0]) for detail in details)
         values = model.model_validate(_what_remains(raw, [tuple(detail["loc"]) for detail in details]))
-    problems.extend(
-        Problem((*path, key), "this key is missing", _similar_to(key, raw, model)) for key in missing
-    )
+    problems.extend(Problem((*path, key), "this key is missing") for key in missing if key not in misspelt)
     problems.extend(support.refused(table, path, values))
     return Entry(path, values, frozenset(broken))
 
@@ -141,11 +141,9 @@ def _what_remains(raw: Mapping[str, Any], refused: list[KeyPath]) -> dict[str, A
     return rest
 
 
-def _similar_to(missing: str, raw: Mapping[str, Any], model: type[TableModel]) -> str:
-    """A hint at the unknown key that may be meant by the missing one."""
-    unknown = [key for key in raw if key not in model.model_fields]
-    near = next((key for key in unknown if did_you_mean(key, [missing])), None)
-    return f"is {show(near)} meant to be it?" if near else ""
+def _meant_by(given: Iterable[str], known: Iterable[str]) -> set[str]:
+    """The known words that misspelt ones stand for: these are not reported as missing too."""
+    return {near for word in given if word not in known and (near := nearest(word, known))}
 
 
 def _explain(table: str, path: KeyPath, model: type[TableModel], detail: Any) -> Problem:
@@ -208,8 +206,9 @@ def _unknown_top_level(raw: Mapping[str, Any]) -> Iterator[Problem]:
         if key in TABLES:
             continue
         if isinstance(value, dict) or kind(value) == "a list of tables":
-            near = did_you_mean(key, TABLES)
-            hint = near or f"known tables: {', '.join(_headers(TABLES))}"
+            near = nearest(key, TABLES)
+            known = ", ".join(_headers([near] if near else TABLES))
+            hint = f"did you mean {known}?" if near else f"known tables: {known}"
             yield Problem((key,), "unknown table", hint, on_key=True)
         else:
             owner = _tables_with(key) or "the line with its [table]"

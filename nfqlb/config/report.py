@@ -127,10 +127,15 @@ def kind(value: object) -> str:
     return next((name for sort, name in names if isinstance(value, sort)), "a date or time")
 
 
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word that `word` is most likely to mean; empty where none is near."""
+    return next(iter(get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)), "")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint that names the known word nearest to `word`; empty where none is near."""
-    near = get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
-    return f"did you mean {show(near[0])}?" if near else ""
+    near = nearest(word, known)
+    return f"did you mean {show(near)}?" if near else ""
 
 
 def spell(parts: Iterable[str]) -> str:

@@ -69,7 +69,7 @@ def refused_every_port(path: KeyPath) -> Iterator[Problem]:
 
 def listed(values: tuple[object, ...]) -> str:
     """Allowed values in words: `3 or 0`."""
-    *most, last = [show(value) for value in values]
+    *most, last = ['"" for none' if value == "" else show(value) for value in values]
     return f"{', '.join(most)} or {last}" if most else last
 
 

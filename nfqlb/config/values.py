@@ -35,6 +35,7 @@ LONGEST = 365 * 86400.0
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?) *(ms|s|m|h|d)\Z", re.ASCII)
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_UNITS_HINT = f"one number and one unit: {', '.join(_UNITS)}"
 _INTERFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}\Z")  # IFNAMSIZ 16 with its final zero
 _LITERAL = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?|0x[0-9a-fA-F]+|true|false)\Z")
 _PORT = re.compile(r"[0-9]{1,5}\Z")
@@ -104,8 +105,8 @@ def parse_duration(value: Any) -> float:
     if isinstance(value, str):
         match = _DURATION.match(value)
         if match is None:
-            bare = re.match(r"[0-9.]+\Z", value)
-            hint = f'with a unit, "{value}s", or without the quotes' if bare else ""
+            bare = re.match(r"[0-9]+\Z", value)
+            hint = f'with a unit, "{value}s", or without the quotes' if bare else _UNITS_HINT
             raise refuse(f"{show(value)} is not a duration (allowed: {DURATION_RULE})", hint)
         seconds = float(match[1]) * _UNITS[match[2]]
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):

@@ -6,6 +6,8 @@ translate for, or with the reason why not. Plain segments of established flows d
 here (see `table`).
 """
 
+from collections.abc import Iterator
+
 from nfqlb.core import observe, spec
 from nfqlb.core.connection import Connection
 from nfqlb.core.fpa import FpaTable
@@ -199,26 +201,31 @@ class Director:
 
     def restore(
         self, inbound: bytes, server: bytes, code: int, place: int, *, opened: float, now: float
-    ) -> Connection | None:
-        """Enter a connection that a journal remembers.
+    ) -> bool:
+        """Enter a connection that a journal remembers; False if there is no place for it any more.
 
         `inbound` is its key, `server` the real server's address and port (network order),
-        `code` its state's and `place` its record. None if there is no place for it any more.
+        `code` its state's and `place` its record. `restored` must follow the last one.
         """
         virtual = self._by_destination.get(_destination(inbound))
         state = BY_CODE.get(code, State.GONE)
         if virtual is None or state is State.GONE or inbound in self.table.inbound:
-            return None
+            return False
         link = virtual.link_at.get(server)
-        if link is None or len(self.table) >= self.table.limit:
-            return None
-        connection = Connection(inbound, reverse_key(inbound, link), link, opened)
+        if link is None:
+            return False
+        connection = Connection(inbound, reverse_key(inbound, link), link, now)
         if connection.outbound in self.table.outbound:
-            return None
-        connection.seen = now
+            return False
+        connection.opened = opened
         connection.place = place
         self.table.restore(connection, state, now)
-        return connection
+        return True
+
+    def restored(self, now: float) -> None:
+        """All that a journal remembers is entered: let the schedulers see it."""
+        for real in self.real_servers.values():
+            real.changed(now)
 
     # --- what can be seen
 
@@ -240,8 +247,8 @@ class Director:
         """At most `limit` connections, of one client or one virtual server where that is given."""
         return observe.connections(self, now, limit=limit, client=client, virtual=virtual)
 
-    def sticky(self, now: float) -> list[StickySnapshot]:
-        """Every sticky entry that still holds."""
+    def sticky(self, now: float) -> Iterator[StickySnapshot]:
+        """Every sticky entry that still holds; to be read before anything else happens."""
         return observe.sticky(self, now)
 
 

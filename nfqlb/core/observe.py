@@ -1,12 +1,11 @@
 """Makes the snapshots: reads the director's running state, changes nothing."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from nfqlb.core.connection import Connection
-from nfqlb.core.fpa import masked
 from nfqlb.core.server import MAX_CAPACITY, RealServer
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
@@ -117,17 +116,16 @@ def _connection(connection: Connection, now: float) -> ConnectionSnapshot:
     )
 
 
-def sticky(director: "Director", now: float) -> list[StickySnapshot]:
-    """Every sticky entry that still holds."""
-    return [
-        StickySnapshot(
-            scope=scope.name,
-            grouped=scope.grouped,
-            client=ip_address(masked(client, scope.prefix)),
-            real=entry.real.spec.name,
-            age=now - entry.assigned,
-            expires=scope.interval - (now - entry.assigned),
-        )
-        for scope, client, entry in director.fpas.entries()
-        if now - entry.assigned < scope.interval
-    ]
+def sticky(director: "Director", now: float) -> Iterator[StickySnapshot]:
+    """Every sticky entry that still holds, one by one: there may be a million."""
+    for scope, client, entry in director.fpas.entries():
+        age = now - entry.assigned
+        if age < scope.interval:
+            yield StickySnapshot(
+                scope=scope.name,
+                grouped=scope.grouped,
+                client=ip_address(client),
+                real=entry.real.spec.name,
+                age=age,
+                expires=scope.interval - age,
+            )

@@ -12,6 +12,9 @@ from nfqlb.core import spec
 from nfqlb.core.rewriting import rewritings
 from nfqlb.core.schedulers import Scheduler, make_scheduler
 
+#: IP protocol numbers (IANA).
+PROTOCOLS = {"tcp": 6, "udp": 17}
+
 IN_SERVICE = "in-service"
 MAX_CAPACITY = "max-capacity"
 
@@ -101,13 +104,14 @@ class VirtualServer:
     None where stickiness is off (A10).
     """
 
-    __slots__ = ("last", "link_at", "links", "port", "scheduler", "scope", "spec", "total")
+    __slots__ = ("last", "link_at", "links", "port", "protocol", "scheduler", "scope", "spec", "total")
 
     def __init__(self, virtual: spec.Virtual, reals: dict[str, RealServer]) -> None:
         if virtual.port is None:
             raise ValueError(f"virtual server {virtual.name}: every-port virtual servers are not supported")
         self.spec = virtual
         self.port = virtual.port
+        self.protocol = PROTOCOLS[virtual.protocol]
         self.last = -1
         self.total = 0
         self.scope = _scope(virtual)

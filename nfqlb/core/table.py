@@ -74,7 +74,9 @@ class ConnectionTable:
 
         Both of its keys must be free.
         """
-        self._enter(connection, State.SYN_SENT, now)
+        self.inbound[connection.inbound] = connection
+        self.outbound[connection.outbound] = connection
+        self._set_state(connection, State.SYN_SENT, now)
         connection.link.total += 1
         connection.link.real.total += 1
         connection.link.virtual.total += 1
@@ -82,13 +84,15 @@ class ConnectionTable:
         connection.place = self._recorder.opened(connection)
 
     def restore(self, connection: Connection, state: State, now: float) -> None:
-        """Enter a connection that another worker knew; its journal record stands already."""
-        self._enter(connection, state, now)
+        """Enter a connection that another worker knew; its journal record stands already.
 
-    def _enter(self, connection: Connection, state: State, now: float) -> None:
+        Whoever restores tells the real servers afterwards that they changed.
+        """
         self.inbound[connection.inbound] = connection
         self.outbound[connection.outbound] = connection
-        self._set_state(connection, state, now)
+        connection.state = state
+        self._count(connection.link, state.counted, state.unanswered)
+        self._queues[state.timeout].push(connection, now)
 
     def move(self, connection: Connection, state: State, now: float) -> None:
         """Bring a connection to another state; its counts and its time-out follow."""
@@ -106,17 +110,17 @@ class ConnectionTable:
         old = connection.state
         connection.state = state
         if old.counted != state.counted or old.unanswered != state.unanswered:
-            self._count(connection.link, state.counted - old.counted, state.unanswered - old.unanswered, now)
+            counted, unanswered = state.counted - old.counted, state.unanswered - old.unanswered
+            self._count(connection.link, counted, unanswered)
+            connection.link.real.changed(now)
         if state is not State.GONE and (old.timeout is not state.timeout or old is State.GONE):
             self._queues[state.timeout].push(connection, now)
 
-    def _count(self, link: Link, counted: int, unanswered: int, now: float) -> None:
-        real = link.real
+    def _count(self, link: Link, counted: int, unanswered: int) -> None:
         link.connections += counted
-        real.connections += counted
+        link.real.connections += counted
+        link.real.unanswered += unanswered
         self.counted += counted
-        real.unanswered += unanswered
-        real.changed(now)
 
     def make_room(self, now: float) -> bool:
         """Make sure one more connection fits (A23). False if the table is full of live ones.

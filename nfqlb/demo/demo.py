@@ -16,7 +16,7 @@ from rich.live import Live
 
 from nfqlb.demo.appliance import Appliance, balancing, configuration, python_path, virtual
 from nfqlb.demo.lab import VIP, Lab
-from nfqlb.demo.programs import LabError, require
+from nfqlb.demo.programs import POLL, LabError, require
 from nfqlb.demo.tally import Reports, look
 from nfqlb.demo.traffic import Plan
 from nfqlb.demo.view import Scene, closing_lines, frame, progress_line
@@ -32,7 +32,10 @@ FIRST_KILL = 15.0
 """Seconds until the worker is killed where the demo has no fixed duration; then every NEXT_KILL."""
 NEXT_KILL = 60.0
 
-SPEEDS = {"web1": (3, 60), "web2": (2, 40), "web3": (1, 20)}
+PATIENCE = 10.0
+"""Seconds within which a killed worker must be replaced."""
+
+SPEEDS = {"web1": (3, 60), "web2": (2, 40), "web3": (1, 10)}
 """The servers' weights and the pages that each gives a second at most."""
 
 FILM_MEBIBYTES = 3
@@ -52,7 +55,6 @@ class Scenario:
         self._begun = time.monotonic()
         self._seconds = 0
         self._at_stake: set[tuple[str, int]] = set()
-        self._killed = 0
         self._next_kill = scene.duration / 2 or FIRST_KILL
 
     def open(self, digest: str) -> None:
@@ -97,19 +99,24 @@ class Scenario:
     def _kill_worker(self) -> None:
         scene = self._scene
         self._at_stake = set(scene.tally.under_way)
-        self._killed = self._appliance.kill_worker()
+        killed = self._appliance.kill_worker()
+        begun = time.monotonic()
         live = sum(real["connections"] for real in scene.picture.reals)
         self._tell(
-            f"kill -9 of worker {self._killed}: {live} connections live,"
-            f" {len(self._at_stake)} downloads half done"
+            f"kill -9 of worker {killed}: {live} connections live, {len(self._at_stake)} downloads half done"
         )
+        while scene.picture.stale or scene.picture.worker == killed:
+            scene.picture = look(self._appliance, scene.picture, len(scene.picture.connections))
+            if time.monotonic() - begun > PATIENCE:
+                raise LabError(f"no new worker within {PATIENCE:g} s")
+            time.sleep(POLL)
+        took = time.monotonic() - begun
+        self._tell(f"worker {scene.picture.worker} has taken them over, {took * 1000:.0f} ms later")
+        scene.tally.worker_killed(begun)
 
     def _follow_up(self) -> None:
-        """Say what became of a killed worker and of the downloads that it left."""
+        """Say what became of the downloads that a killed worker left."""
         scene = self._scene
-        if self._killed and not scene.picture.stale and scene.picture.worker != self._killed:
-            self._killed = 0
-            self._tell(f"worker {scene.picture.worker} has taken over every connection")
         if self._at_stake and not self._at_stake & set(scene.tally.under_way):
             lost = len(scene.tally.errors) + scene.tally.broken
             verdict = "arrived whole" if not lost else f"ended, with {lost} errors"

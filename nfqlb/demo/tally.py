@@ -17,6 +17,9 @@ HISTORY = 60
 RECENT = 60
 """Answers of a server of which the median time is taken."""
 
+UNCLEAR = 0.5
+"""Seconds before and after a worker was killed in which it is not known which worker placed a connection."""
+
 
 class RealRow(TypedDict):
     """Of `nfqlb show reals --json`, what the demo shows."""
@@ -84,11 +87,6 @@ class Picture:
         """The sum of the servers' weights: the whole capacity (R097)."""
         return sum(real["weight"] for real in self.reals)
 
-    @property
-    def total(self) -> int:
-        """Connections that all servers have been given."""
-        return sum(real["total"] for real in self.reals)
-
 
 class SummaryRow(TypedDict):
     """Of `nfqlb show summary --json`, what the demo shows."""
@@ -138,6 +136,9 @@ class Tally:
         self.errors: list[str] = []
         self.given: Counter[str] = Counter()
         self.homes: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.moved: set[str] = set()
+        self._former: dict[str, str] = {}
+        self._killed = float("-inf")
         self.under_way: dict[tuple[str, int], str] = {}
         self.arrived = 0
         self.broken = 0
@@ -166,10 +167,17 @@ class Tally:
         self._answers[event.server][-1] += 1
         if not event.fresh:
             return
-        if event.place == "shop":
+        self.given[event.server] += 1
+        if event.place == "shop" and event.begun > self._killed + UNCLEAR:
             self.homes[event.client][event.server] += 1
-        else:
-            self.given[event.server] += 1
+            if self._former.pop(event.client, event.server) != event.server:
+                self.moved.add(event.client)
+
+    def worker_killed(self, at: float) -> None:
+        """The worker was killed at a time of the monotonic clock: clients may move now, and stay again."""
+        self._former |= {client: servers.most_common(1)[0][0] for client, servers in self.homes.items()}
+        self._killed = at
+        self.homes.clear()
 
     def second(self) -> None:
         """A second has passed: begin the next one of the history."""
@@ -191,6 +199,11 @@ class Tally:
         return median(seconds) if seconds else None
 
     @property
+    def total(self) -> int:
+        """Connections that visitors have had answers over."""
+        return self.given.total()
+
+    @property
     def faithful(self) -> int:
-        """How many sticky clients have always met the same server."""
+        """How many sticky clients have always met the same server since the last worker was killed."""
         return sum(len(servers) == 1 for servers in self.homes.values())

@@ -45,7 +45,8 @@ class Event:
 
     `kind`: "answer" (a request was answered by `server` after `seconds`), "started" and "arrived" (a
     download, told apart by `client` and `port`, whole), "broken" (its content differs), "error".
-    `fresh`: it was the first request of its connection.
+    `fresh`: it was the first request of its connection. `begun` is when the connection was asked for, in
+    seconds of the machine's monotonic clock.
     """
 
     kind: str
@@ -55,6 +56,7 @@ class Event:
     server: str = ""
     seconds: float = 0.0
     fresh: bool = False
+    begun: float = 0.0
     text: str = ""
 
 
@@ -68,6 +70,7 @@ class Visit:
         self._port = plan.shop if place == "shop" else plan.page
         self._asked = 0
         self._own_port = 0
+        self._begun = monotonic()
 
     async def __aenter__(self) -> "Visit":
         async with asyncio.timeout(PATIENCE):
@@ -85,7 +88,8 @@ class Visit:
     def event(self, kind: str, *, server: str = "", seconds: float = 0.0, text: str = "") -> Event:
         """An event of this connection."""
         fresh = self._asked == 1
-        return Event(kind, self._place, self._source, self._own_port, server, seconds, fresh, text)
+        own, begun = self._own_port, self._begun
+        return Event(kind, self._place, self._source, own, server, seconds, fresh, begun, text)
 
     async def get(self, path: str) -> tuple[str, int]:
         """Ask for a document; the server's name and the length of what follows."""

@@ -42,7 +42,7 @@ class Scene:
 
     def share(self, real: RealRow) -> float:
         """The share, 0 to 1, of all connections so far that a server was given."""
-        return real["total"] / (self.picture.total or 1)
+        return self.tally.given[real["name"]] / (self.tally.total or 1)
 
 
 def clock(seconds: float) -> str:
@@ -55,6 +55,12 @@ def milliseconds(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     return f"{seconds * 1000:.{1 if seconds < 0.01 else 0}f} ms"
+
+
+def stayed(tally: Tally) -> str:
+    """What has become of the sticky clients."""
+    text = f"{tally.faithful} of {len(tally.homes)} clients of shop stay with one server"
+    return text + (f", {len(tally.moved)} moved at a kill" if tally.moved else "")
 
 
 def bar(share: float, width: int) -> str:
@@ -153,7 +159,7 @@ def _reals(scene: Scene, width: int) -> Table:
             Text(real["address"]),
             Text(f"{real['weight']:g}"),
             Text(f"{real['connections']}", style="bold"),
-            Text(f"{real['total']:,}"),
+            Text(f"{tally.given[name]:,}"),
             Text(bar(share, cells), style=style) + Text(f"{share:>4.0%}", style="default"),
             Text(f"{scene.fair(real):.0%}"),
             Text(milliseconds(tally.typical(name))),
@@ -199,7 +205,7 @@ def _spread(scene: Scene, virtual: VirtualRow, wide: bool) -> Text:
 def _sticky(scene: Scene, width: int) -> Text:
     """How many of the sticky clients have stayed, and how many each server has."""
     homes = scene.tally.homes
-    line = _line(f" shop is sticky: {scene.tally.faithful} of {len(homes)} clients have stayed  ")
+    line = _line(f" sticky: {stayed(scene.tally)} ")
     for real in scene.picture.reals:
         guests = sum(set(servers) == {real["name"]} for servers in homes.values())
         line.append(f" {real['name']} {guests}", style=scene.colour(real["name"]))
@@ -264,15 +270,15 @@ def closing_lines(scene: Scene) -> list[str]:
     tally, picture = scene.tally, scene.picture
     lines = [
         f"In {clock(scene.elapsed)}: {tally.answered:,} pages, {tally.arrived} downloads,"
-        f" {picture.total:,} connections; {len(tally.errors)} errors, {tally.broken} damaged.",
+        f" {tally.total:,} connections; {len(tally.errors)} errors, {tally.broken} damaged.",
     ]
     lines += [
-        f"  {real['name']}  weight {real['weight']:g}: {real['total']:>6,} connections,"
+        f"  {real['name']}  weight {real['weight']:g}: {tally.given[real['name']]:>6,} connections,"
         f" {scene.share(real):>4.0%} of all (fair: {scene.fair(real):.0%}),"
         f" a page in {milliseconds(tally.typical(real['name']))}"
         for real in picture.reals
     ]
-    lines.append(f"  sticky: {tally.faithful} of {len(tally.homes)} clients of shop stayed with one server")
+    lines.append(f"  sticky: {stayed(tally)}")
     lines.append(f"  the worker was killed and replaced: {picture.restarts} x")
     lines += [f"  error: {error}" for error in tally.errors[:5]]
     return lines

@@ -141,8 +141,8 @@ def _add(route: Any, index: int, placement: Placement) -> None:
     if not any(entry.address.ip == placement.address for entry in here):
         _delete(route, index, placement)
         raise KernelError(
-            f"{placement} cannot be tagged: this kernel has no address protocol, and the name is too long for "
-            f"a label; add it yourself: ip address add {placement.address} dev {placement.interface}"
+            f"{placement} cannot be tagged: this kernel has no address protocol, and the name is too long "
+            f"for a label; add it yourself: ip address add {placement.address} dev {placement.interface}"
         )
 
 

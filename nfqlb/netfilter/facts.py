@@ -27,7 +27,7 @@ ADDRESS_PROTOCOL = 110
 LABEL = ":nfqlb"
 """Tags an IPv4 address as ours on any kernel, after the interface's name: `eth0:nfqlb`."""
 
-ELSEWHERE = {4: ip_address("192.0.2.1"), 6: ip_address("2001:db8::1")}
+ELSEWHERE = {4: ip_address("203.0.113.253"), 6: ip_address("2001:db8:ffff:ffff::fffd")}
 """Clients without a route of their own: documentation addresses (RFC 5737, RFC 3849). Nothing is sent."""
 
 _UP = 1  # IFF_UP, include/uapi/linux/if.h

@@ -1,26 +1,24 @@
 """The journal: what a worker must know to carry on where another died.
 
 Owns a file of fixed records in memory-backed storage, mapped into the worker. A connection has
-one record of 64 bytes while it lives: written before its first packet is answered, its state's
-byte changed as the connection moves on, and zeroed at its end, so the file never has to be
-compacted. The supervisor opens the file before it forks; the kernel keeps what a killed worker
-wrote. It is valid for one boot and one network namespace only.
+one record while it lives: written before its first packet is answered, its state's byte changed
+as the connection moves on, and zeroed at its end, so the file never has to be compacted. The
+supervisor opens the file before it forks; the kernel keeps what a killed worker wrote. It is
+valid for one boot and one network namespace only.
 
 Layout: a header of one page (magic, boot id, namespace cookie, a table of sections), then the
-sections. A section has a kind, its records' size, and how many of them are reserved so far; kinds
-yet unknown are left alone. Numbers are in the machine's own byte order.
+sections, one for each kind of record. A section says its records' size, where it begins, how
+many there may be and how many are reserved so far. Numbers are in the machine's own byte order.
 """
 
 import errno
 import logging
 import mmap
 import os
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
-from typing import Literal
+from typing import NamedTuple
 
 from nfqlb.core.connection import Connection
 from nfqlb.netfilter.errors import KernelError
@@ -31,23 +29,27 @@ logger = logging.getLogger(__name__)
 
 _MAGIC = b"nfqlb journal 1\n"
 _PAGE = 4096
-_CONNECTIONS = 1
 _HEADER = Struct("=16s36s4xQ")
 _SECTION = Struct("=IIQQQ")  # kind, record size, offset, capacity, records reserved
-_SECTION_AT = 64
-_RESERVED_AT = _SECTION_AT + 24
+_SECTIONS_AT = 64
+_RESERVED = Struct("=Q")
+_RESERVED_AT = _SECTION.size - _RESERVED.size
 
-# state, address bytes, protocol, then: opened (seconds), inbound key, real address and port
-_RECORD = Struct("=BBBxI36s18s2x")
-_CHUNK = 16_384  # records reserved at a time: a megabyte
+#: By kind: connections over IPv4, over IPv6. State, protocol, opened (seconds), inbound key, and the real
+#: server's address and port. The state comes first: 0 is a free record.
+_KINDS = {1: Struct("=BBxxI12s6s6x"), 2: Struct("=BBxxI36s18s2x")}
+_IPV4_KEY = 12
+_CHUNK = 1 << 20  # bytes reserved at a time
 
-_TMPFS = "tmpfs"
-_FALLBACK = Path("/dev/shm/nfqlb")  # noqa: S108  memory-backed wherever Linux runs; our own directory, mode 0700
+_FALLBACK = Path("/dev/shm/nfqlb")  # noqa: S108  memory-backed wherever Linux runs; ownership is checked
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One connection as the journal has it; `server` is the real server's address and port (network order)."""
+class Record(NamedTuple):
+    """One connection as the journal has it.
+
+    `place` is where, `code` its state's, `opened` in seconds; `server` is the real server's
+    address and port (network order).
+    """
 
     place: int
     code: int
@@ -56,10 +58,31 @@ class Record:
     server: bytes
 
 
-class Journal:
-    """The open journal, and the recorder of the connection table.
+class _Section:
+    """The records of one kind. A record's place is its offset in the file."""
 
-    Raises KernelError where the file cannot be made or mapped.
+    def __init__(self, kind: int, start: int, capacity: int, entry_at: int) -> None:
+        self.kind = kind
+        self.record = _KINDS[kind]
+        self.start = start
+        self.capacity = capacity
+        self.entry_at = entry_at  # of this section's entry in the header
+        self.end = start + capacity * self.record.size
+        self.reserved_to = start
+        self.next = start
+        self.free: list[int] = []
+
+    @property
+    def header(self) -> bytes:
+        """The fixed part of this section's entry in the header."""
+        return _SECTION.pack(self.kind, self.record.size, self.start, self.capacity, 0)[:_RESERVED_AT]
+
+
+class Journal:
+    """The open journal, and the recorder of the connection table (`core.table.Recorder`).
+
+    `capacity` is how many connections of each kind it has room for. Raises KernelError where the
+    file cannot be made or mapped.
     """
 
     def __init__(
@@ -69,39 +92,51 @@ class Journal:
         directory = directory or storage()
         self.path = directory / f"journal-{where.inode}"
         self.lost = 0  # connections that found no room; they do not survive the worker
-        self._free: list[int] = []
-        self._next = 0
+        self._sections: list[_Section] = []
+        start = _PAGE
+        for number, kind in enumerate(_KINDS):
+            section = _Section(kind, start, capacity, _SECTIONS_AT + number * _SECTION.size)
+            self._sections.append(section)
+            start = -(-section.end // _PAGE) * _PAGE
         try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
             _own(directory.stat(follow_symlinks=False), directory)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             _own(os.fstat(self._file), self.path)
             os.fchmod(self._file, 0o600)
-            self._open(capacity, where)
+            self._open(start, _HEADER.pack(_MAGIC, where.boot.encode(), where.cookie))
         except OSError as error:
             raise KernelError(f"{self.path}: the journal cannot be opened: {error.strerror}") from None
 
-    def _open(self, capacity: int, where: Namespace) -> None:
-        header = _HEADER.pack(_MAGIC, where.boot.encode(), where.cookie)
+    def _open(self, size: int, header: bytes) -> None:
+        """Map the file; whatever is of another boot, namespace or size counts as empty."""
         page = os.pread(self._file, _PAGE, 0)
-        wanted = (_CONNECTIONS, _RECORD.size, _PAGE, capacity)
-        known = len(page) == _PAGE and page.startswith(header)
-        if not known or _SECTION.unpack_from(page, _SECTION_AT)[:4] != wanted:
+        known = os.fstat(self._file).st_size == size and page.startswith(header)
+        if not known or any(
+            page.find(each.header, each.entry_at) != each.entry_at for each in self._sections
+        ):
             os.ftruncate(self._file, 0)
-            os.ftruncate(self._file, _PAGE + capacity * _RECORD.size)
+            os.ftruncate(self._file, size)
+            for section in self._sections:
+                os.pwrite(self._file, section.header + bytes(_RESERVED.size), section.entry_at)
             os.pwrite(self._file, header, 0)
-            os.pwrite(self._file, _SECTION.pack(*wanted, 0), _SECTION_AT)
-        self._capacity = capacity
-        self._map = mmap.mmap(self._file, _PAGE + capacity * _RECORD.size)
-        self._reserved: int = _SECTION.unpack_from(self._map, _SECTION_AT)[4]
+        self._map = mmap.mmap(self._file, size)
+        self._read_reserved()
+
+    def _read_reserved(self) -> None:
+        for section in self._sections:
+            (reserved,) = _RESERVED.unpack_from(self._map, section.entry_at + _RESERVED_AT)
+            section.reserved_to = section.start + reserved * section.record.size
 
     def clear(self) -> None:
         """Forget everything."""
-        for start in range(0, self._reserved, _CHUNK):
-            end = min(start + _CHUNK, self._reserved)
-            self._map[_PAGE + start * 64 : _PAGE + end * 64] = bytes((end - start) * _RECORD.size)
-        self._free.clear()
-        self._next = 0
+        self._read_reserved()
+        for section in self._sections:
+            for start in range(section.start, section.reserved_to, _CHUNK):
+                end = min(start + _CHUNK, section.reserved_to)
+                self._map[start:end] = bytes(end - start)
+            section.free.clear()
+            section.next = section.start
 
     def close(self, *, remove: bool = False) -> None:
         """Close the file; `remove` it after a clean stop, when nobody will want it."""
@@ -114,77 +149,75 @@ class Journal:
 
     def records(self) -> Iterator[Record]:
         """Every record of a live connection; the others' places become free."""
-        self._reserved = _SECTION.unpack_from(self._map, _SECTION_AT)[4]
-        self._next = 0
-        self._free.clear()
-        with memoryview(self._map) as whole, whole[_PAGE : _PAGE + self._reserved * _RECORD.size] as used:
-            fields = _RECORD.iter_unpack(used)
-            for place, (code, size, _, opened, inbound, server) in enumerate(fields):
-                if code:
-                    self._next = self._skip_to(place)
-                    yield Record(place, code, opened, inbound[: 2 * size + 4], server[: size + 2])
+        self._read_reserved()
+        for section in self._sections:
+            yield from self._records(section)
 
-    def _skip_to(self, place: int) -> int:
-        self._free.extend(range(self._next, place))
-        return place + 1
+    def _records(self, section: _Section) -> Iterator[Record]:
+        size = section.record.size
+        section.free.clear()
+        section.next = place = section.start
+        with memoryview(self._map) as whole, whole[section.start : section.reserved_to] as used:
+            for code, _, opened, inbound, server in section.record.iter_unpack(used):
+                if code:
+                    section.free.extend(range(section.next, place, size))
+                    section.next = place + size
+                    yield Record(place, code, opened, inbound, server)
+                place += size
 
     def forget(self, place: int) -> None:
         """Free a record that nobody wants."""
-        self._map[_PAGE + place * _RECORD.size] = 0
-        self._free.append(place)
+        self._map[place] = 0
+        self._sections[place >= self._sections[1].start].free.append(place)
 
     # --- the recorder of the connection table
 
     def opened(self, connection: Connection) -> int:
         """Write a connection's record; -1 where there is no room for it."""
-        if self._free:
-            place = self._free.pop()
-        elif self._next < self._reserved or self._reserve():
-            place = self._next
-            self._next += 1
+        section = self._sections[len(connection.inbound) != _IPV4_KEY]
+        if section.free:
+            place = section.free.pop()
+        elif section.next < section.reserved_to or self._reserve(section):
+            place = section.next
+            section.next += section.record.size
         else:
             self.lost += 1
             return -1
         link = connection.link
-        at = _PAGE + place * _RECORD.size
-        address = link.real.address
-        # the state's byte last: a record half written does not exist
-        _RECORD.pack_into(
-            self._map, at, 0, len(address), 6, int(connection.opened),
-            connection.inbound, address + link.inbound.port,
-        )  # fmt: skip
-        self._map[at] = connection.state.code
+        server = link.real.address + link.inbound.port
+        section.record.pack_into(
+            self._map, place, 0, link.virtual.protocol, int(connection.opened), connection.inbound, server
+        )
+        self._map[place] = connection.state.code  # last: a record half written does not exist
         return place
 
     def moved(self, connection: Connection) -> None:
         """Change the state's byte."""
         if connection.place >= 0:
-            self._map[_PAGE + connection.place * _RECORD.size] = connection.state.code
+            self._map[connection.place] = connection.state.code
 
     def ended(self, connection: Connection) -> None:
         """Zero the state's byte."""
         if connection.place >= 0:
             self.forget(connection.place)
 
-    def _reserve(self) -> bool:
+    def _reserve(self, section: _Section) -> bool:
         """Have the storage set aside for more records: writing to a mapping without room would be fatal."""
-        more = min(_CHUNK, self._capacity - self._reserved)
-        if more <= 0:
+        size = section.record.size
+        end = min(section.reserved_to + _CHUNK // size * size, section.end)
+        if end == section.reserved_to:
             return False
         try:
-            os.posix_fallocate(self._file, _PAGE + self._reserved * _RECORD.size, more * _RECORD.size)
+            os.posix_fallocate(self._file, section.reserved_to, end - section.reserved_to)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
             if not self.lost:
                 logger.warning("%s: no space left; new connections would not survive the worker", self.path)
             return False
-        self._reserved += more
-        self._map[_RESERVED_AT : _RESERVED_AT + 8] = self._reserved.to_bytes(8, _BYTE_ORDER)
+        section.reserved_to = end
+        _RESERVED.pack_into(self._map, section.entry_at + _RESERVED_AT, (end - section.start) // size)
         return True
-
-
-_BYTE_ORDER: Literal["little", "big"] = sys.byteorder
 
 
 def storage(preferred: Path = DIRECTORY) -> Path:
@@ -194,7 +227,7 @@ def storage(preferred: Path = DIRECTORY) -> Path:
     """
     mounts = [line.split() for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
     run = [fields[2] for fields in mounts if fields[1] == "/run"]
-    return preferred if run and run[-1] == _TMPFS else _FALLBACK
+    return preferred if run and run[-1] == "tmpfs" else _FALLBACK
 
 
 def _own(status: os.stat_result, path: Path) -> None:

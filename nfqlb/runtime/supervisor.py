@@ -256,14 +256,20 @@ def run(config: Config, source: str) -> int:
     try:
         findings = host.check(config)
         for finding in findings:
-            logger.log(logging.ERROR if finding.level == "error" else logging.WARNING, "%s", finding)
+            level = logging.ERROR if finding.level == "error" else logging.WARNING
+            logger.log(level, "%s%s", finding.what, f"; {finding.advice}" if finding.advice else "")
         if any(finding.level == "error" for finding in findings):
             return 1
-        Supervisor(config, lambda: print("ready", flush=True)).run()
+        Supervisor(config, _say_ready).run()
     except (KernelError, ControlError) as error:
-        print(f"nfqlb: {error}", file=sys.stderr)
+        logger.error("%s", error)
         return 1
     return 0
+
+
+def _say_ready() -> None:
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
 
 
 def _noticed(_number: int, _frame: object) -> None:

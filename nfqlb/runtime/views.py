@@ -208,7 +208,7 @@ def _connections(director: Observed, args: JSONObject, now: float) -> Result:
 
 def _sticky(director: Observed, args: JSONObject, now: float) -> Result:
     limit = _limit("sticky", args)
-    return map(sticky_entry, islice(director.sticky(now), limit))
+    return map(sticky_entry, list(islice(director.sticky(now), limit)))
 
 
 _COMMANDS: dict[str, tuple[tuple[str, ...], Callable[[Observed, JSONObject, float], Result]]] = {

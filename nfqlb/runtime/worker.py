@@ -73,14 +73,13 @@ class Worker:
         """Take over the connections that the journal remembers."""
         begun = now = time.monotonic()
         restored = 0
-        for record in self._journal.records():
-            connection = self.director.restore(
-                record.inbound, record.server, record.code, record.place, opened=record.opened, now=now
-            )
-            if connection is None:
-                self._journal.forget(record.place)
-            else:
+        restore, forget = self.director.restore, self._journal.forget
+        for place, code, opened, inbound, server in self._journal.records():
+            if restore(inbound, server, code, place, opened=opened, now=now):
                 restored += 1
+            else:
+                forget(place)
+        self.director.restored(now)
         if restored:
             took = (time.monotonic() - begun) * 1000
             logger.info("%d connections taken over from the journal in %.0f ms", restored, took)
