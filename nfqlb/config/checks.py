@@ -133,7 +133,7 @@ def _servers(draft: Draft) -> Iterator[Problem]:
                 yield from _unknown_real(path, server.real, draft)
                 continue
             place = (server.real, server.port or virtual.values.port)
-            if place in seen and virtual.good("port"):
+            if place in seen:
                 where = f"{server.real} port {place[1]}" if place[1] else server.real
                 yield Problem(path, f"{where} stands in this list already", "weight gives a server more")
             seen.add(place)

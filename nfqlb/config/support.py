@@ -23,7 +23,6 @@ WORKING: Mapping[tuple[str, str], tuple[object, ...]] = {
     ("real", "failure_threshold"): (8, 0),
     ("real", "failure_clients"): (2,),
     ("real", "attempts"): (3, 0),
-    ("real", "reset_counts"): (True, False),
     ("real", "retry"): (60.0, 0.0),
     ("real", "backup"): ("",),
     ("virtual", "protocol"): ("tcp",),
@@ -45,7 +44,8 @@ WORKING: Mapping[tuple[str, str], tuple[object, ...]] = {
     ("strict", "every_packet"): (False,),
     ("strict", "refresh"): (False,),
 }
-"""Table and key -> the values that work, the default first. Keys that are not here work in full."""
+"""Table and key -> the values that work, the default first. Keys that are not here work in full,
+or, like `reset_counts`, have no value but their default and the one that switches them off."""
 
 
 def refused(table: str, path: KeyPath, model: TableModel) -> Iterator[Problem]:

@@ -78,8 +78,8 @@ class Scenario:
         """Whether the wanted duration has passed."""
         return 0 < self._scene.duration <= self._scene.elapsed
 
-    def step(self, rows: int) -> None:
-        """Bring the scene up to date, with up to `rows` live connections, and do what is due."""
+    def step(self) -> None:
+        """Bring the scene up to date and do what is due."""
         scene = self._scene
         scene.elapsed = time.monotonic() - self._begun
         for reports in self._reports:
@@ -89,8 +89,8 @@ class Scenario:
             self._seconds += 1
             scene.tally.second()
         if not self._appliance.program.running:
-            raise LabError(f"the gateway ended: {self._appliance.program.stderr.strip()}")
-        scene.picture = look(self._appliance, scene.picture, rows)
+            raise LabError(f"the gateway ended: {self._appliance.program.last_words}")
+        scene.picture = look(self._appliance, scene.picture)
         if scene.elapsed >= self._next_kill and not scene.picture.stale:
             self._next_kill = scene.elapsed + NEXT_KILL if not scene.duration else float("inf")
             self._kill_worker()
@@ -106,7 +106,7 @@ class Scenario:
             f"kill -9 of worker {killed}: {live} connections live, {len(self._at_stake)} downloads half done"
         )
         while scene.picture.stale or scene.picture.worker == killed:
-            scene.picture = look(self._appliance, scene.picture, len(scene.picture.connections))
+            scene.picture = look(self._appliance, scene.picture)
             if time.monotonic() - begun > PATIENCE:
                 raise LabError(f"no new worker within {PATIENCE:g} s")
             time.sleep(POLL)
@@ -145,11 +145,11 @@ def site(scene: Scene) -> Iterator[Scenario]:
             yield scenario
 
 
-def play(scenario: Scenario, show: Callable[[], None], rows: Callable[[], int]) -> None:
+def play(scenario: Scenario, show: Callable[[], None]) -> None:
     """Let the site run until its duration has passed or Ctrl-C, a picture every INTERVAL seconds."""
     due = time.monotonic()
     while not scenario.over:
-        scenario.step(rows())
+        scenario.step()
         show()
         due += INTERVAL
         time.sleep(max(0.0, due - time.monotonic()))
@@ -162,7 +162,7 @@ def watch(console: Console, scene: Scene, scenario: Scenario) -> None:
         def show() -> None:
             live.update(frame(scene, console.width, console.height), refresh=True)
 
-        play(scenario, show, lambda: console.height)
+        play(scenario, show)
 
 
 def narrate(console: Console, scene: Scene, scenario: Scenario) -> None:
@@ -179,7 +179,7 @@ def narrate(console: Console, scene: Scene, scenario: Scenario) -> None:
             console.print(f"{scene.elapsed:6.1f} s  {progress_line(scene)}", soft_wrap=True)
             next_line = scene.elapsed + LINE_INTERVAL
 
-    play(scenario, show, lambda: 1)
+    play(scenario, show)
 
 
 def main(duration: float | None) -> int:
@@ -193,7 +193,9 @@ def main(duration: float | None) -> int:
     console.print("Building clients, a gateway and three unlike web servers ...")
     try:
         with site(scene) as scenario:
-            (watch if console.is_terminal else narrate)(console, scene, scenario)
+            (watch if console.is_terminal and not console.is_dumb_terminal else narrate)(
+                console, scene, scenario
+            )
     except LabError as error:
         sys.stderr.write(f"nfqlb demo: {error}\n")
         return 1

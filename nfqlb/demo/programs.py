@@ -22,6 +22,7 @@ PACKAGES = {
     "iptables-restore": "iptables",
     "iptables-save": "iptables",
     "nginx": "nginx-light",
+    "ping": "iputils-ping",
     "setpriv": "util-linux",
     "tcpdump": "tcpdump",
     "wrk": "wrk",
@@ -146,6 +147,12 @@ class Program:
         """What it has written to standard error so far."""
         return self.err.read_text(errors="replace")
 
+    @property
+    def last_words(self) -> str:
+        """The last line that it has written to standard error, or else to standard output."""
+        lines = (self.stderr.strip() or self.stdout.strip() or "it said nothing").splitlines()
+        return lines[-1]
+
     def wait(self, timeout: float = 30.0) -> int:
         """Wait for its end and return the exit status. Raises LabError after `timeout` seconds."""
         try:
@@ -163,11 +170,10 @@ class Program:
             running = self.running
             if path.exists() and text in path.read_text(errors="replace"):
                 return
-            said = self.stderr.strip() or self.stdout.strip() or "nothing"
             if not running:
-                raise LabError(f"{' '.join(self.argv)} ended with status {self.status}, having said: {said}")
+                raise LabError(f"{' '.join(self.argv)} ended with status {self.status}: {self.last_words}")
             if time.monotonic() > deadline:
-                raise LabError(f"{' '.join(self.argv)} is not ready after {timeout:g} s; it said: {said}")
+                raise LabError(f"{' '.join(self.argv)} is not ready after {timeout:g} s: {self.last_words}")
             time.sleep(POLL)
 
     def send(self, number: Signals) -> None:

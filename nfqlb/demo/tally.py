@@ -17,6 +17,12 @@ HISTORY = 60
 RECENT = 60
 """Answers of a server of which the median time is taken."""
 
+LIMIT = 3000
+"""Connections asked for at a time; most of them have ended, and are kept for late packets only."""
+
+ENDED = ("closed", "gone")
+"""States of connections that have ended."""
+
 UNCLEAR = 0.5
 """Seconds before and after a worker was killed in which it is not known which worker placed a connection."""
 
@@ -94,16 +100,20 @@ class SummaryRow(TypedDict):
     worker: dict[str, int]
 
 
-def look(appliance: Appliance, before: Picture, rows: int) -> Picture:
-    """The gateway's state, with up to `rows` connections; `before`, as stale, where it does not answer."""
+def look(appliance: Appliance, before: Picture) -> Picture:
+    """The gateway's state, live connections youngest first; `before`, as stale, where it does not answer."""
     try:
+        connections = cast(list[ConnectionRow], appliance.ask("connections", {"limit": LIMIT}))
         summary = cast(SummaryRow, appliance.ask("summary"))
         return Picture(
             summary["worker"]["pid"],
             summary["worker"]["restarts"],
             cast(list[RealRow], appliance.ask("reals")),
             cast(list[VirtualRow], appliance.ask("virtuals")),
-            cast(list[ConnectionRow], appliance.ask("connections", {"limit": rows})),
+            sorted(
+                (connection for connection in connections if connection["state"] not in ENDED),
+                key=lambda connection: connection["age_s"],
+            ),
             stale=False,
         )
     except ControlError:

@@ -177,7 +177,7 @@ def _virtuals(scene: Scene, width: int) -> Table:
         ("address", "left", 17),
         ("scheduler", "left", 26),
         ("live", "right", 4),
-        ("on each server", "left", width - 64),
+        ("on each server", "left", max(10, width - 64)),
     )
     for virtual in scene.picture.virtuals:
         table.add_row(
@@ -205,20 +205,20 @@ def _spread(scene: Scene, virtual: VirtualRow, wide: bool) -> Text:
 def _sticky(scene: Scene, width: int) -> Text:
     """How many of the sticky clients have stayed, and how many each server has."""
     homes = scene.tally.homes
-    line = _line(f" sticky: {stayed(scene.tally)} ")
+    line = _line(f" sticky: {stayed(scene.tally)}")
+    places = Text("  ")
     for real in scene.picture.reals:
         guests = sum(set(servers) == {real["name"]} for servers in homes.values())
-        line.append(f" {real['name']} {guests}", style=scene.colour(real["name"]))
-    line.truncate(width, overflow="ellipsis")
-    return line
+        places.append(f" {real['name']} {guests}", style=scene.colour(real["name"]))
+    return line + places if len(line) + len(places) < width else line
 
 
 def _lower(scene: Scene, width: int, rows: int) -> RenderableType:
     """The live connections and, where there is room for it beside them, the sticky clients."""
     if width < 120:
-        return _connections(scene, rows - 1)
+        return _connections(scene, rows)
     grid = Table.grid(padding=(0, 4, 0, 0))
-    grid.add_row(_connections(scene, rows - 1), _homes(scene, rows - 1, width - 82))
+    grid.add_row(_connections(scene, rows), _homes(scene, rows, width - 82))
     return grid
 
 

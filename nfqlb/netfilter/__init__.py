@@ -1,0 +1,1 @@
+"""The kernel edge: the queues, the rules, the host. No decisions."""

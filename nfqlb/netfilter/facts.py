@@ -6,6 +6,7 @@ where it is used, for it costs a quarter of a second that most commands do not n
 
 import contextlib
 import errno
+import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -110,7 +111,7 @@ def read(config: Config, directory: Path = DIRECTORY) -> Facts:
         net_admin=may_administer(),
         iptables=kind,
         other_rules=other_rules,
-        owner=owner(directory, namespace()),
+        owner=_other(directory),
     )
 
 
@@ -174,6 +175,12 @@ def _lookup(route: Any, names: Mapping[int, str], address: Address) -> Route | N
     if answer["type"] not in (_UNICAST, _LOCAL):
         return None
     return Route(names.get(answer.get_attr("RTA_OIF"), ""), answer["type"] == _LOCAL)
+
+
+def _other(directory: Path) -> int | None:
+    """Another process that holds this network namespace; this one may hold it already."""
+    process = owner(directory, namespace())
+    return None if process == os.getpid() else process
 
 
 def _rp_filter() -> dict[str, int]:

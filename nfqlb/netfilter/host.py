@@ -201,6 +201,18 @@ def _virtual_addresses(config: Config, found: Facts) -> Iterator[Finding]:
             yield Finding("error", f"virtual address {address} is also real server {reals[address]}'s")
 
 
+def _reserved_addresses(config: Config, found: Facts) -> Iterator[Finding]:
+    """A subnet's first and last address belong to the subnet itself (RFC 1812, 4.2.2.11)."""
+    for address in dict.fromkeys(virtual.address for virtual in config.virtuals):
+        for subnet in dict.fromkeys(entry.address.network for entry in found.addresses):
+            reserved = (subnet.network_address, subnet.broadcast_address)
+            if subnet.version == 4 and subnet.prefixlen < 31 and address in reserved:
+                what = (
+                    f"virtual address {address} is the first or last one of {subnet}, which no host can have"
+                )
+                yield Finding("error", what, "use another address of it")
+
+
 _CHECKS: tuple[Callable[[Config, Facts], Iterator[Finding]], ...] = (
     _rights,
     _programs,
@@ -212,5 +224,6 @@ _CHECKS: tuple[Callable[[Config, Facts], Iterator[Finding]], ...] = (
     _real_servers_outside,
     _way_to_clients,
     _virtual_addresses,
+    _reserved_addresses,
     _queues,
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 from string import Template
 
 from nfqlb.core.spec import Address, Config, Virtual
+from nfqlb.netfilter.errors import KernelError
 
 PREFIX = "NFQLB-"
 """Every chain of ours begins so; nothing else in the kernel's tables is ever touched."""
@@ -61,7 +62,7 @@ class Bundle:
 
 
 def render(config: Config) -> Bundle:
-    """The rules that `config` needs. Raises ValueError for a name that cannot stand in a rule."""
+    """The rules that `config` needs. Raises KernelError for a name that cannot stand in a rule."""
     template = read_template("rewrite.rules")
     first = config.gateway.queue
     ipv4, ipv6 = (_render_family(config, family, template) for family in FAMILIES)
@@ -203,5 +204,5 @@ def _host(address: Address) -> str:
 
 def _safe(word: str) -> str:
     if not _SAFE.fullmatch(word):
-        raise ValueError(f"{word!r} cannot stand in an iptables rule")
+        raise KernelError(f"{word!r} cannot stand in an iptables rule; only letters, digits, and _ . @ - can")
     return word

@@ -13,7 +13,7 @@ from nfqlb.netfilter import address, sysctl
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.iptables import Iptables
 from nfqlb.netfilter.queue_status import read_queues
-from nfqlb.netfilter.render import FAMILIES, Bundle, Family, render
+from nfqlb.netfilter.render import FAMILIES, IPV4, Bundle, Family, render
 from nfqlb.netfilter.ruleset import Table, differences, ours, parse, replacement
 from nfqlb.netfilter.state import DIRECTORY, Record
 
@@ -22,7 +22,7 @@ _REMOVAL_ORDER = ("raw", "mangle", "nat", "filter")
 
 
 def show(config: Config) -> str:
-    """The text that `apply` gives to iptables-restore, IPv4 first."""
+    """The text that `apply` gives to iptables-restore, IPv4 first. Raises KernelError as `render` does."""
     bundle = render(config)
     return "\n".join(text for family in FAMILIES if (text := bundle.text(family)))
 
@@ -77,9 +77,13 @@ def withdraw() -> list[str]:
     done = []
     for family in FAMILIES:
         tables = Iptables(family.program)
-        if tables.installed:
+        if not tables.installed:
+            continue
+        if family is IPV4 or _holds_ours(tables):  # a kernel without IPv6 cannot list its tables
             done += _clear(tables)
-            done += _clear_other(tables)
+        other = tables.other_kind()  # should iptables have been switched over since the rules were made
+        if other.installed and _holds_ours(other):
+            done += _clear(other)
     return done
 
 
@@ -135,19 +139,14 @@ def _clear(tables: Iptables) -> list[str]:
     return done
 
 
-def _clear_other(tables: Iptables) -> list[str]:
-    """The same for the other kind, should iptables have been switched over since the rules were made."""
-    other = tables.other_kind()
-    return _clear(other) if other.installed and _holds_ours(other) else []
-
-
 def _strangers() -> list[str]:
     """Chains of ours in the tables of the other kind: packets would meet two sets of rules."""
-    tables = Iptables()
-    other = tables.other_kind()
-    if other.installed and _holds_ours(other):
-        return [f"{other.program}: holds chains of nfqlb as well; `nfqlb rules remove` clears both"]
-    return []
+    others = [tables.other_kind() for family in FAMILIES if (tables := Iptables(family.program)).installed]
+    return [
+        f"{other.program}: holds chains of nfqlb as well; `nfqlb rules remove` clears both"
+        for other in others
+        if other.installed and _holds_ours(other)
+    ]
 
 
 def _holds_ours(tables: Iptables) -> bool:

@@ -1,0 +1,190 @@
+"""What is said about a machine, from facts that are made up here."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface
+
+import pytest
+
+from nfqlb.core.spec import Config, Gateway, Real, Server, Virtual
+from nfqlb.netfilter.facts import ELSEWHERE, Facts, Interface, InterfaceAddress, Route
+from nfqlb.netfilter.host import Finding, judge
+from nfqlb.netfilter.queue_status import QueueStatus
+
+WEB1, WEB2 = Real("web1", ip_address("10.0.0.11")), Real("web2", ip_address("10.0.0.12"))
+WEB = Virtual("web", ip_address("192.0.2.100"), (Server("web1", 80), Server("web2", 80)), port=80)
+CONFIG = Config(Gateway(("eth0",), ("eth1",)), (WEB1, WEB2), (WEB,))
+
+GOOD = Facts(
+    interfaces={
+        "lo": Interface("lo", 1, True, 65536),
+        "eth0": Interface("eth0", 2, True, 1500),
+        "eth1": Interface("eth1", 3, True, 9000),
+        "eth2": Interface("eth2", 4, True, 1500),
+    },
+    addresses=(
+        InterfaceAddress("eth0", ip_interface("192.0.2.1/24")),
+        InterfaceAddress("eth1", ip_interface("10.0.0.1/24")),
+    ),
+    routes={WEB1.address: Route("eth1"), WEB2.address: Route("eth1"), ELSEWHERE[4]: Route("eth0")},
+    rp_filter={"all": 1, "eth0": 1, "eth1": 1},
+)
+
+
+def gateway(**changes: object) -> Config:
+    return replace(CONFIG, gateway=replace(CONFIG.gateway, **changes))  # type: ignore[arg-type]  # by name
+
+
+def routed(route: Route | None) -> Facts:
+    return replace(GOOD, routes={**GOOD.routes, WEB2.address: route})
+
+
+def interface(name: str, **changes: object) -> Facts:
+    changed = replace(GOOD.interfaces[name], **changes)  # type: ignore[arg-type]  # by name
+    return replace(GOOD, interfaces={**GOOD.interfaces, name: changed})
+
+
+def only(config: Config, facts: Facts) -> Finding:
+    (finding,) = judge(config, facts)
+    return finding
+
+
+def test_a_machine_that_is_as_it_should_be_has_no_finding() -> None:
+    """rp_filter = 1 on a single outside interface is among what works."""
+    assert judge(CONFIG, GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (replace(GOOD, net_admin=False), ["no right", "CAP_NET_ADMIN"]),
+        (replace(GOOD, iptables=""), ["iptables is not installed", "apt-get install iptables"]),
+        (replace(GOOD, owner=4711), ["another nfqlb", "process 4711"]),
+        (replace(GOOD, owner=0), ["another nfqlb", "another process"]),
+        (routed(None), ["no route to real server web2 (10.0.0.12)", "eth1"]),
+        (routed(Route("lo", local=True)), ["web2 (10.0.0.12) is this machine itself"]),
+        (routed(Route("eth0")), ["web2 (10.0.0.12) leads out of eth0, where the clients are"]),
+        (
+            routed(Route("eth2")),
+            ["web2 (10.0.0.12) leads out of eth2, not out of eth1", "add eth2 to `inside`"],
+        ),
+        (interface("eth1", up=False), ["inside interface eth1 is down", "ip link set eth1 up"]),
+        (interface("eth0", port_of="br0"), ["outside interface eth0 is a port of br0", 'name "br0"']),
+    ],
+)
+def test_what_makes_running_pointless_is_an_error(facts: Facts, words: list[str]) -> None:
+    finding = only(CONFIG, facts)
+    assert finding.level == "error"
+    for word in words:
+        assert word in str(finding)
+
+
+def test_an_interface_that_does_not_exist_is_named_with_those_that_do() -> None:
+    finding = only(gateway(inside=("eth7", "eth1")), GOOD)
+    assert str(finding) == "error: inside interface eth7 does not exist; there are: eth0, eth1, eth2"
+
+
+@pytest.mark.parametrize(("number", "errors"), [(3, 0), (4, 1), (5, 1), (6, 0)])
+def test_both_queues_must_be_free(number: int, errors: int) -> None:
+    taken = QueueStatus(number, 99, 0, 0, 0, 0)
+    findings = judge(gateway(queue=4), replace(GOOD, queues=(taken,)))
+    assert len(findings) == errors
+
+
+def test_a_taken_queue_is_named_with_its_processes() -> None:
+    taken = QueueStatus(0, 4294963200, 0, 0, 0, 0)
+    facts = replace(GOOD, queues=(taken,), queue_readers={0: (812, 813)})
+    assert "queue 0 is taken by processes 812, 813" in str(only(CONFIG, facts))
+    assert "process 4294963200" in str(only(CONFIG, replace(facts, queue_readers={})))
+
+
+def test_a_real_server_in_the_clients_own_network_is_refused_whatever_the_route() -> None:
+    """R001: it would answer its neighbours directly, past the gateway."""
+    near = replace(WEB2, address=ip_address("192.0.2.12"))
+    config = replace(CONFIG, reals=(WEB1, near))
+    facts = replace(GOOD, routes={**GOOD.routes, near.address: Route("eth1")})
+    assert "web2 (192.0.2.12) is in the network 192.0.2.0/24 of eth0" in only(config, facts).what
+    direct = replace(GOOD, routes={**GOOD.routes, near.address: Route("eth0")})
+    assert "leads out of eth0" in only(config, direct).what
+
+
+def test_an_mtu_beyond_what_a_queue_carries_is_a_warning() -> None:
+    assert judge(CONFIG, interface("eth1", mtu=65531)) == []
+    finding = only(CONFIG, interface("eth1", mtu=65535))
+    assert finding.level == "warning"
+    assert "MTU of 65535 bytes" in finding.what
+    assert finding.advice == "ip link set eth1 mtu 65531"
+
+
+@pytest.mark.parametrize(
+    ("everywhere", "there", "warnings"), [(0, 0, 0), (0, 1, 1), (1, 0, 2), (2, 1, 0), (1, 2, 1), (2, 2, 0)]
+)
+def test_strict_reverse_path_filtering_matters_with_several_outside_interfaces(
+    everywhere: int, there: int, warnings: int
+) -> None:
+    """The value that counts is the larger one of "all" and the interface's own."""
+    facts = replace(GOOD, rp_filter={"all": everywhere, "eth0": there, "eth2": 0})
+    findings = judge(gateway(outside=("eth0", "eth2")), facts)
+    assert [finding.level for finding in findings] == ["warning"] * warnings
+
+
+def test_answers_that_leave_by_an_unnamed_interface_are_a_warning() -> None:
+    facts = replace(GOOD, routes={**GOOD.routes, ELSEWHERE[4]: Route("eth2")})
+    finding = only(CONFIG, facts)
+    assert finding.level == "warning"
+    assert "leave by eth2, which is not among `outside`" in finding.what
+
+
+def test_no_way_to_clients_elsewhere_is_nobodys_business() -> None:
+    assert judge(CONFIG, replace(GOOD, routes={**GOOD.routes, ELSEWHERE[4]: None})) == []
+
+
+def held(ours: bool) -> Facts:
+    entry = InterfaceAddress("eth0", ip_interface("192.0.2.100/32"), ours)
+    return replace(GOOD, addresses=(*GOOD.addresses, entry))
+
+
+def test_a_virtual_address_that_is_the_gateways_own_is_a_warning_where_the_rest_is_dropped() -> None:
+    finding = only(CONFIG, held(ours=False))
+    assert finding.level == "warning"
+    assert "192.0.2.100" in finding.what
+    assert 'other_ports = "host"' in finding.advice
+    assert judge(gateway(other_ports="host"), held(ours=False)) == []
+
+
+def test_a_virtual_address_that_a_crash_left_behind_is_no_finding() -> None:
+    assert judge(CONFIG, held(ours=True)) == []
+
+
+def test_a_virtual_address_that_is_a_real_servers_is_refused() -> None:
+    config = replace(CONFIG, virtuals=(replace(WEB, address=WEB1.address),))
+    assert "virtual address 10.0.0.11 is also real server web1's" in only(config, GOOD).what
+
+
+@pytest.mark.parametrize("text", ["192.0.2.0", "192.0.2.255"])
+def test_a_virtual_address_that_no_host_can_have_is_refused(text: str) -> None:
+    config = replace(CONFIG, virtuals=(replace(WEB, address=ip_address(text)),))
+    assert f"virtual address {text} is the first or last one of 192.0.2.0/24" in only(config, GOOD).what
+
+
+@pytest.mark.parametrize("kind", ["nf_tables", "legacy"])
+def test_rules_in_both_kinds_of_tables_are_a_warning(kind: str) -> None:
+    finding = only(CONFIG, replace(GOOD, iptables=kind, other_rules=3))
+    assert finding.level == "warning"
+    assert f"of the {kind} kind, but 3 rules" in finding.what
+
+
+def test_errors_come_first() -> None:
+    findings = judge(CONFIG, replace(interface("eth0", mtu=65535), queues=(QueueStatus(1, 9, 0, 0, 0, 0),)))
+    assert [finding.level for finding in findings] == ["error", "warning"]
+
+
+BAD: list[Callable[[], Facts]] = [
+    lambda: Facts(interfaces={}),
+    lambda: replace(GOOD, routes={}, addresses=()),
+]
+
+
+@pytest.mark.parametrize("facts", BAD)
+def test_missing_facts_are_findings_and_never_an_exception(facts: Callable[[], Facts]) -> None:
+    assert judge(CONFIG, facts())

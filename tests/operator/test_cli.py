@@ -1,0 +1,402 @@
+"""The command line: exit status, one clear line on stderr, and `show` against a gateway on a real socket."""
+
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+import nfqlb
+from nfqlb.core.snapshot import (
+    ConnectionSnapshot,
+    LinkSnapshot,
+    RealSnapshot,
+    StickySnapshot,
+    Totals,
+    VirtualSnapshot,
+)
+from nfqlb.core.spec import Address, Gateway
+from nfqlb.operator import cli
+from nfqlb.runtime import views
+from nfqlb.runtime.control import Request, Server
+from nfqlb.runtime.protocol import DEFAULT_LIMITS
+from nfqlb.runtime.views import COMMANDS
+
+CONFIG = """
+[gateway]
+outside = "eth0"
+inside = "eth1"
+socket = "{socket}"
+
+[[real]]
+name = "web1"
+address = "10.0.0.1"
+
+[[virtual]]
+name = "shop"
+address = "192.0.2.10"
+port = 80
+servers = ["web1:8080"]
+"""
+
+
+class Director:
+    """A director as the views see it, with thousands of connections."""
+
+    def totals(self) -> Totals:
+        return Totals(5000, 6000, 1_000_000, 1, 1000, {"no-connection": 1})
+
+    def virtuals(self, now: float) -> Sequence[VirtualSnapshot]:
+        link = LinkSnapshot("web1", 8080, 5000)
+        scheduler = "least-connections"
+        address = ip_address("192.0.2.10")
+        return [
+            VirtualSnapshot(
+                "shop", address, "tcp", 80, "in-service", scheduler, scheduler, 5000, 6000, (link,)
+            )
+        ]
+
+    def reals(self, now: float) -> Sequence[RealSnapshot]:
+        return [
+            RealSnapshot(
+                name="web1",
+                address=ip_address("10.0.0.1"),
+                state="in-service",
+                reason="",
+                since=1.0,
+                weight=1,
+                connections=5000,
+                total=6000,
+                max_connections=0,
+                unanswered=0,
+                ditched_no_answer=0,
+                ditched_reset=0,
+                response=None,
+                predicted=None,
+                virtuals=("shop",),
+            )
+        ]
+
+    def connections(
+        self, now: float, *, limit: int, client: Address | None, virtual: str | None
+    ) -> Sequence[ConnectionSnapshot]:
+        who = client or ip_address("198.51.100.7")
+        number = 1 if client else min(limit, 5000)
+        return [
+            ConnectionSnapshot("shop", "tcp", who, port, "web1", 8080, "established", 1.0, 0.5)
+            for port in range(1, number + 1)
+        ]
+
+    def sticky(self, now: float) -> Sequence[StickySnapshot]:
+        return [StickySnapshot("shop", False, ip_address("198.51.100.7"), "web1", 1.0, 59.0)]
+
+
+class Running:
+    """A gateway's control socket, served while a command runs beside it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.selector = selectors.DefaultSelector()
+        self.server = Server(path, self.selector, self.answer)
+
+    def answer(self, request: Request) -> None:
+        result = views.answer(Director(), request.cmd, request.args, 0.0)
+        if request.cmd == "summary":
+            assert isinstance(result, dict)
+            status = views.GatewayStatus("1.2.3", "rewrite", "running", 60.0, 4711, 0, [])
+            result = views.summary(result, status)
+        request.reply(result)
+
+    def start(self, *words: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
+        return start(*words, stdout=stdout)
+
+    def run(self, *words: str) -> tuple[int, str, str]:
+        """The command's exit status, output and errors."""
+        with self.start(*words) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            output = []
+            self.selector.register(
+                process.stdout, selectors.EVENT_READ, lambda _mask: output.append(self._read(process))
+            )
+            while not output or output[-1]:
+                for key, mask in self.selector.select(5):
+                    key.data(mask)
+            self.selector.unregister(process.stdout)
+            return process.wait(), "".join(output), process.stderr.read()
+
+    @staticmethod
+    def _read(process: subprocess.Popen[str]) -> str:
+        assert process.stdout is not None
+        return os.read(process.stdout.fileno(), 1 << 20).decode()
+
+
+def start(*words: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    root = Path(nfqlb.__file__).parents[1]
+    return subprocess.Popen(
+        [sys.executable, "-m", "nfqlb", *words],
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+
+
+def run(*words: str) -> tuple[int, str, str]:
+    """The exit status, output and errors of a command that needs no gateway."""
+    with start(*words) as process:
+        output, errors = process.communicate(timeout=60)
+        return process.returncode, output, errors
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    made = Running(tmp_path / "s")
+    yield made
+    made.server.close()
+    made.selector.close()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "nfqlb.toml"
+    path.write_text(CONFIG.format(socket=tmp_path / "s"), encoding="utf-8")
+    return path
+
+
+# --- words -----------------------------------------------------------------------------------------------
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        cli.main(["--version"])
+    assert exited.value.code == 0
+    assert capsys.readouterr().out == f"nfqlb {nfqlb.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["frobnicate"],
+        ["show"],
+        ["show", "nothing"],
+        ["show", "reals", "--limit", "5"],
+        ["show", "connections", "--limit", "0"],
+        ["show", "connections", "--limit", "x"],
+        ["show", "reals", "--jason"],
+        ["run"],
+        ["check"],
+        ["rules"],
+        ["rules", "apply"],
+        ["rules", "show"],
+        ["demo", "--duration", "0"],
+        ["demo", "--duration", "nan"],
+        ["demo", "--duration", "inf"],
+        ["r", "-c", "x"],
+    ],
+)
+def test_wrong_usage_is_status_2_with_one_line_and_the_usage(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exited:
+        cli.main(words)
+    assert exited.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("usage: nfqlb")
+    assert "error: " in output.err.splitlines()[-1]
+
+
+def test_words_may_be_shortened_while_unambiguous(running: Running) -> None:
+    path = str(running.path)
+    assert running.run("sh", "re", "--socket", path) == running.run("show", "reals", "--socket", path)
+
+
+def test_the_words_are_those_that_the_gateway_knows() -> None:
+    assert cli.WORDS["show"] == COMMANDS
+    assert Gateway(("o",), ("i",)).socket == str(cli.SOCKET)
+
+
+# --- show ------------------------------------------------------------------------------------------------
+
+
+def test_show_prints_a_table(running: Running) -> None:
+    status, output, errors = running.run("show", "virtuals", "--socket", str(running.path))
+    assert (status, errors) == (0, "")
+    assert output == (
+        "VIRTUAL  ADDRESS            STATE       SCHEDULER           CONN  TOTAL\n"
+        "shop     192.0.2.10:80/tcp  in-service  least-connections  5,000  6,000\n"
+        "  web1     port 8080                                       5,000\n"
+    )
+
+
+@pytest.mark.parametrize("subject", COMMANDS)
+def test_show_json_is_one_document(running: Running, subject: str) -> None:
+    status, output, errors = running.run("show", subject, "--json", "--socket", str(running.path))
+    assert (status, errors) == (0, "")
+    document = json.loads(output)
+    if subject == "summary":
+        assert document["worker"] == {"pid": 4711, "restarts": 0}
+    else:
+        assert isinstance(document, list)
+        assert len(document) == (DEFAULT_LIMITS["connections"] if subject == "connections" else 1)
+
+
+def test_show_finds_the_socket_in_a_configuration(running: Running, config: Path) -> None:
+    assert running.run("show", "summary", "-c", str(config))[0] == 0
+
+
+def test_show_passes_limit_client_and_virtual_on(running: Running) -> None:
+    path = str(running.path)
+    rows = running.run("show", "connections", "--json", "--limit", "4000", "--socket", path)[1]
+    assert len(json.loads(rows)) == 4000
+    rows = running.run("show", "connections", "--json", "--client", "2001:db8::1", "--socket", path)[1]
+    assert [row["client"] for row in json.loads(rows)] == ["2001:db8::1"]
+    said = running.run("show", "connections", "--limit", "2", "--socket", path)[1]
+    assert said.splitlines()[-1] == "(the first 2; --limit N shows more)"
+    assert running.run("show", "sticky", "--limit", "5", "--socket", path)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--virtual", "shp"], "nfqlb: virtual: there is no virtual server 'shp'; did you mean 'shop'?\n"),
+        (
+            ["--client", "x"],
+            "nfqlb: client: 'x' is not an IP address; one such as 192.0.2.7 or 2001:db8::7\n",
+        ),
+        (["--limit", "10001"], "nfqlb: limit: 10001 is not between 1 and 10000; client and virtual narrow"),
+    ],
+)
+def test_what_the_gateway_refuses_is_status_1_with_one_line(
+    running: Running, words: list[str], says: str
+) -> None:
+    status, output, errors = running.run("show", "connections", *words, "--socket", str(running.path))
+    assert (status, output) == (1, "")
+    assert errors.startswith(says)
+    assert errors.count("\n") == 1
+
+
+def test_show_without_a_gateway_says_how_to_start_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["show", "summary", "--socket", str(tmp_path / "none")]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == (
+        f"nfqlb: no gateway is running: {tmp_path}/none does not exist; "
+        "start it with `nfqlb run -c FILE`, or name its socket with --socket\n"
+    )
+
+
+def test_show_imports_only_what_it_needs(tmp_path: Path) -> None:
+    """`nfqlb show` answers in under 150 ms: none of the slow modules may come along."""
+    program = (
+        "import sys; from nfqlb.operator.cli import main;"
+        f"main(['show', 'reals', '--socket', {str(tmp_path / 'none')!r}]);"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    modules = {name.split(".")[0] for name in done.stdout.split()}
+    assert "nfqlb" in modules
+    assert not modules & {
+        "pydantic",
+        "pyroute2",
+        "dpkt",
+        "asyncio",
+        "rich",
+        "dataclasses",
+        "logging",
+        "tomllib",
+    }
+
+
+# --- pipes and interruptions -----------------------------------------------------------------------------
+
+
+def test_a_reader_that_has_seen_enough_causes_no_traceback(running: Running) -> None:
+    """`nfqlb show connections | head`."""
+    reading, writing = os.pipe()
+    words = ("show", "connections", "--limit", "5000", "--socket", str(running.path))
+    with running.start(*words, stdout=writing) as process:
+        os.close(writing)
+        os.close(reading)
+        while process.poll() is None:
+            for key, mask in running.selector.select(0.05):
+                key.data(mask)
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        assert process.returncode == 1
+
+
+def test_ctrl_c_causes_no_traceback(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        with start("show", "summary", "--socket", str(tmp_path / "s")) as process:
+            listener.settimeout(30)
+            connection, _ = listener.accept()
+            connection.recv(100)  # it has asked and waits for the answer
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=30)
+            connection.close()
+        assert (process.returncode, output, errors) == (130, "", "")
+
+
+# --- the other commands ----------------------------------------------------------------------------------
+
+
+def test_check_says_what_a_good_configuration_does(config: Path) -> None:
+    status, output, errors = run("check", str(config))
+    assert (status, errors) == (0, "")
+    assert "shop" in output
+    assert "web1" in output
+
+
+def test_check_says_what_is_wrong(config: Path) -> None:
+    config.write_text(config.read_text(encoding="utf-8").replace("port = 80", "prot = 80"), encoding="utf-8")
+    status, output, errors = run("check", str(config))
+    assert (status, output) == (1, "")
+    assert f"{config}:" in errors
+    assert "prot" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    "words", [["check"], ["rules", "show", "-c"], ["run", "-c"], ["show", "reals", "-c"]]
+)
+def test_a_configuration_that_is_not_there_is_one_line(words: list[str], tmp_path: Path) -> None:
+    status, output, errors = run(*words, str(tmp_path / "none.toml"))
+    assert (status, output) == (1, "")
+    assert str(tmp_path / "none.toml") in errors
+    assert "Traceback" not in errors
+
+
+def test_control_characters_of_a_configuration_do_not_reach_the_terminal(
+    config: Path,
+) -> None:
+    text = (
+        config.read_text(encoding="utf-8")
+        .replace("eth0", "eth0\\u001b[2J")
+        .replace("[gateway]", "[gateway]#\x9b2J")
+    )
+    config.write_text(text, encoding="utf-8")
+    status, output, errors = run("check", str(config))
+    assert status == 1
+    assert all(line.isprintable() for line in (output + errors).split("\n"))
+
+
+def test_rules_show_prints_the_rules(config: Path) -> None:
+    status, output, errors = run("rules", "show", "-c", str(config))
+    assert (status, errors) == (0, "")
+    assert "NFQLB" in output
+    assert "192.0.2.10" in output

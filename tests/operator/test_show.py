@@ -1,0 +1,257 @@
+"""`nfqlb show`: each table by its exact text."""
+
+import copy
+import json
+
+import pytest
+
+from nfqlb.operator.show import SUBJECTS, as_json, render
+from nfqlb.runtime.protocol import JSON, ControlError, JSONObject
+
+SUMMARY: JSONObject = {
+    "version": "1.2.3",
+    "datapath": "rewrite",
+    "state": "running",
+    "uptime_s": 11520.0,
+    "worker": {"pid": 4711, "restarts": 1},
+    "connections": {"now": 1234, "total": 45678, "limit": 1000000},
+    "sticky": {"now": 3, "limit": 1000000},
+    "queues": [
+        {"number": 0, "depth": 0, "dropped_full": 0, "dropped_socket": 0},
+        {"number": 1, "depth": 1, "dropped_full": 1200, "dropped_socket": 3},
+    ],
+    "drops": {"cut": 0, "malformed": 3, "no-connection": 1200},
+}
+SHOP: JSONObject = {
+    "name": "shop",
+    "address": "192.0.2.10",
+    "protocol": "tcp",
+    "port": 80,
+    "state": "in-service",
+    "scheduler": {"desired": "least-connections", "actual": "least-connections"},
+    "connections": 1234,
+    "total": 45678,
+    "servers": [
+        {"real": "web1", "port": 8080, "connections": 1000},
+        {"real": "web2", "port": 80, "connections": 234},
+    ],
+}
+ANY: JSONObject = {
+    "name": "any",
+    "address": "2001:db8::10",
+    "protocol": "tcp",
+    "port": None,
+    "state": "in-service",
+    "scheduler": {"desired": "least-connections", "actual": "round-robin"},
+    "connections": 0,
+    "total": 0,
+    "servers": [{"real": "web1", "port": None, "connections": 0}],
+}
+WEB1: JSONObject = {
+    "name": "web1",
+    "address": "10.0.0.1",
+    "state": "in-service",
+    "reason": "",
+    "since_s": 192.0,
+    "weight": 1,
+    "connections": 1000,
+    "total": 40000,
+    "max_connections": 0,
+    "unanswered": 0,
+    "ditched": {"no_answer": 0, "reset": 0},
+    "response_s": None,
+    "predicted_s": None,
+    "virtuals": ["shop"],
+}
+WEB2: JSONObject = {
+    "name": "web2",
+    "address": "10.0.0.2",
+    "state": "max-capacity",
+    "reason": "at its maximum of 300 connections",
+    "since_s": 5.0,
+    "weight": 0.5,
+    "connections": 300,
+    "total": 5678,
+    "max_connections": 300,
+    "unanswered": 2,
+    "ditched": {"no_answer": 1, "reset": 4},
+    "response_s": 0.0123,
+    "predicted_s": 0.02,
+    "virtuals": ["shop"],
+}
+CONNECTIONS: JSON = [
+    {
+        "virtual": "shop",
+        "protocol": "tcp",
+        "client": "198.51.100.7",
+        "client_port": 40000,
+        "real": "web1",
+        "real_port": 8080,
+        "state": "established",
+        "age_s": 192.2,
+        "idle_s": 0.05,
+    },
+    {
+        "virtual": "any",
+        "protocol": "tcp",
+        "client": "2001:db8::7",
+        "client_port": 443,
+        "real": "web2",
+        "real_port": 80,
+        "state": "syn-received",
+        "age_s": 1.3,
+        "idle_s": 1.3,
+    },
+]
+STICKY: JSON = [
+    {"virtual": "shop", "client": "198.51.100.7", "real": "web1", "age_s": 12.1, "expires_s": 288.0},
+    {"group": "office", "client": "203.0.113.0", "real": "web2", "age_s": 7300.0, "expires_s": 90000.0},
+]
+DOCUMENTS: dict[str, JSON] = {
+    "summary": SUMMARY,
+    "virtuals": [SHOP, ANY],
+    "reals": [WEB1, WEB2],
+    "connections": CONNECTIONS,
+    "sticky": STICKY,
+}
+
+
+def shown(subject: str, document: JSON, limit: int | None = None) -> str:
+    return "\n".join(render(subject, document, limit)) + "\n"
+
+
+def test_summary() -> None:
+    assert shown("summary", SUMMARY) == (
+        "nfqlb        1.2.3, rewrite datapath\n"
+        "state        running, up for 3h12m\n"
+        "worker       process 4711, restarted 1 time\n"
+        "connections  1,234 of at most 1,000,000, 45,678 since the start\n"
+        "sticky       3 of at most 1,000,000 entries\n"
+        "queue 0      0 packets waiting, none dropped\n"
+        "queue 1      1 packet waiting, dropped 1,200 (queue full) and 3 (socket full)\n"
+        "dropped          3 malformed\n"
+        "             1,200 no-connection\n"
+    )
+
+
+def test_summary_of_a_gateway_to_which_nothing_has_happened() -> None:
+    quiet: JSONObject = {**SUMMARY, "worker": {"pid": None, "restarts": 0}, "queues": [], "drops": {"cut": 0}}
+    assert shown("summary", quiet) == (
+        "nfqlb        1.2.3, rewrite datapath\n"
+        "state        running, up for 3h12m\n"
+        "worker       none, restarted never\n"
+        "connections  1,234 of at most 1,000,000, 45,678 since the start\n"
+        "sticky       3 of at most 1,000,000 entries\n"
+        "dropped      no packets\n"
+    )
+
+
+def test_virtuals() -> None:
+    assert shown("virtuals", [SHOP, ANY]) == (
+        "VIRTUAL  ADDRESS               STATE       SCHEDULER           CONN   TOTAL\n"
+        "shop     192.0.2.10:80/tcp     in-service  least-connections  1,234  45,678\n"
+        "  web1     port 8080                                          1,000\n"
+        "  web2     port 80                                              234\n"
+        "any      [2001:db8::10]:*/tcp  in-service  round-robin*           0       0\n"
+        "  web1     every port                                             0\n"
+        "* any: least-connections is configured, round-robin is at work\n"
+    )
+
+
+def test_reals_where_all_is_well_show_no_column_that_says_nothing() -> None:
+    assert shown("reals", [WEB1]) == (
+        "REAL  ADDRESS   STATE       SINCE  WEIGHT   CONN   TOTAL\n"
+        "web1  10.0.0.1  in-service  3m12s       1  1,000  40,000\n"
+    )
+
+
+def test_reals_show_what_there_is_to_say() -> None:
+    assert shown("reals", [WEB1, WEB2]) == (
+        "REAL  ADDRESS   STATE         SINCE  WEIGHT   CONN  LIMIT   TOTAL  UNANS  NOANSW  RESET    RESP\n"
+        "web1  10.0.0.1  in-service    3m12s       1  1,000      -  40,000      0       0      0       -\n"
+        "web2  10.0.0.2  max-capacity   5.0s     0.5    300    300   5,678      2       1      4  12.3ms\n"
+        "\n"
+        "web2  at its maximum of 300 connections\n"
+    )
+
+
+def test_connections() -> None:
+    assert shown("connections", CONNECTIONS) == (
+        "VIRTUAL  PROTO  CLIENT              REAL       STATE           AGE  IDLE\n"
+        "shop     tcp    198.51.100.7:40000  web1:8080  established   3m12s  0.1s\n"
+        "any      tcp    [2001:db8::7]:443   web2:80    syn-received   1.3s  1.3s\n"
+    )
+
+
+def test_sticky() -> None:
+    assert shown("sticky", STICKY) == (
+        "VIRTUAL       CLIENT        REAL    AGE  EXPIRES\n"
+        "shop          198.51.100.7  web1    12s    4m48s\n"
+        "group office  203.0.113.0   web2  2h01m    1d01h\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("subject", "says"),
+    [
+        ("virtuals", "no virtual servers\n"),
+        ("reals", "no real servers\n"),
+        ("connections", "no connections\n"),
+        ("sticky", "no sticky entries\n"),
+    ],
+)
+def test_an_empty_list_says_so_in_words(subject: str, says: str) -> None:
+    assert shown(subject, [], 100) == says
+
+
+def test_a_list_that_was_cut_says_so() -> None:
+    assert shown("connections", CONNECTIONS, 2).endswith("\n(the first 2; --limit N shows more)\n")
+    assert "first" not in shown("connections", CONNECTIONS, 3)
+
+
+@pytest.mark.parametrize("subject", [subject for subject in DOCUMENTS if subject != "reals"])
+def test_the_usual_tables_fit_80_columns(subject: str) -> None:
+    assert max(map(len, render(subject, DOCUMENTS[subject]))) <= 80
+
+
+@pytest.mark.parametrize("subject", list(SUBJECTS))
+def test_nothing_from_the_gateway_reaches_the_terminal_unescaped(subject: str) -> None:
+    text = json.dumps(DOCUMENTS[subject])
+    for word in ("web1", "web2", "shop", "established", "rewrite", "malformed", "round-robin", "maximum"):
+        text = text.replace(word, word + "\\u001b[2J\\n\\u202e")
+    lines = render(subject, json.loads(text))
+    assert all(line.isprintable() for line in lines)
+    assert "\\x1b[2J\\n\\u202e" in "".join(lines)
+
+
+@pytest.mark.parametrize("subject", list(SUBJECTS))
+def test_a_document_with_a_hole_is_an_error_and_no_traceback(subject: str) -> None:
+    document = copy.deepcopy(DOCUMENTS[subject])
+    whole = document[0] if isinstance(document, list) else document
+    assert isinstance(whole, dict)
+    needless = {"predicted_s", "virtuals", "response_s", "port", "client_port", "real_port"}
+    for name in whole.keys() - needless:
+        others: list[JSON] = [None, [], 7 if isinstance(whole[name], str) else "x"]
+        for value in others:
+            spoilt: JSONObject = {**whole, name: value}
+            if value == whole[name] or (name, value) == ("queues", []) or (name, value) == ("servers", []):
+                continue
+            with pytest.raises(ControlError, match="cannot be shown"):
+                render(subject, [spoilt] if isinstance(document, list) else spoilt)
+
+
+@pytest.mark.parametrize("subject", list(SUBJECTS))
+@pytest.mark.parametrize("document", [None, 7, "text", [7], [[]]])
+def test_another_kind_of_document_is_an_error(subject: str, document: JSON) -> None:
+    with pytest.raises(ControlError, match="cannot be shown"):
+        render(subject, document)
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS.values(), [], {}, None])
+def test_json_is_the_document_itself(document: JSON) -> None:
+    assert json.loads("\n".join(as_json(document))) == document
+
+
+def test_json_lists_have_a_row_a_line_and_no_control_characters() -> None:
+    lines = as_json([{"a": "\x1b"}, {"a": "\u202e"}])
+    assert lines == ["[", '{"a": "\\u001b"},', '{"a": "\\u202e"}', "]"]

@@ -1,0 +1,293 @@
+"""The documents of the control protocol: exact names, units and values (README, control socket)."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from ipaddress import ip_address
+
+import pytest
+
+from nfqlb.core.snapshot import (
+    ConnectionSnapshot,
+    LinkSnapshot,
+    RealSnapshot,
+    StickySnapshot,
+    Totals,
+    VirtualSnapshot,
+)
+from nfqlb.core.spec import Address
+from nfqlb.netfilter.queue_status import QueueStatus
+from nfqlb.runtime import views
+from nfqlb.runtime.protocol import MAX_LIMIT, ControlError, JSONObject, Outcome, Request, encode
+
+TOTALS = Totals(
+    connections=12,
+    connections_total=345,
+    connections_limit=1_000_000,
+    sticky=3,
+    sticky_limit=500,
+    drops={"no-connection": 7, "malformed": 1},
+)
+VIRTUAL = VirtualSnapshot(
+    name="shop",
+    address=ip_address("192.0.2.10"),
+    protocol="tcp",
+    port=80,
+    state="in-service",
+    desired="least-connections",
+    actual="round-robin",
+    connections=5,
+    total=40,
+    servers=(LinkSnapshot("web1", 8080, 3), LinkSnapshot("web2", None, 2)),
+)
+REAL = RealSnapshot(
+    name="web1",
+    address=ip_address("10.0.0.1"),
+    state="in-service",
+    reason="",
+    since=3.00049,
+    weight=1.5,
+    connections=3,
+    total=20,
+    max_connections=0,
+    unanswered=1,
+    ditched_no_answer=4,
+    ditched_reset=2,
+    response=0.0123456789,
+    predicted=None,
+    virtuals=("shop",),
+)
+
+
+def a_connection(client: str = "198.51.100.7", port: int = 40000) -> ConnectionSnapshot:
+    return ConnectionSnapshot(
+        virtual="shop",
+        protocol="tcp",
+        client=ip_address(client),
+        client_port=port,
+        real="web1",
+        real_port=8080,
+        state="established",
+        age=12.3456,
+        idle=-0.0001,
+    )
+
+
+def an_entry(grouped: bool = False) -> StickySnapshot:
+    return StickySnapshot("shop", grouped, ip_address("198.51.100.0"), "web1", 1.0, 59.0)
+
+
+class Seen:
+    """A director as the views see it, that remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: dict[str, object] = {}
+        self.made = 0
+
+    def totals(self) -> Totals:
+        return TOTALS
+
+    def virtuals(self, now: float) -> Sequence[VirtualSnapshot]:
+        return [VIRTUAL]
+
+    def reals(self, now: float) -> Sequence[RealSnapshot]:
+        return [REAL]
+
+    def connections(
+        self, now: float, *, limit: int, client: Address | None, virtual: str | None
+    ) -> Sequence[ConnectionSnapshot]:
+        self.asked = {"now": now, "limit": limit, "client": client, "virtual": virtual}
+        return [a_connection()]
+
+    def sticky(self, now: float) -> Iterator[StickySnapshot]:
+        while True:
+            self.made += 1
+            yield an_entry()
+
+
+def answer(cmd: str, **args: object) -> list[JSONObject]:
+    """The rows that the worker answers with."""
+    result = views.answer(Seen(), cmd, json.loads(json.dumps(args)), 9.0)
+    assert isinstance(result, Iterator)
+    return list(result)
+
+
+def test_summary_is_made_of_what_worker_and_supervisor_know() -> None:
+    worker = views.answer(Seen(), "summary", {}, 0.0)
+    assert isinstance(worker, dict)
+    gateway = views.GatewayStatus(
+        version="1.2.3",
+        datapath="rewrite",
+        state="running",
+        uptime=61.23456,
+        worker_pid=4711,
+        worker_restarts=2,
+        queues=[QueueStatus(0, 99, 5, 1, 2, 1000)],
+    )
+    document = views.summary(json.loads(encode(worker)), gateway)
+    assert document == {
+        "version": "1.2.3",
+        "datapath": "rewrite",
+        "state": "running",
+        "uptime_s": 61.235,
+        "worker": {"pid": 4711, "restarts": 2},
+        "connections": {"now": 12, "total": 345, "limit": 1_000_000},
+        "sticky": {"now": 3, "limit": 500},
+        "queues": [{"number": 0, "depth": 5, "dropped_full": 1, "dropped_socket": 2}],
+        "drops": {"malformed": 1, "no-connection": 7},
+    }
+
+
+def test_reals() -> None:
+    assert answer("reals") == [
+        {
+            "name": "web1",
+            "address": "10.0.0.1",
+            "state": "in-service",
+            "reason": "",
+            "since_s": 3.0,
+            "weight": 1.5,
+            "connections": 3,
+            "total": 20,
+            "max_connections": 0,
+            "unanswered": 1,
+            "ditched": {"no_answer": 4, "reset": 2},
+            "response_s": 0.012346,
+            "predicted_s": None,
+            "virtuals": ["shop"],
+        }
+    ]
+
+
+def test_virtuals() -> None:
+    assert answer("virtuals") == [
+        {
+            "name": "shop",
+            "address": "192.0.2.10",
+            "protocol": "tcp",
+            "port": 80,
+            "state": "in-service",
+            "scheduler": {"desired": "least-connections", "actual": "round-robin"},
+            "connections": 5,
+            "total": 40,
+            "servers": [
+                {"real": "web1", "port": 8080, "connections": 3},
+                {"real": "web2", "port": None, "connections": 2},
+            ],
+        }
+    ]
+
+
+def test_connections() -> None:
+    assert answer("connections") == [
+        {
+            "virtual": "shop",
+            "protocol": "tcp",
+            "client": "198.51.100.7",
+            "client_port": 40000,
+            "real": "web1",
+            "real_port": 8080,
+            "state": "established",
+            "age_s": 12.346,
+            "idle_s": 0.0,
+        }
+    ]
+
+
+def test_sticky_entries_name_a_virtual_server_or_a_group() -> None:
+    row: JSONObject = {"client": "198.51.100.0", "real": "web1", "age_s": 1.0, "expires_s": 59.0}
+    assert views.sticky_entry(an_entry()) == {"virtual": "shop", **row}
+    assert views.sticky_entry(an_entry(grouped=True)) == {"group": "shop", **row}
+
+
+def test_only_so_many_sticky_entries_are_made_as_are_asked_for() -> None:
+    director = Seen()
+    result = views.answer(director, "sticky", {"limit": 3}, 0.0)
+    assert isinstance(result, Iterator)
+    assert len(list(result)) == 3
+    assert director.made == 3
+    assert len(answer("sticky")) == MAX_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("args", "asked"),
+    [
+        ({}, {"limit": 100, "client": None, "virtual": None}),
+        ({"limit": None, "client": None, "virtual": None}, {"limit": 100, "client": None, "virtual": None}),
+        ({"limit": 1}, {"limit": 1, "client": None, "virtual": None}),
+        ({"limit": MAX_LIMIT}, {"limit": MAX_LIMIT, "client": None, "virtual": None}),
+        ({"client": "2001:db8::7"}, {"limit": 100, "client": ip_address("2001:db8::7"), "virtual": None}),
+        ({"virtual": "shop"}, {"limit": 100, "client": None, "virtual": "shop"}),
+    ],
+)
+def test_the_director_is_asked_for_no_more_than_the_operator_wants(
+    args: JSONObject, asked: dict[str, object]
+) -> None:
+    director = Seen()
+    views.answer(director, "connections", args, 9.0)
+    assert director.asked == {"now": 9.0, **asked}
+
+
+@pytest.mark.parametrize(
+    ("cmd", "args", "says"),
+    [
+        ("connections", {"limit": 0}, "limit: 0 is not between 1 and 10000"),
+        (
+            "connections",
+            {"limit": MAX_LIMIT + 1},
+            "limit: 10001 is not between 1 and 10000; client and virtual",
+        ),
+        ("connections", {"limit": True}, "limit: True is not a whole number"),
+        ("connections", {"limit": "5"}, "limit: '5' is not a whole number"),
+        ("connections", {"limit": 1.5}, "limit: 1.5 is not a whole number"),
+        ("connections", {"client": "10.0.0.300"}, "client: '10.0.0.300' is not an IP address; one such as"),
+        ("connections", {"client": 7}, "client: 7 is not an IP address"),
+        ("connections", {"virtual": "shp"}, "there is no virtual server 'shp'; did you mean 'shop'?"),
+        ("connections", {"virtual": "mail"}, "there is no virtual server 'mail'; there is shop"),
+        ("connections", {"virtual": [1]}, "there is no virtual server [1]"),
+        ("connections", {"clint": "10.0.0.1"}, "connections has no argument 'clint'; did you mean 'client'?"),
+        ("reals", {"limit": 1}, "reals has no argument 'limit'"),
+        ("sticky", {"limit": -1}, "limit: -1 is not between"),
+    ],
+)
+def test_an_argument_that_cannot_be_used_is_refused_by_name(cmd: str, args: JSONObject, says: str) -> None:
+    with pytest.raises(ControlError) as refused:
+        views.answer(Seen(), cmd, args, 0.0)
+    assert refused.value.code == "bad-argument"
+    assert says in str(refused.value)
+
+
+def test_an_unknown_command_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(ControlError, match="there is no command 'sumary'; did you mean 'summary'") as refused:
+        views.answer(Seen(), "sumary", {}, 0.0)
+    assert refused.value.code == "unknown-command"
+    with pytest.raises(ControlError, match="there is summary, virtuals, reals, connections, sticky"):
+        views.answer(Seen(), "frobnicate", {}, 0.0)
+
+
+class Defective(Seen):
+    def totals(self) -> Totals:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("director", "cmd", "check"),
+    [
+        (Seen, "summary", lambda outcome: isinstance(outcome, dict)),
+        (Seen, "nonsense", lambda outcome: outcome.code == "unknown-command"),
+        (Defective, "summary", lambda outcome: outcome.code == "internal-error"),
+    ],
+)
+def test_every_request_is_answered_come_what_may(
+    director: Callable[[], Seen],
+    cmd: str,
+    check: Callable[[Outcome], bool],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    outcomes: list[Outcome] = []
+    request = Request(1, cmd, {}, None, lambda _request, outcome: outcomes.append(outcome))
+    with caplog.at_level(logging.ERROR):
+        views.respond(director(), request, 0.0)
+    assert len(outcomes) == 1
+    assert check(outcomes[0])
+    assert bool(caplog.records) == (director is Defective)
