@@ -13,6 +13,9 @@ from nfqlb.core.states import State
 #: one 64 KB super-packet past its last segment's own; twice that leaves room for one lost to us.
 #: A blind reset then hits with a chance of 1 in 16,384 (RFC 5961 section 3 has the attack).
 RESET_WINDOW = 131_072
+#: How far a client's newest segment may lie past what the server has acknowledged: more than Linux's largest
+#: receive buffer (tcp_rmem, 6 MB). Beyond that somebody else made it up.
+IN_FLIGHT = 8_388_608
 _WRAP = 0xFFFF_FFFF
 
 
@@ -65,9 +68,25 @@ class Connection:
             return True
         return 0 < _ahead(numbers[4:8], self.server_numbers[:4]) <= RESET_WINDOW
 
+    def acknowledges_client(self, numbers: bytes) -> bool:
+        """Whether a server's segment answers the SYN this connection was made for.
+
+        It must acknowledge that SYN (RFC 9293 section 3.10.7.3), and any data it carried (RFC 7413).
+        """
+        if not self.client_numbers:
+            return True
+        return 0 < _ahead(numbers[4:8], self.client_numbers[:4]) <= RESET_WINDOW
+
     def client_reset_fits(self, numbers: bytes) -> bool:
-        """Whether a reset from the client lies inside the window (RFC 5961 section 3)."""
-        return _fits(numbers, self.client_numbers, self.server_numbers)
+        """Whether a reset from the client lies inside the window (RFC 5961 section 3).
+
+        What the server has acknowledged decides, as anybody may send segments in the client's
+        name: its newest segment counts only where it can have been the client's own.
+        """
+        own = self.client_numbers
+        if own and self.server_numbers and _ahead(own[:4], self.server_numbers[4:8]) > IN_FLIGHT:
+            own = b""
+        return _fits(numbers, own, self.server_numbers)
 
     def server_reset_fits(self, numbers: bytes) -> bool:
         """Whether a reset from the server lies inside the window.
@@ -76,7 +95,7 @@ class Connection:
         (RFC 9293 section 3.10.7.3).
         """
         if self.state is State.SYN_SENT:
-            return not self.client_numbers or _ahead(numbers[4:8], self.client_numbers[:4]) == 1
+            return self.acknowledges_client(numbers)
         if self.state is State.SYN_RECEIVED:  # the client has acknowledged nothing yet
             return _fits(numbers, self.server_numbers, b"")
         return _fits(numbers, self.server_numbers, self.client_numbers)

@@ -132,8 +132,10 @@ class Director:
 
     def tick(self, now: float, budget: int = 1000) -> bool:
         """End what has timed out, in bounded steps; True if there may be more to do at once."""
-        looked = self.table.expire(now, budget)
-        return looked + self.fpas.expire(now, budget - looked) >= budget
+        share = (budget + 1) // 2
+        dropped = self.fpas.expire(now, share)
+        looked = self.table.expire(now, budget - dropped)
+        return dropped >= share or looked >= budget - dropped
 
     # --- a new connection (figs 6, 7A, 8)
 
@@ -180,7 +182,8 @@ class Director:
             return reverse_key(key, link) not in self.table.outbound
 
         def ended(link: Link) -> bool:
-            return self.table.outbound[reverse_key(key, link)].state is State.CLOSED
+            other = self.table.outbound.get(reverse_key(key, link))
+            return other is not None and other.state is State.CLOSED
 
         link = virtual.scheduler.choose(virtual.last, free)
         if link is None:
@@ -205,7 +208,8 @@ class Director:
         """Enter a connection that a journal remembers; False if there is no place for it any more.
 
         `inbound` is its key, `server` the real server's address and port (network order),
-        `code` its state's and `place` its record. `restored` must follow the last one.
+        `code` its state's and `place` its record. Its client is bound to its server again where
+        stickiness is on. `restored` must follow the last one.
         """
         virtual = self._by_destination.get(_destination(inbound))
         state = BY_CODE.get(code, State.GONE)
@@ -220,6 +224,8 @@ class Director:
         connection.opened = opened
         connection.place = place
         self.table.restore(connection, state, now)
+        if virtual.scope is not None:
+            self.fpas.assign(virtual.scope, _client(inbound), link.real, now)
         return True
 
     def restored(self, now: float) -> None:
@@ -281,10 +287,12 @@ def _server_event(connection: Connection, flags: int, numbers: bytes) -> Event |
     if flags & RST:
         return Event.RESET if connection.server_reset_fits(numbers) else None
     if flags & (SYN | ACK) == SYN | ACK:
-        return Event.SYN_ACK
+        return Event.SYN_ACK if connection.acknowledges_client(numbers) else None
     return Event.SERVER_FIN if flags & FIN else None
 
 
 def _believable(connection: Connection, flags: int, event: Event | None) -> bool:
     """Whether a segment may be its side's newest: no reset, and nothing that the handshake did not expect."""
-    return not flags & RST and (event is not None or connection.state.quick)
+    if flags & RST:
+        return False
+    return connection.state.quick or event is Event.SYN_ACK or event in TRANSITIONS[connection.state]

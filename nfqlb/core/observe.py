@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from nfqlb.core.connection import Connection
@@ -16,6 +16,7 @@ from nfqlb.core.snapshot import (
     VirtualSnapshot,
 )
 from nfqlb.core.spec import Address
+from nfqlb.core.states import State
 
 if TYPE_CHECKING:
     from nfqlb.core.director import Director
@@ -90,8 +91,11 @@ def _reason(real: RealServer) -> str:
 def connections(
     director: "Director", now: float, *, limit: int, client: Address | None, virtual: str | None
 ) -> list[ConnectionSnapshot]:
-    """At most `limit` connections that still count or linger, newest last."""
-    wanted: Iterable[Connection] = director.table.inbound.values()
+    """At most `limit` connections: live ones, newest first, then those that only linger."""
+    table = director.table.inbound
+    live = (each for each in reversed(table.values()) if each.state is not State.CLOSED)
+    ended = (each for each in reversed(table.values()) if each.state is State.CLOSED)
+    wanted: Iterable[Connection] = chain(live, ended)
     if client is not None:
         packed = client.packed
         wanted = (each for each in wanted if each.inbound.startswith(packed))

@@ -33,12 +33,12 @@ class State(Enum):
     FIN_CLIENT   = (4, "fin-client",   Timeout.IDLE,      True,  False, True)  # fmt: skip
     FIN_SERVER   = (5, "fin-server",   Timeout.IDLE,      True,  False, True)  # fmt: skip
     CLOSED       = (6, "closed",       Timeout.CLOSING,   False, False, True)  # fmt: skip
-    GONE         = (0, "gone",         Timeout.CLOSING,   False, False, False)  # fmt: skip
+    GONE         = (0, "gone",         None,              False, False, False)  # fmt: skip
 
     __hash__ = object.__hash__  # members are looked up for every segment that changes a connection
 
     def __init__(
-        self, code: int, shown: str, timeout: Timeout, counted: bool, unanswered: bool, quick: bool
+        self, code: int, shown: str, timeout: Timeout | None, counted: bool, unanswered: bool, quick: bool
     ) -> None:
         self.code = code
         self.shown = shown

@@ -8,6 +8,7 @@ Plain segments of an established flow look themselves up in `inbound` and `outbo
 directly and touch nothing here but `seen`; all else goes through `add` and `move`.
 """
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from nfqlb.core.connection import Connection
@@ -59,10 +60,11 @@ class ConnectionTable:
         self.outbound: dict[bytes, Connection] = {}
         self.counted = 0
         self.total = 0
+        # Live connections come up again and again, maybe more than there is time for: they are last.
         self._queues = {
-            Timeout.HALF_OPEN: DueQueue[Connection](half_open),
-            Timeout.IDLE: DueQueue[Connection](idle_check),
-            Timeout.CLOSING: DueQueue[Connection](closing),
+            Timeout.HALF_OPEN: _queue(Timeout.HALF_OPEN, half_open),
+            Timeout.CLOSING: _queue(Timeout.CLOSING, closing),
+            Timeout.IDLE: _queue(Timeout.IDLE, idle_check),
         }
         self._recorder: Recorder = recorder or NoRecorder()
 
@@ -92,7 +94,8 @@ class ConnectionTable:
         self.outbound[connection.outbound] = connection
         connection.state = state
         self._count(connection.link, state.counted, state.unanswered)
-        self._queues[state.timeout].push(connection, now)
+        if state.timeout is not None:
+            self._queues[state.timeout].push(connection, now)
 
     def move(self, connection: Connection, state: State, now: float) -> None:
         """Bring a connection to another state; its counts and its time-out follow."""
@@ -113,8 +116,9 @@ class ConnectionTable:
             counted, unanswered = state.counted - old.counted, state.unanswered - old.unanswered
             self._count(connection.link, counted, unanswered)
             connection.link.real.changed(now)
-        if state is not State.GONE and (old.timeout is not state.timeout or old is State.GONE):
-            self._queues[state.timeout].push(connection, now)
+        timeout = state.timeout
+        if timeout is not None and timeout is not old.timeout:
+            self._queues[timeout].push(connection, now)
 
     def _count(self, link: Link, counted: int, unanswered: int) -> None:
         link.connections += counted
@@ -135,7 +139,7 @@ class ConnectionTable:
     def _evict(self, timeout: Timeout, now: float) -> bool:
         queue = self._queues[timeout]
         while (connection := queue.pop_first()) is not None:
-            if connection.state is not State.GONE and connection.state.timeout is timeout:
+            if connection.state.timeout is timeout:
                 self.remove(connection, now)
                 return True
         return False
@@ -146,8 +150,8 @@ class ConnectionTable:
         for timeout, queue in self._queues.items():
             while looked < budget and (connection := queue.pop_due(now)) is not None:
                 looked += 1
-                if connection.state is State.GONE or connection.state.timeout is not timeout:
-                    continue  # it has moved on since; another queue has it
+                if connection.state.timeout is not timeout:
+                    continue  # it is gone, or has moved on: another queue has it
                 if now - connection.seen >= self._limit_of(connection, timeout):
                     self.remove(connection, now)
                 else:
@@ -159,3 +163,10 @@ class ConnectionTable:
         if timeout is Timeout.IDLE:
             return connection.link.real.spec.idle_timeout
         return self._queues[timeout].delay
+
+
+def _queue(timeout: Timeout, delay: float) -> DueQueue[Connection]:
+    def wanted(members: Iterable[Connection]) -> list[Connection]:
+        return [each for each in members if each.state.timeout is timeout]
+
+    return DueQueue(delay, wanted=wanted)

@@ -5,6 +5,8 @@ ends. What is seen is in `view`.
 """
 
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -93,13 +95,13 @@ class Scenario:
         scene.picture = look(self._appliance, scene.picture)
         if scene.elapsed >= self._next_kill and not scene.picture.stale:
             self._next_kill = scene.elapsed + NEXT_KILL if not scene.duration else float("inf")
-            self._kill_worker()
+            self._kill_worker(scene.picture.worker)
         self._follow_up()
 
-    def _kill_worker(self) -> None:
+    def _kill_worker(self, killed: int) -> None:
         scene = self._scene
         self._at_stake = set(scene.tally.under_way)
-        killed = self._appliance.kill_worker()
+        os.kill(killed, signal.SIGKILL)
         begun = time.monotonic()
         live = sum(real["connections"] for real in scene.picture.reals)
         self._tell(

@@ -61,7 +61,7 @@ class Host:
         environment: Mapping[str, str] | None = None,
         ending: signal.Signals = signal.SIGTERM,
     ) -> Program:
-        """Start a program here; it is ended with the laboratory at the latest, by the signal `ending`."""
+        """Start a program here; it is ended by `ending` with the laboratory or its owner at the latest."""
         return self._lab.start(self, argv, environment, ending)
 
     def sysctl(self, key: str, value: str | None = None) -> str:
@@ -206,9 +206,10 @@ class Lab:
             argv,
             out=self.directory / f"{base}.out",
             err=self.directory / f"{base}.err",
+            ending=ending,
             extra_environment=environment,
         )
-        self._stack.callback(program.stop, ending)
+        self._stack.callback(program.stop)
         return program
 
 

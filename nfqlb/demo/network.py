@@ -11,7 +11,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -55,7 +55,10 @@ def leftovers(prefix: str) -> tuple[list[str], list[Path]]:
 
 def processes(namespace: str) -> Iterator[int]:
     """The processes whose network namespace is this one."""
-    wanted = (_NAMESPACES / namespace).stat()
+    try:
+        wanted = (_NAMESPACES / namespace).stat()
+    except FileNotFoundError:
+        return
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal():
             continue
@@ -70,8 +73,6 @@ def remove_namespace(name: str, *, timeout: float = 5.0) -> None:
 
     Raises LabError where a process survives SIGKILL for `timeout` seconds.
     """
-    if not (_NAMESPACES / name).exists():
-        return
     deadline = time.monotonic() + timeout
     while alive := [pid for pid in processes(name) if pid != os.getpid()]:
         for pid in alive:
@@ -80,7 +81,8 @@ def remove_namespace(name: str, *, timeout: float = 5.0) -> None:
         if time.monotonic() > deadline:
             raise LabError(f"namespace {name}: processes {alive} do not end")
         time.sleep(POLL)
-    netns.remove(name)
+    with suppress(FileNotFoundError):  # another one may sweep, too
+        netns.remove(name)
 
 
 def _socket_in(namespace: str) -> IPRoute:
@@ -114,7 +116,7 @@ class Network:
 
     def __init__(self, identity: str) -> None:
         self._identity = identity
-        self._namespaces: list[str] = []
+        self._stack = ExitStack()
         self._sockets: dict[str, IPRoute] = {}
         self._ports: dict[Interface, int] = {}
         self._switch = ""
@@ -130,18 +132,14 @@ class Network:
 
     def close(self) -> None:
         """Remove every namespace, and with them interfaces, routes, rules and sysctls."""
-        while self._sockets:
-            self._sockets.popitem()[1].close()
-        while self._namespaces:
-            remove_namespace(self._namespaces[-1])
-            self._namespaces.pop()
+        self._stack.close()
 
     def namespace(self, role: str) -> str:
         """Make a namespace, with its loopback up, and return its name."""
         name = f"{self._identity}-{role}"
-        self._namespaces.append(name)
+        self._stack.callback(remove_namespace, name)
         netns.create(name)
-        self._sockets[name] = _socket_in(name)
+        self._sockets[name] = self._stack.enter_context(_socket_in(name))
         self._sockets[name].link("set", index=1, state="up")
         return name
 

@@ -1,7 +1,7 @@
 """Programs of the laboratory: found, started inside a network namespace, bounded and ended by their own id.
 
 Every program is a session of its own, so that a Ctrl-C at the terminal reaches only the owner, and
-carries `PR_SET_PDEATHSIG` (by `setpriv`), so that even `kill -9` of the owner leaves none behind.
+carries `PR_SET_PDEATHSIG` (by `setpriv`), so that even a `kill -9` of the owner ends it.
 """
 
 import os
@@ -54,9 +54,13 @@ def require(*programs: str) -> None:
         raise LabError(f"not installed: {', '.join(missing)}; apt-get install {' '.join(packages)}")
 
 
-def inside(namespace: str, argv: Sequence[str]) -> list[str]:
-    """The command line that runs `argv` in a network namespace; each step is an exec, so the pid stays."""
-    return ["ip", "netns", "exec", namespace, "setpriv", "--pdeathsig", "KILL", "--", *argv]
+def inside(namespace: str, argv: Sequence[str], *, ending: Signals = Signals.SIGKILL) -> list[str]:
+    """The command line that runs `argv` in a network namespace; each step is an exec, so the pid stays.
+
+    `ending` is the signal that it gets when its owner dies.
+    """
+    death = ("setpriv", "--pdeathsig", ending.name.removeprefix("SIG"), "--")
+    return ["ip", "netns", "exec", namespace, *death, *argv]
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -101,7 +105,8 @@ def run(
 class Program:
     """A program running in a namespace; its standard output and error are files of the laboratory.
 
-    `pid` is the program's own. `stop` ends it; whoever starts a program stops it.
+    `pid` is the program's own. `stop` ends it, by the signal `ending` where nothing else is said; whoever
+    starts a program stops it.
     """
 
     def __init__(
@@ -111,14 +116,16 @@ class Program:
         *,
         out: Path,
         err: Path,
+        ending: Signals = Signals.SIGTERM,
         extra_environment: Mapping[str, str] | None = None,
     ) -> None:
         self.argv = tuple(argv)
+        self.ending = ending
         self.out = out
         self.err = err
         with out.open("wb") as stdout, err.open("wb") as stderr:
             self._process = subprocess.Popen(
-                inside(namespace, argv),
+                inside(namespace, argv, ending=ending),
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
@@ -180,9 +187,9 @@ class Program:
         """Send it a signal, if it still runs."""
         self._process.send_signal(number)
 
-    def stop(self, number: Signals = Signals.SIGTERM, *, timeout: float = 5.0) -> int:
+    def stop(self, number: Signals | None = None, *, timeout: float = 5.0) -> int:
         """End it by a signal, by SIGKILL after `timeout` seconds, and return the exit status."""
-        self.send(number)
+        self.send(number or self.ending)
         try:
             return self._process.wait(timeout)
         except subprocess.TimeoutExpired:

@@ -12,10 +12,11 @@ from typing import Literal
 from nfqlb.core.spec import Config
 from nfqlb.netfilter import facts
 from nfqlb.netfilter.facts import ELSEWHERE, Facts
+from nfqlb.netfilter.render import MAX_PACKET
 from nfqlb.netfilter.state import DIRECTORY
 
-MAX_PACKET = 65_531
-"""Bytes of a packet that a queue hands over at most: a netlink attribute's 65,535 less its header."""
+_USUAL_LIMIT = 65_536
+"""Bytes that super-packets stay below unless somebody raised the limit."""
 
 Level = Literal["error", "warning"]
 
@@ -68,6 +69,8 @@ def _alone(config: Config, found: Facts) -> Iterator[Finding]:
 
 
 def _queues(config: Config, found: Facts) -> Iterator[Finding]:
+    if found.owner is not None:
+        return  # another nfqlb has them, which is said already
     first = config.gateway.queue
     for queue in found.queues:
         if queue.number in (first, first + 1):
@@ -99,16 +102,42 @@ def _interfaces(config: Config, found: Facts) -> Iterator[Finding]:
                 )
 
 
-def _mtu(config: Config, found: Facts) -> Iterator[Finding]:
-    for name in config.gateway.outside + config.gateway.inside:
-        interface = found.interfaces.get(name)
-        if interface and interface.mtu > MAX_PACKET:
+def _super_packets(config: Config, found: Facts) -> Iterator[Finding]:
+    """A large MTU needs no word: the rules keep TCP from using what a queue cannot carry."""
+    for name in _interfaces_with_ipv6(config, found):
+        interface = found.interfaces[name]
+        if interface.joined > _USUAL_LIMIT:
             yield Finding(
                 "warning",
-                f"interface {name} has an MTU of {interface.mtu} bytes, but a queue hands over {MAX_PACKET}; "
-                "longer packets are dropped and counted",
-                f"ip link set {name} mtu {MAX_PACKET}",
+                f"interface {name} joins received segments to up to {interface.joined} bytes (BIG TCP), but "
+                f"a queue hands over {MAX_PACKET}; longer ones are dropped, counted, and sent again",
+                f"ip link set {name} gro_max_size {_USUAL_LIMIT}",
             )
+
+
+def _ipv6(config: Config, found: Facts) -> Iterator[Finding]:
+    """Asked for, not done: a machine that forwards IPv6 stops listening to other routers."""
+    names = _interfaces_with_ipv6(config, found)
+    for name in names:
+        if name not in found.ipv6:
+            setting = f"net.ipv6.conf.{name.replace('.', '/')}.disable_ipv6=0"
+            yield Finding("error", f"there is no IPv6 on interface {name}", f"sysctl {setting}")
+    still = [name for name in names if name in found.ipv6 and name not in found.ipv6_forwarded]
+    if still:
+        yield Finding(
+            "error",
+            f"IPv6 is not forwarded from {' and '.join(still)}",
+            "sysctl net.ipv6.conf.all.forwarding=1; where an interface gets its routes from router "
+            "advertisements, set its accept_ra=2 first, or it loses them",
+        )
+
+
+def _interfaces_with_ipv6(config: Config, found: Facts) -> list[str]:
+    """The interfaces that IPv6 has to pass; none where no virtual server has an address of it."""
+    if all(virtual.address.version == 4 for virtual in config.virtuals):
+        return []
+    names = config.gateway.outside + config.gateway.inside
+    return [name for name in names if name in found.interfaces]
 
 
 def _rp_filter(config: Config, found: Facts) -> Iterator[Finding]:
@@ -127,6 +156,8 @@ def _rp_filter(config: Config, found: Facts) -> Iterator[Finding]:
 
 def _real_servers(config: Config, found: Facts) -> Iterator[Finding]:
     gateway = config.gateway
+    if any(name not in found.interfaces for name in gateway.inside):
+        return  # a missing interface has no routes, which needs no saying for each server
     inside = " or ".join(gateway.inside)
     for real in config.reals:
         who = f"real server {real.name} ({real.address})"
@@ -202,15 +233,21 @@ def _virtual_addresses(config: Config, found: Facts) -> Iterator[Finding]:
 
 
 def _reserved_addresses(config: Config, found: Facts) -> Iterator[Finding]:
-    """A subnet's first and last address belong to the subnet itself (RFC 1812, 4.2.2.11)."""
+    """A subnet's first and last address belong to the subnet itself (RFC 1812, 4.2.2.11).
+
+    Of IPv6, the first one is every router's (RFC 4291, 2.6.1), and so this gateway's too.
+    """
     for address in dict.fromkeys(virtual.address for virtual in config.virtuals):
         for subnet in dict.fromkeys(entry.address.network for entry in found.addresses):
-            reserved = (subnet.network_address, subnet.broadcast_address)
-            if subnet.version == 4 and subnet.prefixlen < 31 and address in reserved:
-                what = (
-                    f"virtual address {address} is the first or last one of {subnet}, which no host can have"
-                )
-                yield Finding("error", what, "use another address of it")
+            if subnet.prefixlen >= subnet.max_prefixlen - 1:
+                continue
+            what = ""
+            if subnet.version == 6 and address == subnet.network_address:
+                what = f"the first one of {subnet}, which is every router's"
+            elif subnet.version == 4 and address in (subnet.network_address, subnet.broadcast_address):
+                what = f"the first or last one of {subnet}, which no host can have"
+            if what:
+                yield Finding("error", f"virtual address {address} is {what}", "use another address of it")
 
 
 _CHECKS: tuple[Callable[[Config, Facts], Iterator[Finding]], ...] = (
@@ -218,7 +255,8 @@ _CHECKS: tuple[Callable[[Config, Facts], Iterator[Finding]], ...] = (
     _programs,
     _alone,
     _interfaces,
-    _mtu,
+    _ipv6,
+    _super_packets,
     _rp_filter,
     _real_servers,
     _real_servers_outside,

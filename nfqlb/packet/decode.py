@@ -7,7 +7,6 @@ and what could make it recurse (IP in IP, also inside an ICMP quotation) never r
 
 from dataclasses import dataclass
 
-from dpkt.icmp import ICMP
 from dpkt.ip import IP
 from dpkt.tcp import TCP
 
@@ -90,6 +89,8 @@ def _decode_tcp(packet: bytes, header: int, total: int) -> Decoded:
     tcp = ip.data
     if tcp.off * 4 > total - header:
         return Drop.MALFORMED
+    if ip.src == ip.dst or not tcp.sport or not tcp.dport:
+        return Drop.MALFORMED  # "land" packets, and a port that nobody can have (RFC 6335 section 6)
     at = header
     key = ip.src + ip.dst + packet[at : at + 4]
     return TcpPacket(Segment(key, tcp.flags, packet[at + 4 : at + 12]), at)
@@ -105,12 +106,8 @@ def _decode_icmp(packet: bytes, header: int, total: int) -> Decoded:
         return Drop.MALFORMED
     if packet[quoted_at + 9] != _TCP:
         return Pass.NOT_OURS
-    ip = _parse(packet)
-    if ip is None or not isinstance(ip.data, ICMP):
-        return Drop.MALFORMED
-    message = ip.data
-    quoted = getattr(message.data, "data", None)
-    if not isinstance(quoted, IP):
+    quoted = _parse(packet[quoted_at:])
+    if quoted is None or quoted.v != 4:
         return Drop.MALFORMED
     transport_at = quoted_at + quoted.hl * 4
     if total < transport_at + _QUOTED_TRANSPORT:
@@ -119,7 +116,7 @@ def _decode_icmp(packet: bytes, header: int, total: int) -> Decoded:
         return Pass.NOT_OURS  # a later fragment has no ports; the kernel never sends ours in pieces
     return IcmpError(
         quoted=quoted.src + quoted.dst + packet[transport_at : transport_at + 4],
-        unreachable=message.type == _UNREACHABLE and message.code != _FRAGMENTATION_NEEDED,
+        unreachable=packet[header] == _UNREACHABLE and packet[header + 1] != _FRAGMENTATION_NEEDED,
         icmp_at=header,
         quoted_at=quoted_at,
         quoted_transport_at=transport_at,

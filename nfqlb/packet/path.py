@@ -15,7 +15,7 @@ from nfqlb.core.connection import Connection
 from nfqlb.core.director import Director, Outcome
 from nfqlb.core.rewriting import MODULUS
 from nfqlb.core.segment import ACK, FIN, RST, SYN
-from nfqlb.core.verdict import Drop
+from nfqlb.core.verdict import Drop, Pass
 from nfqlb.packet.decode import IcmpError, TcpPacket, decode
 from nfqlb.packet.translate import (
     CHECKSUM_NOT_READY,
@@ -56,9 +56,15 @@ _put_port = Struct("2s").pack_into
 
 
 def _least_lengths() -> list[int]:
-    """By the word of TCP offset and flags: the least IP length that holds such a header."""
-    offsets = [word >> 12 for word in range(0x10000)]
-    return [20 + offset * 4 if offset >= 5 else _NEVER for offset in offsets]
+    """By the word of TCP offset and flags: the least IP length that holds such a header.
+
+    No length does for a header too short, or for flags that no segment has together.
+    """
+    return [_NEVER if word >> 12 < 5 or _absurd(word) else 20 + (word >> 12) * 4 for word in range(0x10000)]
+
+
+def _absurd(flags: int) -> bool:
+    return bool(flags & SYN and flags & (FIN | RST))
 
 
 _LEAST_LENGTH = _least_lengths()
@@ -99,9 +105,9 @@ class PacketPath:
                     _put_sum(buffer, start + 10, (ip_sum - network) % MODULUS)
                     _put_address(buffer, start + 16, address)
                     _put_port(buffer, start + 22, port)
-                    if not info & _KERNEL_SUMS:
+                    if not info & CHECKSUM_NOT_READY:
                         _put_sum(buffer, start + 36, (tcp_sum - transport) % MODULUS)
-                    elif not info & SUPER_PACKET:
+                    else:  # a super-packet's too: conntrack comes after this hook, and looks at it
                         finish_transport_sum(buffer, end, start + 20, network)
                     return CHANGED
             elif hook == FORWARD:
@@ -143,7 +149,7 @@ class PacketPath:
     def _decide(self, packet: TcpPacket, hook: int) -> Outcome:
         """What the director says of a segment: a SYN may open a connection, all else must have one (R117)."""
         flags = packet.segment.flags
-        if flags & SYN and flags & (FIN | RST):
+        if _absurd(flags):
             return self.director.refuse(Drop.MALFORMED)
         if hook != PREROUTING:
             return self.director.server_segment(packet.segment, self.now)
@@ -159,13 +165,13 @@ class PacketPath:
         if hook == PREROUTING:
             connection = self.director.error_from_outside(error.quoted)
             if connection is None:
-                return ACCEPT
+                return _verdict(self.director.refuse(Pass.NOT_OURS))
             change = connection.link.inbound
             translate_error_inbound(buffer, start, end, icmp, quoted, transport, change)
             return CHANGED
         outcome = self.director.error_from_inside(error.quoted, unreachable=error.unreachable)
         if outcome is None:
-            return ACCEPT
+            return _verdict(self.director.refuse(Pass.NOT_OURS))
         if not isinstance(outcome, Connection):
             return _verdict(outcome)
         change = outcome.link.outbound

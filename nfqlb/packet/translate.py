@@ -28,11 +28,15 @@ _ICMP_SUM_AT = 2
 def translate_inbound(
     buffer: bytearray, start: int, end: int, transport: int, change: Rewriting, info: int
 ) -> None:
-    """Give a client's segment its server's address and port (fig 10, R165-R167)."""
+    """Give a client's segment its server's address and port (fig 10, R165-R167).
+
+    A super-packet's checksum too: the kernel will sum its segments itself, but conntrack looks at
+    the whole before that.
+    """
     _put32(buffer, start + _DESTINATION_AT, change.address)
     _put_port(buffer, transport + 2, change.port)
     _adjust(buffer, start + _SUM_AT, change.network)
-    _fix_transport_sum(buffer, end, transport, change, info)
+    _fix_transport_sum(buffer, end, transport, change, info & CHECKSUM_NOT_READY)
 
 
 def translate_outbound(
@@ -51,7 +55,7 @@ def _adjust(buffer: bytearray, at: int, difference: int) -> None:
 
 def _fix_transport_sum(buffer: bytearray, end: int, transport: int, change: Rewriting, info: int) -> None:
     if info & SUPER_PACKET:
-        return  # the kernel cuts it into segments and sums each of them itself
+        return  # on its way out: the kernel cuts it into segments and sums each of them itself
     if info & CHECKSUM_NOT_READY:
         finish_transport_sum(buffer, end, transport, change.network)
     else:
@@ -80,8 +84,7 @@ def translate_error_inbound(
     `icmp`, `quoted` and `transport` are where the ICMP header, the quoted IP header and the
     quoted TCP header begin.
     """
-    _put32(buffer, start + _DESTINATION_AT, change.address)
-    _adjust(buffer, start + _SUM_AT, change.network)
+    _readdress(buffer, start, _DESTINATION_AT, change.address)
     _put32(buffer, quoted + _SOURCE_AT, change.address)
     _put_port(buffer, transport, change.port)
     _fix_quoted(buffer, end, icmp, quoted, transport, change)
@@ -97,19 +100,27 @@ def translate_error_outbound(
     nobody's business; one of the gateway's `own` keeps the gateway's address.
     """
     if not own:
-        before = words(buffer[start + _SOURCE_AT : start + _DESTINATION_AT])
-        _put32(buffer, start + _SOURCE_AT, change.address)
-        _adjust(buffer, start + _SUM_AT, words(change.address) - before)
+        _readdress(buffer, start, _SOURCE_AT, change.address)
     _put32(buffer, quoted + _DESTINATION_AT, change.address)
     _put_port(buffer, transport + 2, change.port)
     _fix_quoted(buffer, end, icmp, quoted, transport, change)
 
 
+def _readdress(buffer: bytearray, start: int, field: int, address: bytes) -> None:
+    """Change an error's own address, whatever it was."""
+    at = start + field
+    before = words(buffer[at : at + 4])
+    _put32(buffer, at, address)
+    _adjust(buffer, start + _SUM_AT, words(address) - before)
+
+
 def _fix_quoted(
     buffer: bytearray, end: int, icmp: int, quoted: int, transport: int, change: Rewriting
 ) -> None:
-    _adjust(buffer, quoted + _SUM_AT, change.network)
+    """Adjust the quoted sums, and the error's own, which covers them: a damaged error stays damaged."""
+    _adjust(buffer, quoted + _SUM_AT, change.network)  # address and sum cancel out in the error's own sum
+    difference = change.transport - change.network  # the port's
     if transport + _TCP_SUM_AT + 2 <= end:
         _adjust(buffer, transport + _TCP_SUM_AT, change.transport)
-    _put16(buffer, icmp + _ICMP_SUM_AT, 0)
-    _put16(buffer, icmp + _ICMP_SUM_AT, -_sum(buffer, icmp, end) % MODULUS)
+        difference -= change.transport
+    _adjust(buffer, icmp + _ICMP_SUM_AT, difference)

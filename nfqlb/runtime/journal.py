@@ -11,7 +11,6 @@ sections, one for each kind of record. A section says its records' size, where i
 many there may be and how many are reserved so far. Numbers are in the machine's own byte order.
 """
 
-import errno
 import logging
 import mmap
 import os
@@ -40,6 +39,7 @@ _RESERVED_AT = _SECTION.size - _RESERVED.size
 _KINDS = {1: Struct("=BBxxI12s6s6x"), 2: Struct("=BBxxI36s18s2x")}
 _IPV4_KEY = 12
 _CHUNK = 1 << 20  # bytes reserved at a time
+_RETRY = 1024  # asking in vain takes 0.1 ms: once storage is used up, not for every connection
 
 _FALLBACK = Path("/dev/shm/nfqlb")  # noqa: S108  memory-backed wherever Linux runs; ownership is checked
 
@@ -126,7 +126,7 @@ class Journal:
     def _read_reserved(self) -> None:
         for section in self._sections:
             (reserved,) = _RESERVED.unpack_from(self._map, section.entry_at + _RESERVED_AT)
-            section.reserved_to = section.start + reserved * section.record.size
+            section.reserved_to = section.start + min(reserved, section.capacity) * section.record.size
 
     def clear(self) -> None:
         """Forget everything."""
@@ -205,15 +205,15 @@ class Journal:
         """Have the storage set aside for more records: writing to a mapping without room would be fatal."""
         size = section.record.size
         end = min(section.reserved_to + _CHUNK // size * size, section.end)
-        if end == section.reserved_to:
+        if end == section.reserved_to or self.lost % _RETRY:
             return False
         try:
             os.posix_fallocate(self._file, section.reserved_to, end - section.reserved_to)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
+        except OSError as error:  # no space, or a quota or limit reached: connections are served all the same
             if not self.lost:
-                logger.warning("%s: no space left; new connections would not survive the worker", self.path)
+                logger.warning(
+                    "%s: %s; new connections would not survive the worker", self.path, error.strerror
+                )
             return False
         section.reserved_to = end
         _RESERVED.pack_into(self._map, section.entry_at + _RESERVED_AT, (end - section.start) // size)

@@ -7,6 +7,7 @@ reverse order: addresses before rules, or the gateway's own TCP would reset clie
 """
 
 import logging
+import mmap
 import os
 import selectors
 import signal
@@ -40,16 +41,15 @@ _LENGTH, _RECEIVE_BUFFER = 8192, 8 << 20
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _TICK = 1.0
-#: A worker that lives less than this (seconds) did not do its work; after so many of them in a row the
-#: journal is not trusted any more, and the next ones come at this distance.
-_SHORT_LIFE, _SHORT_LIVES = 1.0, 3
+#: After so many workers in a row that died before they served, the journal is not trusted any more, and
+#: the next ones come at this distance (seconds).
+_STILLBORN, _BIRTH_INTERVAL = 3, 1.0
 _FAREWELL = 3.0  # seconds a worker gets to end by itself
 
 
 @dataclass(slots=True)
 class _Child:
     pid: int
-    born: float
     channel: SupervisorChannel
 
 
@@ -65,7 +65,8 @@ class Supervisor:
         self._stopping = False
         self._worker: _Child | None = None
         self._restarts = 0
-        self._short_lives = 0
+        self._stillborn = 0
+        self._serving = mmap.mmap(-1, 1)  # shared with the worker, which sets it when it has taken over
         self._next_birth = 0.0
 
     def run(self) -> None:
@@ -158,18 +159,19 @@ class Supervisor:
                 return
             self._worker = None
             child.channel.close()
-            self._short_lives = self._short_lives + 1 if now - child.born < _SHORT_LIFE else 0
+            self._stillborn = 0 if self._serving[0] else self._stillborn + 1
             logger.warning("worker %d died (%s); starting another", pid, _cause(status))
-            if self._short_lives >= _SHORT_LIVES:
+            if self._stillborn >= _STILLBORN:
                 logger.error("workers die as they start; forgetting the connections they were to take over")
                 self._journal.clear()
-                self._next_birth = now + _SHORT_LIFE
+                self._next_birth = now + _BIRTH_INTERVAL
         if now >= self._next_birth and not self._stopping:
             self._restarts += 1
             self._fork()
 
     def _fork(self) -> None:
         ours, theirs = pair()
+        self._serving[0] = 0
         pid = os.fork()
         if pid == 0:
             status = 1
@@ -183,7 +185,7 @@ class Supervisor:
                 logging.shutdown()
                 os._exit(status)
         theirs.close()
-        self._worker = _Child(pid, time.monotonic(), SupervisorChannel(ours, self._selector))
+        self._worker = _Child(pid, SupervisorChannel(ours, self._selector))
 
     def _be_worker(self, channel: socket.socket) -> None:
         """In the child: let go of what is the supervisor's, and work."""
@@ -195,7 +197,10 @@ class Supervisor:
         self._control.abandon()
         worker = Worker(self._config, self._new, self._established, WorkerChannel(channel), self._journal)
         signal.signal(signal.SIGTERM, lambda *_: worker.stop())
-        worker.run()
+        worker.run(self._say_serving)
+
+    def _say_serving(self) -> None:
+        self._serving[0] = 1
 
     def _end_worker(self) -> None:
         child = self._worker

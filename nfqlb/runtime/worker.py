@@ -10,10 +10,12 @@ import gc
 import logging
 import select
 import time
+from collections.abc import Callable
 from selectors import EVENT_WRITE
 
 from nfqlb.core.director import Director
 from nfqlb.core.spec import Config
+from nfqlb.core.verdict import Drop
 from nfqlb.netfilter.queue import PacketQueue
 from nfqlb.packet.path import PacketPath
 from nfqlb.runtime.channel import WorkerChannel
@@ -57,8 +59,8 @@ class Worker:
         """End after this round."""
         self._stopping = True
 
-    def run(self) -> None:
-        """Serve until `stop`, or until the supervisor is gone."""
+    def run(self, say_serving: Callable[[], None]) -> None:
+        """Serve until `stop`, or until the supervisor is gone; `say_serving` once it has taken over."""
         # A million connections are no garbage, and looking through them would stop the world for 100 ms.
         gc.disable()
         self._restore()
@@ -67,6 +69,7 @@ class Worker:
             queue.free_abandoned()
             queue.judge = self._path.judge
             queue.on_error = self._complain
+        say_serving()
         self._serve()
 
     def _restore(self) -> None:
@@ -111,7 +114,8 @@ class Worker:
         return select.POLLIN | (select.POLLOUT if self._channel.events & EVENT_WRITE else 0)
 
     def _complain(self, error: Exception) -> None:
-        """Say that a judgement failed: the packet was dropped and counted; a line now and then, no flood."""
+        """Count a failed judgement, whose packet was dropped, and say so now and then."""
+        self.director.refuse(Drop.ERROR)
         now = time.monotonic()
         if now - self._complained >= _QUIET:
             self._complained = now
