@@ -190,6 +190,17 @@ class Call:
         """The state of its connection as operators see it."""
         return self.connection.state.shown
 
+    @property
+    def reply_key(self) -> bytes:
+        """The key of a server's packet, as the server sends it."""
+        return self._answering
+
+    # --- both sides
+
+    def close(self) -> Self:
+        """Both sides end it in good order, the client first."""
+        return self.fin().server_fin().ack()
+
     # --- what the client sends
 
     def syn(self, isn: int | None = None) -> Self:
@@ -277,18 +288,6 @@ class Call:
         segment = Segment(self._answering, flags, numbers)
         self.outcome = self._scenario.director.server_segment(segment, self._scenario.now)
         return self
-
-    # --- errors about it
-
-    @property
-    def reply_key(self) -> bytes:
-        """The key of a server's packet, as the server sends it."""
-        return self._answering
-
-    def close(self) -> Self:
-        """Both sides end it in good order, the client first."""
-        return self.fin().server_fin().ack()
-
 
 def _numbers(sequence: int, acknowledgement: int) -> bytes:
     return (sequence & _WRAP).to_bytes(4, "big") + (acknowledgement & _WRAP).to_bytes(4, "big")

@@ -50,7 +50,7 @@ class Succession:
                 virtual("tls", ["a:8443"], port=443),
                 virtual("shop", "cd", port=8080, scheduler="round-robin", sticky=60),
             ],
-            [*reals("cd"), real("a", max_connections=4, idle_timeout=600), real("b")],
+            [real("a", max_connections=4, idle_timeout=600), real("b"), *reals("cd")],
             recorder=self.memory,
             now=now,
         )
@@ -128,7 +128,7 @@ def test_what_goes_on_moves_on(gateway: Succession) -> None:
     lab.wait(3700)
     lab.wait(70)
     assert gateway.memory.records == {}
-    assert lab.loads() == {"a": 0, "b": 0}
+    assert set(lab.loads().values()) == {0}
 
 
 def test_a_repeated_syn_after_the_change_goes_to_the_same_server(gateway: Succession) -> None:
@@ -144,7 +144,7 @@ def test_schedulers_see_what_was_taken_over(gateway: Succession) -> None:
     """R095, R104, R184: the next choice counts it, and a full server is full."""
     for _ in range(5):
         gateway.lab.connect("web")
-    assert gateway.lab.loads() == {"a": 3, "b": 2}
+    assert gateway.lab.loads() == {"a": 3, "b": 2, "c": 0, "d": 0}
     gateway.lab.connect("tls")
     lab = gateway.die()
     assert lab.real("a").state == "max-capacity"
