@@ -224,8 +224,8 @@ class Director:
         connection.opened = opened
         connection.place = place
         self.table.restore(connection, state, now)
-        if virtual.scope is not None:
-            self.fpas.assign(virtual.scope, _client(inbound), link.real, now)
+        if virtual.scope is not None and now - opened < virtual.scope.interval:
+            self.fpas.restore(virtual.scope, _client(inbound), link.real, opened)
         return True
 
     def restored(self, now: float) -> None:

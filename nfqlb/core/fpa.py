@@ -55,6 +55,17 @@ class FpaTable:
         entries[key] = Fpa(real, now)
         self._count += 1
 
+    def restore(self, scope: Scope, client: bytes, real: RealServer, assigned: float) -> None:
+        """Bind the client as of an earlier moment, unless it is known to have been assigned later.
+
+        Entries that are restored in another order than that of their moments may be forgotten
+        late, up to an interval; they hold no longer for that.
+        """
+        entries = self._scopes.get(scope)
+        entry = entries.get(masked(client, scope.prefix)) if entries else None
+        if entry is None or entry.assigned <= assigned:
+            self.assign(scope, client, real, assigned)
+
     def expire(self, now: float, budget: int) -> int:
         """Drop entries whose interval has passed, at most `budget`; returns how many were dropped."""
         dropped = 0

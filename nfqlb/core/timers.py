@@ -71,10 +71,6 @@ class DueQueue(Generic[Member]):
         self._drop_empty()
         return member
 
-    def next_due(self) -> float | None:
-        """When the first member falls due; None if the queue is empty."""
-        return self._groups[0][0] if self._groups else None
-
     def _clear(self, wanted: Callable[[Iterable[Member]], list[Member]]) -> None:
         """Clear the groups whose age it is time for, the youngest first."""
         groups = self._groups

@@ -1,8 +1,8 @@
 """An NFQUEUE: packets in, verdicts out.
 
-Owns `PacketQueue`: a NetfilterQueue that is driven through `run_socket()` with a receiving
-object of our own (the queue itself). That is what lifts NetfilterQueue's limits without
-patching it:
+Owns `PacketQueue`: a NetfilterQueue whose socket is read here, and to which only a message of
+a shape not understood is handed, through `run_socket()` with the queue itself in a socket's
+place. That is what lifts NetfilterQueue's limits without patching it:
 
 - it would read 4 KB and ask the kernel for no more, so that long packets arrive cut: one
   raw configuration message asks for 65,531 bytes and for whole super-packets (GSO), and the
@@ -12,8 +12,6 @@ patching it:
 - `run()` would not return under load: a budget ends each round;
 - lost messages (ENOBUFS) are counted, and a judgement that fails leaves no packet without a
   verdict.
-
-Only a message whose shape is not understood goes on to NetfilterQueue's own parser.
 """
 
 import errno
@@ -60,7 +58,7 @@ class PacketQueue(QueueMessages):
         self.overruns = 0  # ENOBUFS: the kernel could not hand over a packet and dropped it
         self.unreadable = 0
         self.refused = 0  # messages the kernel answered with an error
-        self._budget = 0
+        self._unread_message = b""
         self._buffers: list[tuple[bytearray, memoryview]] = []
         self._queue = NetfilterQueue()
         self._queue.bind(number, self._unread, max_len=length, sock_len=receive_buffer)
@@ -93,39 +91,34 @@ class PacketQueue(QueueMessages):
             buffers = [bytearray(_BUFFER_SIZE) for _ in range(_BATCH)]
             self._buffers = [(buffer, memoryview(buffer)) for buffer in buffers]
         before = self.handled
-        self._budget = before + budget
-        self._queue.run_socket(self)  # type: ignore[arg-type]  # of a socket it only uses recv
-        return self.handled - before
-
-    # --- what run_socket() takes for a socket
-
-    def recv(self, _size: int) -> bytes:
-        """Judge packets until none waits or the budget is spent, then raise BlockingIOError.
-
-        Returns only a message that it could not read, for NetfilterQueue to parse.
-        """
-        while self.handled < self._budget:
+        drained = False
+        while not drained and self.handled - before < budget:
             verdicts: list[memoryview] = []
             try:
-                unread, drained = self._judge_batch(verdicts)
+                drained = self._judge_batch(verdicts)
             finally:
                 if verdicts:
                     self._send(verdicts)
-            if unread:
-                return unread
-            if drained:
-                break
-        raise BlockingIOError(errno.EAGAIN, "nothing waits")
+            if self._unread_message:
+                self._queue.run_socket(self)  # type: ignore[arg-type]  # of a socket it only uses recv
+        return self.handled - before
 
-    def _judge_batch(self, verdicts: list[memoryview]) -> tuple[bytes, bool]:
-        """Read and judge up to a batch, adding to `verdicts`; an unread message, and whether none is left."""
+    def recv(self, _size: int) -> bytes:
+        """What run_socket() asks a socket for: a message that was not understood, then nothing more."""
+        message, self._unread_message = self._unread_message, b""
+        if not message:
+            raise BlockingIOError(errno.EAGAIN, "nothing waits")
+        return message
+
+    def _judge_batch(self, verdicts: list[memoryview]) -> bool:
+        """Read and judge up to a batch, adding to `verdicts`; whether no packet waits any more."""
         receive = self._socket.recv_into
         size = 0
         for buffer, view in self._buffers:
             try:
                 got = receive(buffer, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
-                return b"", True
+                return True
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
@@ -133,12 +126,13 @@ class PacketQueue(QueueMessages):
                 continue
             at = self.payload_at(buffer, got)
             if not at:
-                return self._set_aside(buffer, got), False
+                self._set_aside(buffer, got)
+                return False
             verdicts.append(self.answer(buffer, view, at))
             size += got
             if size > _BATCH_BYTES:
                 break
-        return b"", False
+        return False
 
     def _send(self, verdicts: list[memoryview]) -> None:
         """Send verdicts together; where the kernel has no room for them all, one by one."""
@@ -157,12 +151,12 @@ class PacketQueue(QueueMessages):
 
     # --- messages that are no packets, or packets of another shape
 
-    def _set_aside(self, buffer: bytearray, got: int) -> bytes:
-        """Count an error report; what else was not understood goes on to NetfilterQueue's parser."""
+    def _set_aside(self, buffer: bytearray, got: int) -> None:
+        """Count an error report; keep what else was not understood for NetfilterQueue's parser."""
         if is_error(buffer, got):
             self.refused += 1
-            return b""
-        return bytes(buffer[:got])
+        else:
+            self._unread_message = bytes(buffer[:got])
 
     def _unread(self, packet: Packet) -> None:
         """NetfilterQueue understood what we did not: without its payload in place, it is dropped."""

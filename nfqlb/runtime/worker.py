@@ -8,9 +8,11 @@ supervisor says so or is gone.
 
 import gc
 import logging
+import os
 import select
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from selectors import EVENT_WRITE
 
 from nfqlb.core.director import Director
@@ -31,6 +33,8 @@ _TIMER = 0.25  # seconds between two looks at what has timed out
 _TIMER_BUDGET = 2000  # connections looked at in one go: about a millisecond
 #: Connections share the time stamps of their packets, which are this coarse (seconds).
 _GRAIN = 0.05
+#: Whatever else runs on this machine can wait longer than the packets that pass through it.
+_NICENESS = -10
 _QUIET = 10.0  # seconds between two log lines about failed judgements
 
 
@@ -63,6 +67,8 @@ class Worker:
         """Serve until `stop`, or until the supervisor is gone; `say_serving` once it has taken over."""
         # A million connections are no garbage, and looking through them would stop the world for 100 ms.
         gc.disable()
+        with suppress(PermissionError):
+            os.nice(_NICENESS)
         self._restore()
         gc.freeze()
         for queue in (self._new, self._established):
@@ -92,26 +98,35 @@ class Worker:
         established, new, channel = self._established.fileno(), self._new.fileno(), self._channel.fileno()
         poll.register(established, select.POLLIN)
         poll.register(new, select.POLLIN)
+        interest = select.POLLIN
+        poll.register(channel, interest)
         path = self._path
         timer = 0.0
+        overdue = False  # more has timed out than one round looked at
         while not self._stopping and not self._channel.lost:
-            poll.register(channel, self._interest())
-            ready = dict(poll.poll(_TIMER * 1000))
+            ready = poll.poll(0 if overdue else _TIMER * 1000)
             now = time.monotonic()
             if now - path.now >= _GRAIN:
                 path.now = now
-            if established in ready:
-                self._established.run(_BUDGET)
-            if new in ready:
-                self._new.run(_NEW_BUDGET)
-            if channel in ready:
-                for request in self._channel.poll():
-                    respond(self.director, request, now)
-            if now >= timer and not self.director.tick(now, _TIMER_BUDGET):
+            for descriptor, _ in ready:  # in the order of registration
+                if descriptor == established:
+                    self._established.run(_BUDGET)
+                elif descriptor == new:
+                    self._new.run(_NEW_BUDGET)
+                else:
+                    interest = self._answer(poll, now, interest)
+            if overdue or now >= timer:
+                overdue = self.director.tick(now, _TIMER_BUDGET)
                 timer = now + _TIMER
 
-    def _interest(self) -> int:
-        return select.POLLIN | (select.POLLOUT if self._channel.events & EVENT_WRITE else 0)
+    def _answer(self, poll: select.poll, now: float, interest: int) -> int:
+        """Answer what the supervisor asks; returns what the channel waits for from now on."""
+        for request in self._channel.poll():
+            respond(self.director, request, now)
+        wanted = select.POLLIN | (select.POLLOUT if self._channel.events & EVENT_WRITE else 0)
+        if wanted != interest:
+            poll.modify(self._channel.fileno(), wanted)
+        return wanted
 
     def _complain(self, error: Exception) -> None:
         """Count a failed judgement, whose packet was dropped, and say so now and then."""

@@ -153,9 +153,7 @@ class Call:
     what the director said of the last one.
     """
 
-    def __init__(
-        self, scenario: Scenario, client: str, port: int, wanted: spec.Virtual, isn: int
-    ) -> None:
+    def __init__(self, scenario: Scenario, client: str, port: int, wanted: spec.Virtual, isn: int) -> None:
         self._scenario = scenario
         self._client = ip_address(client).packed
         self._port = port.to_bytes(2, "big")
@@ -288,6 +286,7 @@ class Call:
         segment = Segment(self._answering, flags, numbers)
         self.outcome = self._scenario.director.server_segment(segment, self._scenario.now)
         return self
+
 
 def _numbers(sequence: int, acknowledgement: int) -> bytes:
     return (sequence & _WRAP).to_bytes(4, "big") + (acknowledgement & _WRAP).to_bytes(4, "big")

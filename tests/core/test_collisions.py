@@ -20,9 +20,7 @@ def two_sites(servers: str, *, scheduler: str = "round-robin", sticky: float = 0
     )
 
 
-@pytest.mark.parametrize(
-    "scheduler", ["round-robin", "least-connections", "weighted-least-connections"]
-)
+@pytest.mark.parametrize("scheduler", ["round-robin", "least-connections", "weighted-least-connections"])
 def test_a_collision_picks_another_server(scheduler: str) -> None:
     """R169 (A5): the same client address and port to two virtual addresses."""
     lab = two_sites("abc", scheduler=scheduler)
@@ -98,9 +96,7 @@ def test_full_servers_are_no_way_out() -> None:
 
 def test_different_ports_on_the_server_do_not_collide() -> None:
     """R169, R073 (A5): replies from 8080 and from 8081 are told apart."""
-    lab = Scenario(
-        [virtual("one", ["a:8080"]), virtual("two", ["a:8081"], address=OTHER_VIP)], reals("a")
-    )
+    lab = Scenario([virtual("one", ["a:8080"]), virtual("two", ["a:8081"], address=OTHER_VIP)], reals("a"))
     one, two = lab.connect("one", port=40001), lab.connect("two", port=40001)
     assert one.hears().connection is not two.hears().connection
 

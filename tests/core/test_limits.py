@@ -110,9 +110,7 @@ def test_virtual_servers_share_real_servers() -> None:
 
 def test_a_limit_holds_across_virtual_servers() -> None:
     """R010, R045 (A35): the machine is full, whoever filled it."""
-    lab = Scenario(
-        [virtual("web", "a"), virtual("tls", "a", port=443)], [real("a", max_connections=2)]
-    )
+    lab = Scenario([virtual("web", "a"), virtual("tls", "a", port=443)], [real("a", max_connections=2)])
     lab.connect("web")
     lab.connect("tls")
     assert lab.dial("web").refused is Drop.NO_SERVER

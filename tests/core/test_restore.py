@@ -59,9 +59,7 @@ class Succession:
         """The worker dies; the one that takes its place has the same calls before it."""
         successor = self._worker(self.lab.now + after)
         for place, (inbound, server, code, opened) in list(self.memory.records.items()):
-            taken = successor.director.restore(
-                inbound, server, code, place, opened=opened, now=successor.now
-            )
+            taken = successor.director.restore(inbound, server, code, place, opened=opened, now=successor.now)
             assert taken
         successor.director.restored(successor.now)
         self.lab = successor
@@ -227,9 +225,7 @@ def test_what_has_no_place_any_more_is_not_taken_over() -> None:
 
 def test_two_records_whose_replies_would_collide() -> None:
     """R169 (A5): the second is refused."""
-    lab = Scenario(
-        [virtual("one", "a"), virtual("two", "a", address="203.0.113.2")], reals("a")
-    )
+    lab = Scenario([virtual("one", "a"), virtual("two", "a", address="203.0.113.2")], reals("a"))
     one, two = lab.call("one", port=40001), lab.call("two", port=40001)
     server = real("a").address.packed + (80).to_bytes(2, "big")
     for place, call in enumerate((one, two)):
@@ -260,7 +256,30 @@ def test_clients_of_restored_connections_stay_bound(gateway: Succession) -> None
     gateway.die()
     # on its own the scheduler would go on with the other server
     again = {
-        client: gateway.lab.connect("shop", client=client, port=50_000).server
-        for client in reversed(clients)
+        client: gateway.lab.connect("shop", client=client, port=50_000).server for client in reversed(clients)
     }
     assert again == bound
+
+
+def test_a_client_is_bound_to_where_it_was_sent_last(gateway: Succession) -> None:
+    """R064, R153 (A6): whatever the order of the records, and places are used again."""
+    first = gateway.lab.connect("shop")
+    gateway.lab.wait(61)
+    second = gateway.lab.connect("shop")
+    assert (first.server, second.server) == ("c", "d")
+    records = gateway.memory.records
+    records[1], records[2] = records[2], records[1]
+    lab = gateway.die()
+    assert lab.connect("shop", port=50_000).server == "d"
+
+
+def test_being_taken_over_prolongs_no_entry(gateway: Succession) -> None:
+    """R064, R155 (A6): the interval still runs from the last assignment."""
+    gateway.lab.connect("shop")
+    gateway.lab.wait(40)
+    lab = gateway.die(after=5.0)
+    assert [(each.age, each.expires) for each in lab.director.sticky(lab.now)] == [(45.0, 15.0)]
+    lab.wait(20)
+    assert list(lab.director.sticky(lab.now)) == []
+    lab = gateway.die(after=5.0)
+    assert lab.director.totals().sticky == 0, "nothing is made of an old connection"

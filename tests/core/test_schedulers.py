@@ -16,9 +16,7 @@ def chosen(lab: Scenario, times: int) -> str:
 
 def preset(scheduler: str, loads: dict[str, int], weights: dict[str, float] | None = None) -> VirtualServer:
     """A virtual server whose real servers have so many connections."""
-    made = {
-        name: RealServer(real(name, weight=(weights or {}).get(name, 1)), 0.0) for name in loads
-    }
+    made = {name: RealServer(real(name, weight=(weights or {}).get(name, 1)), 0.0) for name in loads}
     result = VirtualServer(virtual("web", loads, scheduler=scheduler), made)
     for name, load in loads.items():
         made[name].connections = load

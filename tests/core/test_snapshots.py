@@ -11,9 +11,7 @@ from tests.core.scenario import VIP, Scenario, address_of, real, reals, virtual
 
 def test_a_virtual_server() -> None:
     """R021, R025, R028, R029, R187: its name, address, scheme, state, connections and servers."""
-    lab = Scenario(
-        virtual("web", ["a:8080", "b"], port=81, scheduler="least-connections"), reals("ab")
-    )
+    lab = Scenario(virtual("web", ["a:8080", "b"], port=81, scheduler="least-connections"), reals("ab"))
     lab.connect()
     lab.connect().close()
     (seen,) = lab.director.virtuals(lab.now)

@@ -120,9 +120,7 @@ def test_a_mask_of_0_is_everybody() -> None:
 
 def test_virtual_servers_do_not_share_entries() -> None:
     """R151 (A8): unless they say so."""
-    lab = Scenario(
-        [virtual("web", "ab", sticky=60), virtual("tls", "ba", port=443, sticky=60)], reals("ab")
-    )
+    lab = Scenario([virtual("web", "ab", sticky=60), virtual("tls", "ba", port=443, sticky=60)], reals("ab"))
     assert (lab.connect("web").server, lab.connect("tls").server) == ("a", "b")
     assert (lab.connect("web").server, lab.connect("tls").server) == ("a", "b")
 
