@@ -206,8 +206,11 @@ def parse_server(value: Any) -> ServerRef:
 
 
 def parse_mark_mask(value: Any) -> int:
-    """The bits of packet marks that are nfqlb's: neighbouring ones, for they hold a number."""
-    allowed = "allowed: neighbouring bits of 32, such as 0x00ff0000"
+    """The bits of packet marks that are nfqlb's: neighbouring ones, for they hold a number.
+
+    Two at least: all of them set and the lowest alone mean different things in the rules.
+    """
+    allowed = "allowed: two or more neighbouring bits of 32, such as 0x00ff0000"
     if isinstance(value, bool) or not isinstance(value, int):
         raise refuse(f"{show(value)} is {kind(value)} ({allowed})", unquoted(value))
     if not 0 < value <= 0xFFFFFFFF:
@@ -215,6 +218,8 @@ def parse_mark_mask(value: Any) -> int:
     lowest = value & -value
     if value & (value + lowest):
         raise refuse(f"{value:#010x} has gaps between its bits ({allowed})")
+    if value == lowest:
+        raise refuse(f"{value:#010x} is a single bit ({allowed})")
     return value
 
 

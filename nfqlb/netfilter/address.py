@@ -1,9 +1,12 @@
 """Virtual addresses as addresses of the gateway: added, announced, and taken away again.
 
-An address inside the subnet of an outside interface is added to it as a /32, so that the gateway
-answers ARP for it; any other is left to routing. What was there before is left alone. Ours carries
-a tag in the kernel itself (address protocol and label), so that what a crash leaves behind is
-recognised without any file.
+An address inside the subnet of an outside interface is added to it as a /32 or /128, so that the
+gateway answers ARP or neighbour solicitations for it; any other is left to routing. What was there
+before is left alone. Ours carries a tag in the kernel itself (address protocol, of IPv4 also a
+label), so that what a crash leaves behind is recognised without any file.
+
+An IPv6 address gets a preferred lifetime of 0, or the gateway would take it for the source of its
+own connections, and no duplicate address detection, or it would not answer for a second or two.
 
 Start: rules first, then the address. Stop: the address first, then the rules. Otherwise the
 gateway's own TCP stack resets clients in between.
@@ -13,7 +16,7 @@ import errno
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from typing import Any
 
 from nfqlb.core.spec import Address, Config
@@ -31,6 +34,16 @@ _ARP = 0x0806  # ETH_P_ARP
 _BROADCAST = b"\xff" * 6
 _ARP_HEADER = b"\x00\x01\x08\x00\x06\x04"  # Ethernet, IPv4, their lengths (RFC 826)
 _REQUEST, _REPLY = b"\x00\x01", b"\x00\x02"
+_IPV6 = 0x86DD  # ETH_P_IPV6
+_ALL_NODES = ip_address("ff02::1").packed
+_ALL_NODES_HARDWARE = bytes.fromhex("333300000001")  # RFC 2464, 7
+_ICMPV6 = 58
+_HOP_LIMIT = 255  # nothing else is believed (RFC 4861, 7.1.2)
+_ADVERTISEMENT = b"\x88\x00"  # ICMPv6 type 136, code 0 (RFC 4861, 4.4)
+_ROUTER_OVERRIDE = b"\xa0\x00\x00\x00"  # from a router, unsolicited, replaces what was known
+_TARGET_HARDWARE = b"\x02\x01"  # option: target link-layer address, one unit of 8 bytes
+_NODAD_NO_ROUTE = 0x02 | 0x200  # IFA_F_NODAD, IFA_F_NOPREFIXROUTE (include/uapi/linux/if_addr.h)
+_FOREVER = 0xFFFFFFFF
 _LABEL_LIMIT = 15  # IFNAMSIZ less the closing zero
 
 
@@ -57,7 +70,7 @@ def placements(config: Config, present: Iterable[InterfaceAddress]) -> list[Plac
     found: dict[Address, Placement] = {}
     for virtual in config.virtuals:
         address = virtual.address
-        if not isinstance(address, IPv4Address) or address in taken:
+        if address in taken:
             continue
         for entry in others:
             subnet = entry.address.network
@@ -107,16 +120,21 @@ def take_down() -> list[str]:
 
 
 def announce(placement: Placement) -> None:
-    """Tells the neighbours that the address is here now: ARP request and reply for itself (RFC 5227, 3).
+    """Tells the neighbours that the address is here now. Raises KernelError where it cannot be sent.
 
-    Some hosts learn from the one, some from the other. Raises KernelError where it cannot be sent.
+    IPv4: ARP request and reply for itself (RFC 5227, 3), as some hosts learn from the one, some from
+    the other. IPv6: an unsolicited neighbour advertisement (RFC 4861, 7.2.6).
     """
+    address = placement.address
     try:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as link:
-            link.bind((placement.interface, _ARP))
+            link.bind((placement.interface, 0))
             hardware = link.getsockname()[4]
+            if address.version == 6:
+                link.send(advertisement(hardware, address))
+                return
             for operation in (_REQUEST, _REPLY):
-                link.send(announcement(hardware, placement.address, operation))
+                link.send(announcement(hardware, address, operation))
     except OSError as error:
         raise KernelError(
             f"{placement.address} cannot be announced on {placement.interface}: {error.strerror}"
@@ -124,25 +142,41 @@ def announce(placement: Placement) -> None:
 
 
 def announcement(hardware: bytes, address: Address, operation: bytes = _REQUEST) -> bytes:
-    """An Ethernet frame in which `hardware` (6 bytes) says that `address` is its own."""
+    """An Ethernet frame in which `hardware` (6 bytes) says by ARP that the IPv4 `address` is its own."""
     target = _BROADCAST if operation == _REPLY else bytes(6)
     claim = hardware + address.packed + target + address.packed
     return _BROADCAST + hardware + _ARP.to_bytes(2) + _ARP_HEADER + operation + claim
+
+
+def advertisement(hardware: bytes, address: Address) -> bytes:
+    """An Ethernet frame in which `hardware` (6 bytes) tells all nodes that the IPv6 `address` is its own."""
+    body = _ROUTER_OVERRIDE + address.packed + _TARGET_HARDWARE + hardware
+    length = len(_ADVERTISEMENT) + 2 + len(body)
+    pseudo = address.packed + _ALL_NODES + length.to_bytes(4) + _ICMPV6.to_bytes(4)
+    checksum = -int.from_bytes(pseudo + _ADVERTISEMENT + body) % 0xFFFF  # RFC 1071: modulo 65,535
+    header = b"\x60\0\0\0" + length.to_bytes(2) + bytes((_ICMPV6, _HOP_LIMIT)) + address.packed + _ALL_NODES
+    message = _ADVERTISEMENT + checksum.to_bytes(2) + body
+    return _ALL_NODES_HARDWARE + hardware + _IPV6.to_bytes(2) + header + message
 
 
 def _add(route: Any, index: int, placement: Placement) -> None:
     """Adds one address with every tag that fits. Untagged it would outlive us, so it is taken back then."""
     label = placement.interface + LABEL
     tags: dict[str, Any] = {"proto": ADDRESS_PROTOCOL}
-    if len(label) <= _LABEL_LIMIT:
+    by_hand = ""
+    if placement.address.version == 6:
+        tags |= {"flags": _NODAD_NO_ROUTE, "preferred_lft": 0, "valid_lft": _FOREVER}
+        by_hand = " nodad preferred_lft 0"
+    elif len(label) <= _LABEL_LIMIT:
         tags["label"] = label
     route.addr("add", index=index, address=str(placement.address), prefixlen=placement.prefix, **tags)
     here = [entry for entry in read_addresses(route) if entry.ours]
     if not any(entry.address.ip == placement.address for entry in here):
         _delete(route, index, placement)
         raise KernelError(
-            f"{placement} cannot be tagged: this kernel has no address protocol, and the name is too long "
-            f"for a label; add it yourself: ip address add {placement.address} dev {placement.interface}"
+            f"{placement} cannot be tagged: this kernel has no address protocol, and there is no room for a "
+            f"label; add it yourself: ip address add {placement.address}/{placement.prefix} "
+            f"dev {placement.interface}{by_hand}"
         )
 
 

@@ -31,14 +31,20 @@ LABEL = ":nfqlb"
 ELSEWHERE = {4: ip_address("203.0.113.253"), 6: ip_address("2001:db8:ffff:ffff::fffd")}
 """Clients without a route of their own: documentation addresses (RFC 5737, RFC 3849). Nothing is sent."""
 
+_IPV6_SETTINGS = Path("/proc/sys/net/ipv6/conf")
+
 _UP = 1  # IFF_UP, include/uapi/linux/if.h
+_JOINED = 65_536  # GRO_LEGACY_MAX_SIZE, include/linux/netdevice.h
 _ETHERNET = 1  # ARPHRD_ETHER, include/uapi/linux/if_arp.h
 _UNICAST, _LOCAL = 1, 2  # RTN_*, include/uapi/linux/rtnetlink.h
 
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """A network interface. `mtu` is in bytes; `port_of` names the bridge or bond it belongs to, or is ""."""
+    """A network interface. `mtu` is in bytes; `port_of` names the bridge or bond it belongs to, or is "".
+
+    `joined` is below which length (bytes) the kernel joins received IPv6 segments into one super-packet.
+    """
 
     name: str
     index: int
@@ -46,6 +52,7 @@ class Interface:
     mtu: int
     port_of: str = ""
     ethernet: bool = True
+    joined: int = _JOINED
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +77,19 @@ class Facts:
     """All that is looked at before anything is touched.
 
     `routes` has None for an address that no route leads to. `rp_filter` is by interface, "all"
-    included. `iptables` is "nf_tables", "legacy", or "" where there is none; `other_rules` counts
-    the rules in the tables of the other kind. `queue_readers` maps a bound queue's number to the
-    process ids that read it, `owner` is another nfqlb's process id in this network namespace.
+    included. `ipv6` are the interfaces on which IPv6 is switched on, `ipv6_forwarded` those from
+    which the kernel forwards it. `iptables` is "nf_tables", "legacy", or "" where there is none;
+    `other_rules` counts the rules in the tables of the other kind. `queue_readers` maps a bound
+    queue's number to the process ids that read it, `owner` is another nfqlb's process id in this
+    network namespace.
     """
 
     interfaces: Mapping[str, Interface]
     addresses: tuple[InterfaceAddress, ...] = ()
     routes: Mapping[Address, Route | None] = field(default_factory=dict)
     rp_filter: Mapping[str, int] = field(default_factory=dict)
+    ipv6: frozenset[str] = frozenset()
+    ipv6_forwarded: frozenset[str] = frozenset()
     queues: tuple[QueueStatus, ...] = ()
     queue_readers: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     net_admin: bool = True
@@ -106,6 +117,8 @@ def read(config: Config, directory: Path = DIRECTORY) -> Facts:
         addresses=tuple(addresses),
         routes=routes,
         rp_filter=_rp_filter(),
+        ipv6=frozenset(name for name in interfaces if _ipv6_setting(name, "disable_ipv6") == 0),
+        ipv6_forwarded=frozenset(name for name in interfaces if _forwards_ipv6(name)),
         queues=bound,
         queue_readers={queue.number: tuple(readers(queue.port)) for queue in bound},
         net_admin=may_administer(),
@@ -146,6 +159,7 @@ def read_interfaces(route: Any) -> dict[str, Interface]:
             link.get_attr("IFLA_MTU"),
             port_of,
             link["ifi_type"] == _ETHERNET,
+            link.get_attr("IFLA_GRO_MAX_SIZE") or _JOINED,
         )
     return found
 
@@ -190,6 +204,18 @@ def _rp_filter() -> dict[str, int]:
         with contextlib.suppress(OSError, ValueError):
             found[entry.name] = int((entry / "rp_filter").read_text(encoding="ascii"))
     return found
+
+
+def _forwards_ipv6(interface: str) -> bool:
+    """Whether IPv6 packets that come in there are forwarded (net/ipv6/ip6_output.c, ip6_forward)."""
+    return _ipv6_setting("all", "forwarding") == 1 or _ipv6_setting(interface, "force_forwarding") == 1
+
+
+def _ipv6_setting(interface: str, name: str) -> int | None:
+    """A setting of an interface, None where this kernel has none: it lacks IPv6, or is older."""
+    with contextlib.suppress(OSError, ValueError):
+        return int((_IPV6_SETTINGS / interface / name).read_text(encoding="ascii"))
+    return None
 
 
 def _programs() -> tuple[str, int]:

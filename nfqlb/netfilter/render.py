@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from nfqlb.core.spec import Address, Config, Virtual
+from nfqlb.core.spec import Address, Config, Gateway, Virtual
 from nfqlb.netfilter.errors import KernelError
 
 PREFIX = "NFQLB-"
@@ -20,6 +20,9 @@ PREFIX = "NFQLB-"
 
 _SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*")
 """What may be put into a rule as it is. "+" ends a wildcard in iptables, quotes and blanks end a word."""
+
+MAX_PACKET = 65_531
+"""Bytes of a packet that a queue hands over at most: a netlink attribute's 65,535 less its header."""
 
 Items = Sequence[Mapping[str, str]]
 
@@ -29,6 +32,7 @@ class Family:
     """What differs between the address families; `version` is 4 or 6.
 
     `errors` are the ICMP types that quote a packet (RFC 792, RFC 4443), `echo` is the echo request.
+    `headers` are the bytes that IP and TCP headers take at most, all options included.
     """
 
     version: int
@@ -38,10 +42,19 @@ class Family:
     icmp_type: str
     echo: int
     errors: tuple[int, ...]
+    headers: int
+
+    @property
+    def largest_segment(self) -> int:
+        """The maximum segment size (bytes) with which every TCP packet fits a queue, whatever its options.
+
+        A sender subtracts its options from it (RFC 6691); it need not be relied on.
+        """
+        return MAX_PACKET - self.headers
 
 
-IPV4 = Family(4, "IPv4", "iptables", "icmp", "-m icmp --icmp-type", 8, (3, 11, 12))
-IPV6 = Family(6, "IPv6", "ip6tables", "ipv6-icmp", "-m icmp6 --icmpv6-type", 128, (1, 2, 3, 4))
+IPV4 = Family(4, "IPv4", "iptables", "icmp", "-m icmp --icmp-type", 8, (3, 11, 12), 60 + 60)
+IPV6 = Family(6, "IPv6", "ip6tables", "ipv6-icmp", "-m icmp6 --icmpv6-type", 128, (1, 2, 3, 4), 40 + 60)
 FAMILIES = (IPV4, IPV6)
 
 
@@ -134,19 +147,34 @@ def _render_family(config: Config, family: Family, template: str) -> str:
     ]
     if not virtuals:
         return ""
-    gateway = config.gateway
-    words = {
+    return fill(template, _words(config.gateway, family), _lists(config, family, virtuals))
+
+
+def _words(gateway: Gateway, family: Family) -> dict[str, str]:
+    mask = gateway.mark_mask
+    return {
         "family": family.name,
         "icmp": family.icmp,
         "icmp_type": family.icmp_type,
         "echo": str(family.echo),
         "queue_syn": str(gateway.queue),
         "queue": str(gateway.queue + 1),
+        "mask": f"{mask:#x}",
+        "judged": f"{mask:#x}/{mask:#x}",
+        "direct": f"{mask & -mask:#x}/{mask:#x}",
+        "unmarked": f"0x0/{mask:#x}",
+        "carried": f"{MAX_PACKET:,}",
+        "mss": str(family.largest_segment),
+        "too_long": f"{family.largest_segment + 1}:65535",
     }
+
+
+def _lists(config: Config, family: Family, virtuals: Sequence[Virtual]) -> dict[str, Items]:
+    gateway = config.gateway
     vips = _vips(virtuals)
     closed = vips if gateway.other_ports == "drop" else ()
     servers = _servers(config, virtuals)
-    lists: dict[str, Items] = {
+    return {
         "outside": [{"outside": _safe(name)} for name in gateway.outside],
         "inside": [{"inside": _safe(name)} for name in gateway.inside],
         "error": [{"type": str(number)} for number in family.errors],
@@ -157,8 +185,9 @@ def _render_family(config: Config, family: Family, template: str) -> str:
         "closed IPv6 vip": closed if family is IPV6 else (),
         "server": servers,
         "TCP server": [server for server in servers if server["protocol"] == "tcp"],
+        "open server": () if gateway.secure else servers,
+        "guarded real": _reals(config, virtuals) if gateway.secure else (),
     }
-    return fill(template, words, lists)
 
 
 def _virtual_words(virtual: Virtual) -> dict[str, str]:
@@ -188,9 +217,16 @@ def _servers(config: Config, virtuals: Iterable[Virtual]) -> Items:
             "address": _host(address),
             "protocol": _safe(protocol),
             "sport": _port("--sport", protocol, port),
+            "dport": _port("--dport", protocol, port),
         }
         for (address, protocol, port), name in found.items()
     ]
+
+
+def _reals(config: Config, virtuals: Iterable[Virtual]) -> Items:
+    """Each real server behind one of these virtual servers, once."""
+    names = dict.fromkeys(server.real for virtual in virtuals for server in virtual.servers)
+    return [{"real": _safe(name), "address": _host(config.real(name).address)} for name in names]
 
 
 def _port(option: str, protocol: str, port: int | None) -> str:

@@ -23,6 +23,11 @@ _SYN = ("--tcp-flags", "FIN,SYN,RST,ACK", "SYN")
 _SETS = {"--tcp-flags", "--ctstate"}
 _ADDRESSES = {"-s", "-d"}
 _TARGETS = {"-j", "-g"}
+_IMPLIED = {"tcp", "udp", "icmp", "icmp6"}
+"""Matches that `-p` alone brings along, so that `-m` may be left out."""
+
+_WHOLE = 0xFFFFFFFF
+"""The mask of a mark that is written without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +92,11 @@ def leads_to_us(rule: str) -> bool:
 def canonical(rule: str) -> Rule:
     """What a rule says, whichever of iptables' spellings it is written in.
 
-    The matches of a rule are a conjunction, so their order is not kept; `-m` only names the module
-    that the options after it come from.
+    The matches of a rule are a conjunction, so their order is not kept. `-m` matters where options
+    of two modules have one name (mark, connmark).
     """
-    return frozenset(part for part in map(_normal, _parts(shlex.split(rule))) if part[0] != "-m")
+    parts = map(_normal, _parts(shlex.split(rule)))
+    return frozenset(part for part in parts if part[0] != "-m" or part[1] not in _IMPLIED)
 
 
 def differences(wanted: Table | None, live: Table | None) -> list[str]:
@@ -222,7 +228,18 @@ def _normal(part: tuple[str, ...]) -> tuple[str, ...]:
         return (option, *(",".join(sorted(value.split(","))) for value in values))
     if option in _ADDRESSES and len(values) == 1:
         return (option, _network(values[0]))
+    if option == "--mark" and len(values) == 1:
+        return (option, _mark(values[0]))
     return part
+
+
+def _mark(value: str) -> str:
+    """A mark with its mask in one spelling; what is no mark stays as it is."""
+    mark, _, mask = value.partition("/")
+    try:
+        return f"{int(mark, 0):#x}/{int(mask, 0) if mask else _WHOLE:#x}"
+    except ValueError:
+        return value
 
 
 def _network(value: str) -> str:

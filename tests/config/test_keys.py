@@ -74,9 +74,9 @@ KEYS = (
         "mark_mask",
         0x00FF0000,
         ("0x00ff0000",),
-        ("1", "0x80000000", "0xffffffff", "0b110"),
+        ("3", "0xc0000000", "0xffffffff", "0b110"),
         (),
-        ("0", "-1", "0x100000000", "0x00ff00ff", "5", "true", '"0xff"', "1.0", "[]"),
+        ("0", "-1", "1", "0x80000000", "0x100000000", "0x00ff00ff", "5", "true", '"0xff"', "1.0", "[]"),
     ),
     Key(
         "gateway",
@@ -87,7 +87,7 @@ KEYS = (
         (),
         ("5", "false", '"run/x"', '""', '"/run/"', f'"/{"x" * 107}"', f'"/{"ä" * 54}"', r'"/a\u0000"'),
     ),
-    Key("gateway", "secure", False, ("false",), (), ("true",), NO_SWITCH),
+    Key("gateway", "secure", False, ("false",), ("true",), (), NO_SWITCH),
     Key("gateway", "reject", "drop", ('"drop"',), (), ('"reset"',), NO_TEXT),
     Key("gateway", "other_ports", "drop", ('"drop"',), ('"host"',), (), NO_TEXT),
     Key(

@@ -1,13 +1,13 @@
 """Which virtual addresses the gateway holds, and how it says so; no kernel needed."""
 
 from dataclasses import replace
-from ipaddress import IPv4Address, ip_address, ip_interface
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface
 
 import dpkt
 import pytest
 
 from nfqlb.core.spec import Config, Gateway, Real, Server, Virtual
-from nfqlb.netfilter.address import Placement, announcement, placements
+from nfqlb.netfilter.address import Placement, advertisement, announcement, placements
 from nfqlb.netfilter.facts import InterfaceAddress
 
 REAL = Real("web1", ip_address("10.0.0.11"))
@@ -61,6 +61,35 @@ def test_the_first_outside_interface_with_the_subnet_holds_the_address() -> None
     here = [*HERE, *present(("eth5", "198.51.100.1/24"))]
     wanted = config("198.51.100.7", "192.0.2.100", outside=("eth0", "eth5"))
     assert [place.interface for place in placements(wanted, here)] == ["eth5", "eth0"]
+
+
+HERE6 = [*HERE, *present(("eth0", "2001:db8::1/64"), ("eth0", "fe80::1/64"), ("eth1", "fd00::1/64"))]
+
+
+def test_an_ipv6_address_of_the_outside_subnet_is_held_as_a_single_one() -> None:
+    (placement,) = placements(config("2001:db8::100"), HERE6)
+    assert placement == Placement("eth0", IPv6Address("2001:db8::100"))
+    assert str(placement) == "2001:db8::100/128 on eth0"
+
+
+@pytest.mark.parametrize("address", ["2001:db8:1::7", "fd00::100", "2001:db8::1", "::2"])
+def test_any_other_ipv6_address_is_left_to_routing(address: str) -> None:
+    assert placements(config(address), HERE6) == []
+
+
+def test_an_advertisement_is_an_unsolicited_one_that_overrides() -> None:
+    """RFC 4861, 4.4 and 7.2.6: to all nodes, hop limit 255, with the hardware address; checked by scapy."""
+    from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6NDOptDstLLAddr, IPv6
+    from scapy.layers.l2 import Ether
+
+    frame = advertisement(bytes.fromhex("020000000001"), IPv6Address("2001:db8::100"))
+    meant = (
+        Ether(dst="33:33:00:00:00:01", src="02:00:00:00:00:01")
+        / IPv6(src="2001:db8::100", dst="ff02::1", hlim=255)
+        / ICMPv6ND_NA(tgt="2001:db8::100", R=1, S=0, O=1)
+        / ICMPv6NDOptDstLLAddr(lladdr="02:00:00:00:00:01")
+    )
+    assert frame == bytes(meant)
 
 
 @pytest.mark.parametrize(("operation", "target"), [(b"\0\1", bytes(6)), (b"\0\2", b"\xff" * 6)])

@@ -108,12 +108,66 @@ def test_a_real_server_in_the_clients_own_network_is_refused_whatever_the_route(
     assert "leads out of eth0" in only(config, direct).what
 
 
-def test_an_mtu_beyond_what_a_queue_carries_is_a_warning() -> None:
-    assert judge(CONFIG, interface("eth1", mtu=65531)) == []
-    finding = only(CONFIG, interface("eth1", mtu=65535))
+def test_an_mtu_beyond_what_a_queue_carries_is_no_finding() -> None:
+    """The rules keep TCP from using it."""
+    assert judge(CONFIG, interface("eth1", mtu=65535)) == []
+
+
+SIX = Real("six", ip_address("fd00::11"))
+WEB6 = Virtual("web6", ip_address("2001:db8::100"), (Server("six", 80),), port=80)
+CONFIG6 = replace(CONFIG, reals=(*CONFIG.reals, SIX), virtuals=(WEB, WEB6))
+GOOD6 = replace(
+    GOOD,
+    addresses=(*GOOD.addresses, InterfaceAddress("eth0", ip_interface("2001:db8::1/64"))),
+    routes={**GOOD.routes, SIX.address: Route("eth1"), ELSEWHERE[6]: Route("eth0")},
+    ipv6=frozenset(("lo", "eth0", "eth1")),
+    ipv6_forwarded=frozenset(("eth0", "eth1")),
+)
+
+
+def test_a_machine_that_forwards_ipv6_has_no_finding_about_it() -> None:
+    assert judge(CONFIG6, GOOD6) == []
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "names"), [((), "eth0 and eth1"), (("eth0",), "eth1"), (("eth1", "eth2"), "eth0")]
+)
+def test_forwarding_of_ipv6_is_asked_for(forwarded: tuple[str, ...], names: str) -> None:
+    """Only where something needs it, and with what it costs."""
+    facts = replace(GOOD6, ipv6_forwarded=frozenset(forwarded))
+    finding = only(CONFIG6, facts)
+    assert (finding.level, finding.what) == ("error", f"IPv6 is not forwarded from {names}")
+    assert finding.advice.startswith("sysctl net.ipv6.conf.all.forwarding=1; where ")
+    assert "accept_ra=2" in finding.advice
+    assert judge(CONFIG, facts) == []
+
+
+def test_an_interface_without_ipv6_is_named() -> None:
+    facts = replace(GOOD6, ipv6=frozenset(("eth1",)), ipv6_forwarded=frozenset(("eth1",)))
+    finding = only(CONFIG6, facts)
+    assert str(finding) == (
+        "error: there is no IPv6 on interface eth0; sysctl net.ipv6.conf.eth0.disable_ipv6=0"
+    )
+    assert judge(CONFIG, facts) == []
+
+
+def test_super_packets_beyond_what_a_queue_carries_are_a_warning() -> None:
+    eth0 = replace(GOOD.interfaces["eth0"], joined=65537)
+    facts = replace(GOOD6, interfaces={**GOOD.interfaces, "eth0": eth0})
+    finding = only(CONFIG6, facts)
     assert finding.level == "warning"
-    assert "MTU of 65535 bytes" in finding.what
-    assert finding.advice == "ip link set eth1 mtu 65531"
+    assert "eth0 joins received segments to up to 65537 bytes (BIG TCP)" in finding.what
+    assert finding.advice == "ip link set eth0 gro_max_size 65536"
+    assert judge(CONFIG, facts) == []
+
+
+def test_an_ipv6_virtual_address_that_is_every_routers_is_refused() -> None:
+    """RFC 4291, 2.6.1; the last address of an IPv6 subnet is one like any other."""
+    first = replace(WEB6, address=ip_address("2001:db8::"))
+    finding = only(replace(CONFIG6, virtuals=(WEB, first)), GOOD6)
+    assert finding.what.startswith("virtual address 2001:db8:: is the first one of 2001:db8::/64")
+    last = replace(WEB6, address=ip_address("2001:db8::ffff:ffff:ffff:ffff"))
+    assert judge(replace(CONFIG6, virtuals=(WEB, last)), GOOD6) == []
 
 
 @pytest.mark.parametrize(
@@ -175,7 +229,8 @@ def test_rules_in_both_kinds_of_tables_are_a_warning(kind: str) -> None:
 
 
 def test_errors_come_first() -> None:
-    findings = judge(CONFIG, replace(interface("eth0", mtu=65535), queues=(QueueStatus(1, 9, 0, 0, 0, 0),)))
+    taken = (QueueStatus(1, 9, 0, 0, 0, 0),)
+    findings = judge(CONFIG, replace(GOOD, other_rules=1, queues=taken))
     assert [finding.level for finding in findings] == ["error", "warning"]
 
 

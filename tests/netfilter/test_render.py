@@ -1,5 +1,6 @@
 """The rule bundle as text, without a kernel."""
 
+import re
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -17,6 +18,10 @@ CONFIG = Config(GATEWAY, (WEB1, WEB2), (WEB,))
 
 RULES = """\
 *mangle
+:NFQLB-PREROUTING - [0:0]
+:NFQLB-OUTSIDE - [0:0]
+:NFQLB-JUDGED - [0:0]
+:NFQLB-DIRECT - [0:0]
 :NFQLB-FORWARD - [0:0]
 :NFQLB-INSIDE - [0:0]
 :NFQLB-TO-CLIENTS - [0:0]
@@ -25,10 +30,19 @@ RULES = """\
 :NFQLB-OUTPUT - [0:0]
 :NFQLB-ERRORS - [0:0]
 :NFQLB-QUEUE - [0:0]
+-A NFQLB-PREROUTING -i eth0 -j NFQLB-OUTSIDE
+-A NFQLB-OUTSIDE -m mark --mark 0xff0000/0xff0000 -g NFQLB-JUDGED
+-A NFQLB-OUTSIDE -m conntrack --ctstate NEW,UNTRACKED -j NFQLB-DIRECT
+-A NFQLB-JUDGED -m connmark --mark 0x0/0xff0000 -j CONNMARK --save-mark --nfmask 0xff0000 --ctmask 0xff0000
+-A NFQLB-DIRECT -d 10.0.0.11/32 -p tcp -m tcp --dport 8080 -m comment --comment web1 \
+-j CONNMARK --set-xmark 0x10000/0xff0000
+-A NFQLB-DIRECT -d 10.0.0.12/32 -p tcp -m tcp --dport 80 -m comment --comment web2 \
+-j CONNMARK --set-xmark 0x10000/0xff0000
 -A NFQLB-FORWARD -i eth1 -j NFQLB-INSIDE
 -A NFQLB-INSIDE -o eth0 -j NFQLB-TO-CLIENTS
 -A NFQLB-TO-CLIENTS -p icmp -j NFQLB-ERRORS
--A NFQLB-TO-CLIENTS -m conntrack --ctdir REPLY -g NFQLB-SERVERS
+-A NFQLB-TO-CLIENTS -m connmark --mark 0xff0000/0xff0000 -m conntrack ! --ctstatus EXPECTED -g NFQLB-QUEUE
+-A NFQLB-TO-CLIENTS -m connmark --mark 0x0/0xff0000 -m conntrack --ctdir REPLY -g NFQLB-SERVERS
 -A NFQLB-TO-CLIENTS -m conntrack --ctstate INVALID,UNTRACKED -g NFQLB-SERVERS
 -A NFQLB-TO-CLIENTS -p tcp ! --syn -m conntrack --ctstate NEW -g NFQLB-STRAYS
 -A NFQLB-SERVERS -s 10.0.0.11/32 -p tcp -m tcp --sport 8080 -m comment --comment web1 -g NFQLB-QUEUE
@@ -39,7 +53,9 @@ RULES = """\
 -A NFQLB-ERRORS -p icmp -m icmp --icmp-type 3 -g NFQLB-QUEUE
 -A NFQLB-ERRORS -p icmp -m icmp --icmp-type 11 -g NFQLB-QUEUE
 -A NFQLB-ERRORS -p icmp -m icmp --icmp-type 12 -g NFQLB-QUEUE
+-A NFQLB-QUEUE -p tcp -m tcp --tcp-flags SYN,RST SYN -m tcpmss --mss 65412:65535 -j TCPMSS --set-mss 65411
 -A NFQLB-QUEUE -j NFQUEUE --queue-num 5
+-I PREROUTING 1 -j NFQLB-PREROUTING
 -I FORWARD 1 -j NFQLB-FORWARD
 -I OUTPUT 1 -j NFQLB-OUTPUT
 COMMIT
@@ -48,6 +64,7 @@ COMMIT
 :NFQLB-OUTSIDE - [0:0]
 :NFQLB-ERRORS - [0:0]
 :NFQLB-QUEUE - [0:0]
+:NFQLB-SYNS - [0:0]
 -A NFQLB-PREROUTING -i eth0 -j NFQLB-OUTSIDE
 -A NFQLB-OUTSIDE -d 192.0.2.100/32 -p tcp -m tcp --dport 80 -m comment --comment web -g NFQLB-QUEUE
 -A NFQLB-OUTSIDE -d 192.0.2.100/32 -f -g NFQLB-QUEUE
@@ -57,11 +74,17 @@ COMMIT
 -A NFQLB-ERRORS -p icmp -m icmp --icmp-type 3 -g NFQLB-QUEUE
 -A NFQLB-ERRORS -p icmp -m icmp --icmp-type 11 -g NFQLB-QUEUE
 -A NFQLB-ERRORS -p icmp -m icmp --icmp-type 12 -g NFQLB-QUEUE
--A NFQLB-QUEUE -p tcp --tcp-flags SYN,ACK SYN -j NFQUEUE --queue-num 4
+-A NFQLB-QUEUE -j MARK --set-xmark 0xff0000/0xff0000
+-A NFQLB-QUEUE -p tcp -m tcp --tcp-flags SYN,ACK SYN -g NFQLB-SYNS
 -A NFQLB-QUEUE -j NFQUEUE --queue-num 5
+-A NFQLB-SYNS -p tcp -m tcp --tcp-flags SYN,RST SYN -m tcpmss --mss 65412:65535 -j TCPMSS --set-mss 65411
+-A NFQLB-SYNS -j NFQUEUE --queue-num 4
 -I PREROUTING 1 -j NFQLB-PREROUTING
 COMMIT
 """
+
+
+SECURE = replace(CONFIG, gateway=replace(GATEWAY, secure=True))
 
 
 def rules(text: str) -> list[str]:
@@ -146,16 +169,21 @@ def test_a_virtual_server_on_every_port_matches_no_port() -> None:
     assert section(text, "-A NFQLB-SERVERS") == [
         "-A NFQLB-SERVERS -s 10.0.0.11/32 -p tcp -m comment --comment web1 -g NFQLB-QUEUE"
     ]
+    assert section(text, "-A NFQLB-DIRECT") == [
+        "-A NFQLB-DIRECT -d 10.0.0.11/32 -p tcp -m comment --comment web1 "
+        "-j CONNMARK --set-xmark 0x10000/0xff0000"
+    ]
 
 
 def test_each_interface_is_named_once_in_each_direction() -> None:
     """R002, R003, R004: packets are told apart by the side they come from."""
     gateway = replace(GATEWAY, outside=("eth0", "ppp0.7"), inside=("eth1", "eth2"))
     text = render(replace(CONFIG, gateway=gateway)).ipv4
-    assert section(text, "-A NFQLB-PREROUTING") == [
+    arriving = [
         "-A NFQLB-PREROUTING -i eth0 -j NFQLB-OUTSIDE",
         "-A NFQLB-PREROUTING -i ppp0.7 -j NFQLB-OUTSIDE",
     ]
+    assert section(text, "-A NFQLB-PREROUTING") == arriving * 2  # in mangle and in raw
     assert section(text, "-A NFQLB-FORWARD") == [
         "-A NFQLB-FORWARD -i eth1 -j NFQLB-INSIDE",
         "-A NFQLB-FORWARD -i eth2 -j NFQLB-INSIDE",
@@ -183,8 +211,8 @@ def test_each_family_has_the_rules_of_its_own_addresses() -> None:
     bundle = render(mixed())
     assert rules(bundle.ipv4) == RULES.splitlines()
     assert "192.0.2.100" not in bundle.ipv6
-    inward = section(bundle.text(IPV6), "-A NFQLB-OUTSIDE")
-    assert inward == [
+    raw = bundle.text(IPV6).partition("*raw")[2]
+    assert section(raw, "-A NFQLB-OUTSIDE") == [
         "-A NFQLB-OUTSIDE -d 2001:db8::100/128 -p tcp -m tcp --dport 80 -m comment --comment web6 "
         "-g NFQLB-QUEUE",
         "-A NFQLB-OUTSIDE -d 2001:db8::100/128 -p ipv6-icmp -j NFQLB-ERRORS",
@@ -193,6 +221,80 @@ def test_each_family_has_the_rules_of_its_own_addresses() -> None:
         "-A NFQLB-OUTSIDE -d 2001:db8::100/128 -p ipv6-icmp -m icmp6 --icmpv6-type 136 -j RETURN",
         "-A NFQLB-OUTSIDE -d 2001:db8::100/128 -j DROP",
     ]
+    assert section(raw, "-A NFQLB-ERRORS") == [
+        f"-A NFQLB-ERRORS -p ipv6-icmp -m icmp6 --icmpv6-type {kind} -g NFQLB-QUEUE" for kind in (1, 2, 3, 4)
+    ]
+
+
+def test_a_udp_virtual_server_differs_in_its_matches_alone() -> None:
+    """A20, R011: no SYN, no stray, but marks and queue as for TCP."""
+    servers = (Server("web1", 5353), Server("web2", 53))
+    dns = replace(WEB, name="dns", protocol="udp", port=53, servers=servers)
+    text = render(replace(CONFIG, virtuals=(dns,))).ipv4
+    raw = text.partition("*raw")[2]
+    assert section(raw, "-A NFQLB-OUTSIDE")[0] == (
+        "-A NFQLB-OUTSIDE -d 192.0.2.100/32 -p udp -m udp --dport 53 -m comment --comment dns -g NFQLB-QUEUE"
+    )
+    assert section(text, "-A NFQLB-DIRECT")[0] == (
+        "-A NFQLB-DIRECT -d 10.0.0.11/32 -p udp -m udp --dport 5353 -m comment --comment web1 "
+        "-j CONNMARK --set-xmark 0x10000/0xff0000"
+    )
+    changed = {"-A NFQLB-DIRECT", "-A NFQLB-SERVERS", "-A NFQLB-STRAYS", "-A NFQLB-OUTSIDE"}
+    others = [rule for rule in rules(text) if " ".join(rule.split()[:2]) not in changed]
+    assert others == [rule for rule in RULES.splitlines() if " ".join(rule.split()[:2]) not in changed]
+
+
+def test_where_secure_is_set_the_real_servers_are_guarded_and_nothing_else_changes() -> None:
+    """R015: each real server once, whatever protocol, whatever port."""
+    tls = replace(WEB, name="tls", port=443, servers=(Server("web1", 443),))
+    text = render(replace(SECURE, virtuals=(WEB, tls))).ipv4
+    assert section(text, "-A NFQLB-DIRECT") == [
+        "-A NFQLB-DIRECT -d 10.0.0.11/32 -m comment --comment web1 -j DROP",
+        "-A NFQLB-DIRECT -d 10.0.0.12/32 -m comment --comment web2 -j DROP",
+    ]
+    secure, open_ = (
+        [rule for rule in rules(render(config).ipv4) if not rule.startswith("-A NFQLB-DIRECT")]
+        for config in (SECURE, CONFIG)
+    )
+    assert secure == open_
+
+
+def test_a_real_server_that_serves_nobody_is_nobodys_business() -> None:
+    idle = replace(SECURE, reals=(*SECURE.reals, Real("idle", ip_address("10.0.0.99"))))
+    assert "10.0.0.99" not in render(idle).ipv4
+
+
+@pytest.mark.parametrize(
+    ("mask", "judged", "direct"),
+    [
+        (0x00FF0000, "0xff0000/0xff0000", "0x10000/0xff0000"),
+        (0x3, "0x3/0x3", "0x1/0x3"),
+        (0xC0000000, "0xc0000000/0xc0000000", "0x40000000/0xc0000000"),
+        (0xFFFFFFFF, "0xffffffff/0xffffffff", "0x1/0xffffffff"),
+    ],
+)
+def test_no_rule_touches_a_bit_outside_the_mask(mask: int, judged: str, direct: str) -> None:
+    text = render(replace(CONFIG, gateway=replace(GATEWAY, mark_mask=mask))).ipv4
+    written = set(re.findall(r"-j (?:CONN)?MARK (.*)", text))
+    assert written == {
+        f"--set-xmark {judged}",
+        f"--set-xmark {direct}",
+        f"--save-mark --nfmask {mask:#x} --ctmask {mask:#x}",
+    }
+    assert set(re.findall(r"--mark (\S+)", text)) == {judged, f"0x0/{mask:#x}"}
+
+
+def test_the_segment_size_is_bounded_just_before_each_queue() -> None:
+    """Above what a queue carries, all headers included, in both families and on both ways."""
+    for family, largest in ((IPV4, 65411), (IPV6, 65431)):
+        lines = rules(render(mixed()).text(family))
+        bounds = [number for number, rule in enumerate(lines) if "TCPMSS" in rule]
+        assert len(bounds) == 2
+        for number in bounds:
+            assert lines[number].endswith(
+                f"-m tcpmss --mss {largest + 1}:65535 -j TCPMSS --set-mss {largest}"
+            )
+            assert "-j NFQUEUE" in lines[number + 1]
 
 
 @pytest.mark.parametrize("name", ["eth+", "a b", 'e"th', "", "-j", "x\ny"])

@@ -62,6 +62,9 @@ def test_a_table_is_read_with_its_chains_and_rules_in_order() -> None:
         ("-i eth0 -d 10.0.0.1/32 -j DROP", "-d 10.0.0.1/32 -i eth0 -j DROP"),
         ("-m comment --comment web.1 -j DROP", '-m comment --comment "web.1" -j DROP'),
         ("! -s 10.0.0.1 -j DROP", "! -s 10.0.0.1/32 -j DROP"),
+        ("-m mark --mark 0xffffffff/0xffffffff -j DROP", "-m mark --mark 0xffffffff -j DROP"),
+        ("-m connmark ! --mark 255/0xFF -j DROP", "-m connmark ! --mark 0xff/0xff -j DROP"),
+        ("-p udp --dport 53 -j DROP", "-p udp -m udp --dport 53 -j DROP"),
     ],
 )
 def test_two_spellings_of_one_rule_are_one_rule(one: str, other: str) -> None:
@@ -79,6 +82,10 @@ def test_two_spellings_of_one_rule_are_one_rule(one: str, other: str) -> None:
         ("-j NFQUEUE --queue-num 0", "-j NFQUEUE --queue-num 1"),
         ("-j NFQUEUE --queue-num 0", "-j NFQUEUE --queue-num 0 --queue-bypass"),
         ("-p tcp --tcp-flags SYN,ACK SYN -j DROP", "-p tcp --tcp-flags SYN,ACK SYN,ACK -j DROP"),
+        ("-m mark --mark 0x1/0x1 -j DROP", "-m connmark --mark 0x1/0x1 -j DROP"),
+        ("-m mark --mark 0x1/0x1 -j DROP", "-m mark ! --mark 0x1/0x1 -j DROP"),
+        ("-m mark --mark 0x1/0x1 -j DROP", "-m mark --mark 0x1 -j DROP"),
+        ("-j MARK --set-xmark 0x1/0x1", "-j CONNMARK --set-xmark 0x1/0x1"),
     ],
 )
 def test_rules_that_differ_in_meaning_differ(one: str, other: str) -> None:

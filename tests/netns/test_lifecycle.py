@@ -1,0 +1,196 @@
+"""Start and stop of the gateway: nothing is left, and what cannot be done is refused with one clear line."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nfqlb.demo.appliance import (
+    Appliance,
+    balancing,
+    command,
+    configuration,
+    nfqlb_command,
+    python_path,
+    virtual,
+)
+from nfqlb.demo.lab import VIP, Lab
+from nfqlb.demo.programs import run
+from nfqlb.demo.web import serve
+from tests.netns.asking import PREFIX, ask, rules, spread, traces
+
+OWN_RULES = """\
+*raw
+-A PREROUTING -i outside -p udp --dport 9 -j DROP
+-A OUTPUT -p udp --dport 9 -j DROP
+COMMIT
+*mangle
+:mine - [0:0]
+-A FORWARD -j mine
+-A FORWARD -p udp --dport 9 -j DROP
+-A mine -p udp --dport 10 -j RETURN
+COMMIT
+*filter
+-A FORWARD -p udp --dport 9 -j DROP
+COMMIT
+"""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(clients=1, servers=2, prefix=PREFIX) as lab:
+        for server in lab.servers:
+            serve(lab, server)
+        lab.gateway.run("iptables-restore", given=OWN_RULES)
+        lab.gateway.sysctl("net.ipv4.conf.outside.rp_filter", "1")
+        yield lab
+
+
+def stop_by(appliance: Appliance, number: signal.Signals, *, group: bool) -> int:
+    """Send a signal to the supervisor, or as a terminal does to its whole group; the exit status."""
+    if group:
+        os.killpg(appliance.program.pid, number)
+    else:
+        os.kill(appliance.program.pid, number)
+    return appliance.program.wait(10)
+
+
+@pytest.mark.parametrize(
+    ("number", "group"), [(signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGINT, True)]
+)
+def test_stop_leaves_no_trace(lab: Lab, number: signal.Signals, group: bool) -> None:
+    """After SIGTERM and Ctrl-C: status 0; rules, addresses, settings and queues as before, in their order."""
+    before = traces(lab)
+    appliance = Appliance(lab, configuration(lab))
+    appliance.wait_ready()
+    assert spread([ask(lab.client) for _ in range(4)]).keys() == {"web1", "web2"}
+    during = traces(lab)
+    assert f"inet {VIP}/32" in str(during["addresses"])
+    assert all(during[name] != before[name] for name in before)
+    assert stop_by(appliance, number, group=group) == 0, appliance.program.stderr
+    assert traces(lab) == before
+    assert "Traceback" not in appliance.program.stderr
+
+
+def test_address_that_was_there_stays(lab: Lab) -> None:
+    """A virtual IP that the operator had put there is not taken away."""
+    lab.gateway.run("ip", "address", "add", f"{VIP}/32", "dev", "outside")
+    try:
+        before = traces(lab)
+        with balancing(lab, configuration(lab)):
+            assert ask(lab.client).server in ("web1", "web2")
+        assert traces(lab) == before
+    finally:
+        lab.gateway.run("ip", "address", "del", f"{VIP}/32", "dev", "outside")
+
+
+def test_own_rules_stand_while_it_runs(lab: Lab) -> None:
+    """The operator's own rules keep their order; each built-in chain has one jump of ours, placed first."""
+    own = [line for line in rules(lab) if line.startswith("-A")]
+    with balancing(lab, configuration(lab)):
+        now = [line for line in rules(lab) if line.startswith("-A")]
+        assert [line for line in now if "NFQLB" not in line] == own
+        forward = [line for line in rules_of(lab, "mangle") if line.startswith("-A FORWARD")]
+        assert "-j NFQLB" in forward[0]
+        assert sum("NFQLB" in line for line in forward) == 1
+
+
+def rules_of(lab: Lab, table: str) -> list[str]:
+    return lab.gateway.run("iptables-save", "-t", table).stdout.splitlines()
+
+
+def refused(lab: Lab, config: str, name: str = "other.toml") -> str:
+    """Start a second gateway that must not come up; its only line on stderr."""
+    path = lab.directory / name
+    path.write_text(config)
+    done = nfqlb_command(lab, "run", "-c", str(path))
+    assert done.returncode == 1, done.stderr
+    assert "ready" not in done.stdout
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def one_line(text: str) -> str:
+    """The text, in which there must be one line beside what is told of every start."""
+    (line,) = [line for line in text.splitlines() if " INFO: " not in line]
+    return line
+
+
+def test_second_instance_is_refused(lab: Lab) -> None:
+    """A second gateway on the same queue names the first one's process, which goes on unharmed."""
+    config = configuration(lab)
+    with balancing(lab, config) as appliance:
+        before = traces(lab)
+        said = one_line(refused(lab, config.replace("control.sock", "second.sock")))
+        assert str(appliance.program.pid) in said
+        assert traces(lab) == before
+        assert ask(lab.client).server in ("web1", "web2")
+
+
+def test_bad_configuration_is_refused_whole(lab: Lab) -> None:
+    """Every error is told with file and line, and nothing is touched."""
+    before = traces(lab)
+    wrong = configuration(lab, virtual("web", ["web1", "web9"], scheduler="round-robbin"))
+    said = refused(lab, wrong + "\ncolour = 1\n")
+    for word in ("other.toml:", "web9", "round-robbin", "round-robin", "colour"):
+        assert word in said
+    assert traces(lab) == before
+
+
+def test_missing_interface_is_refused(lab: Lab) -> None:
+    """The line names the interface, and nothing is left half-installed."""
+    before = traces(lab)
+    said = one_line(refused(lab, configuration(lab).replace('inside = "inside"', 'inside = "wan9"')))
+    assert "wan9" in said
+    assert traces(lab) == before
+
+
+def test_missing_route_is_refused(lab: Lab) -> None:
+    """A real server that no route of an inside interface leads to is named."""
+    before = traces(lab)
+    said = refused(lab, configuration(lab).replace("10.0.0.12", "172.31.0.9"))
+    assert "172.31.0.9" in said
+    assert traces(lab) == before
+
+
+@pytest.mark.parametrize(
+    "without",
+    [("setpriv", "--bounding-set", "-net_admin"), ("unshare", "--user")],
+    ids=["root without CAP_NET_ADMIN", "not root"],
+)
+def test_start_without_the_right_is_refused(lab: Lab, without: tuple[str, ...]) -> None:
+    """One line says which right is missing; nothing is touched."""
+    before = traces(lab)
+    path = lab.directory / "unprivileged.toml"
+    path.write_text(configuration(lab))
+    argv = (*without, *command("run", "-c", str(path)))
+    done = run(lab.gateway.namespace, argv, check=False, extra_environment=python_path())
+    assert done.returncode == 1, done.stderr
+    said = one_line(done.stderr)
+    assert "root" in said or "CAP_NET_ADMIN" in said
+    assert traces(lab) == before
+
+
+def test_checking_needs_no_right(lab: Lab, tmp_path: Path) -> None:
+    """`nfqlb check` reads the file and nothing else."""
+    path = lab.directory / "good.toml"
+    path.write_text(configuration(lab))
+    argv = ("unshare", "--user", "--net", *command("check", str(path)))
+    done = run(lab.gateway.namespace, argv, check=False, extra_environment=python_path())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert VIP in done.stdout
+
+
+def test_show_without_a_gateway_says_so(lab: Lab) -> None:
+    """No gateway answers: one line, status 1."""
+    done = nfqlb_command(lab, "show", "summary", "--socket", str(lab.directory / "nobody.sock"))
+    assert done.returncode == 1
+    assert "nobody.sock" in one_line(done.stderr)
+
+
+def test_wrong_usage_has_status_two(lab: Lab) -> None:
+    done = run(lab.gateway.namespace, (sys.executable, "-m", "nfqlb", "run"), check=False)
+    assert done.returncode == 2
