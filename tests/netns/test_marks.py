@@ -243,6 +243,18 @@ def test_secure_lets_a_connection_that_is_older_go_on(site: Site) -> None:
         refused(site, 8080)
 
 
+def test_a_dnat_rule_of_the_operators_is_an_exception_from_secure(site: Site) -> None:
+    """Who writes one means it; and it is no way to a real server's own address."""
+    site.run("iptables", "-t", "nat", "-A", "PREROUTING", "-d", "192.0.2.1", "-p", "tcp", "--dport", "2222",
+             "-j", "DNAT", "--to-destination", f"{REAL}:22")  # fmt: skip
+    with site.balancing(SECURE), closing(serve(site, port=22)) as listener:
+        with talking(site, ("192.0.2.1", 2222), listener) as forwarded:
+            forwarded.ask()
+            forwarded.answer()
+        refused(site, 22)
+        assert site.packets() == []
+
+
 def test_a_packet_that_conntrack_was_told_not_to_track_is_no_way_round_secure(site: Site) -> None:
     untracked = ["-p", "tcp", "-d", REAL, "--dport", "22", "-j", "CT", "--notrack"]
     site.run("iptables", "-t", "raw", "-A", "PREROUTING", *untracked)
