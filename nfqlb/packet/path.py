@@ -2,9 +2,10 @@
 
 Owns `PacketPath`. A segment of a known flow takes the short path: its 12 bytes of addresses
 and ports find the connection, whose link has the change precomputed; six bytes of addresses
-and ports and two checksums are written, and no object is made. Flags that change or end the
-connection are put to the director on the way. Everything else (SYN, IP options, ICMP, what
-belongs to no flow or is malformed) is decoded in full by dpkt first.
+and ports and two checksums are written, and no object is made. Flags that open, change or end
+the connection are put to the director on the way: what they need stands in the same fixed
+fields, and decoding them in full took as long as deciding. Everything else (IP options, ICMP,
+fragments, what belongs to no flow or is malformed) is decoded by dpkt first.
 
 Nothing here knows a socket or a clock: `now` is set by whoever drives it.
 """
@@ -14,7 +15,7 @@ from struct import Struct
 from nfqlb.core.connection import Connection
 from nfqlb.core.director import Director, Outcome
 from nfqlb.core.rewriting import MODULUS
-from nfqlb.core.segment import ACK, FIN, RST, SYN
+from nfqlb.core.segment import ACK, FIN, RST, SYN, Segment
 from nfqlb.core.verdict import Drop, Pass
 from nfqlb.packet.decode import IcmpError, TcpPacket, decode
 from nfqlb.packet.translate import (
@@ -45,6 +46,7 @@ _HEADERS_SIZE = 1500
 
 _KERNEL_SUMS = CHECKSUM_NOT_READY | SUPER_PACKET
 _NEVER = 1 << 30
+_NO_PORT = bytes(2)
 
 # version and header length, total length, fragment bits, protocol, header sum, the key, sequence and
 # acknowledgement number, TCP offset and flags, TCP sum: an IPv4 header without options, then TCP
@@ -80,7 +82,9 @@ class PacketPath:
         self._inbound = director.table.inbound.get
         self._outbound = director.table.outbound.get
 
-    def judge(self, buffer: bytearray, start: int, end: int, hook: int, info: int) -> int:
+    def judge(  # noqa: C901  the path of every packet reads in one place, and calls would cost it
+        self, buffer: bytearray, start: int, end: int, hook: int, info: int
+    ) -> int:
         """The verdict on the IPv4 packet in `buffer[start:end]`, which is changed in place.
 
         `hook` is where it was queued, `info` what the kernel says of its checksum
@@ -94,12 +98,14 @@ class PacketPath:
             and not fragment & 0x3FFF
         ):
             if hook == PREROUTING:
-                connection = self._inbound(key)
-                if connection is not None and not flags & SYN:
+                connection = self._syn(key, flags, numbers) if flags & SYN else self._inbound(key)
+                if isinstance(connection, Drop):
+                    return DROP
+                if connection is not None:
                     if flags & _OPENS_CHANGES_ENDS == ACK and connection.state.quick:
                         connection.client_numbers = numbers
                         connection.seen = self.now
-                    else:
+                    elif not flags & SYN:
                         self.director.client_sent(connection, flags, numbers, self.now)
                     address, port, network, transport = connection.link.inbound
                     _put_sum(buffer, start + 10, (ip_sum - network) % MODULUS)
@@ -128,8 +134,16 @@ class PacketPath:
                     return CHANGED
         return self._judge_unusual(buffer, start, end, hook, info)
 
+    def _syn(self, key: bytes, flags: int, numbers: bytes) -> Connection | Drop | None:
+        """A well-formed segment with SYN from the client line; None if it is one for a closer look."""
+        if flags & ACK or key[:4] == key[4:8] or _NO_PORT in (key[8:10], key[10:12]):
+            return None
+        outcome = self.director.client_syn(Segment(key, flags & 0xFFF, numbers), self.now)
+        assert not isinstance(outcome, Pass)  # a SYN to us is ours
+        return outcome
+
     def _judge_unusual(self, buffer: bytearray, start: int, end: int, hook: int, info: int) -> int:
-        """Everything but a segment of a known flow."""
+        """Everything but a SYN and a segment of a known flow."""
         packet = bytes(memoryview(buffer)[start : min(end, start + _HEADERS_SIZE)])
         decoded = decode(packet, end - start)
         if isinstance(decoded, TcpPacket):
