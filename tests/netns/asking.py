@@ -38,8 +38,8 @@ def parse(line: str) -> Answer:
     return Answer(server, client, int(client_port), int(port))
 
 
-#: Below the ports that the kernel gives out. One used twice in ten seconds, through two virtual servers, would be
-#: a collision, which rightly overrides stickiness (A5).
+#: Below the ports that the kernel gives out. One used twice in ten seconds, through two virtual servers,
+#: would be a collision, which rightly overrides stickiness (A5).
 _LOCAL_PORTS = cycle(range(20_000, 32_000))
 
 
