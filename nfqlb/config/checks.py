@@ -172,6 +172,8 @@ def _backups(draft: Draft) -> Iterator[Problem]:
         name = entry.values.backup
         if name and name not in draft.names:
             yield from _unknown_real((*entry.path, "backup"), name, draft)
+        elif name:
+            yield from _backup_version(entry, draft)
     backups = {real.values.name: real.values.backup for real in draft.reals if real.good("name")}
     for real in draft.reals:
         chain = [real.values.name]
@@ -182,6 +184,16 @@ def _backups(draft: Draft) -> Iterator[Problem]:
         message = f"the backups run in a circle: {' -> '.join([*chain, following])}"
         alone = len(chain) == 1
         yield Problem((*real.path, "backup"), "a real server is no backup of itself" if alone else message)
+
+
+def _backup_version(entry: Entry[RealTable] | Entry[VirtualTable], draft: Draft) -> Iterator[Problem]:
+    """A backup has addresses of the same IP version as what it stands for."""
+    addresses = {real.values.name: real.values.address for real in draft.reals if real.good("name")}
+    own, other = entry.values.address, addresses.get(entry.values.backup)
+    if own is not None and other is not None and own.version != other.version:
+        backup, who = entry.values.backup, _label(entry)
+        message = f"{backup} has an IPv{other.version} address, {who} an IPv{own.version} one"
+        yield Problem((*entry.path, "backup"), message, "a backup serves the same clients")
 
 
 def _sticky(draft: Draft) -> Iterator[Problem]:
@@ -218,6 +230,12 @@ def _compare_members(
         if member.values.sticky != other.values.sticky:
             message = f"{member.values.sticky:g} s here, {other.values.sticky:g} s in {of_group}"
             yield Problem((*member.path, "sticky"), message, "a sticky group has one duration")
+            return
+        comparable = member.good("sticky_refresh") and other.good("sticky_refresh")
+        if comparable and member.values.sticky_refresh != other.values.sticky_refresh:
+            here, there = show(member.values.sticky_refresh), show(other.values.sticky_refresh)
+            message = f"{here} here, {there} in {of_group}"
+            yield Problem((*member.path, "sticky_refresh"), message, "a sticky group has one way")
             return
         theirs = sticky_bits(other)
         if mine and theirs and mine[0] == theirs[0] and mine != theirs:

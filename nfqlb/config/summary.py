@@ -17,7 +17,7 @@ def summary(config: Config) -> str:
     width = max((len(server.real) for virtual in config.virtuals for server in virtual.servers), default=0)
     reals = {real.name: real for real in config.reals}
     blocks += [_virtual(virtual, reals, config.timeouts.idle, width) for virtual in config.virtuals]
-    used = {server.real for virtual in config.virtuals for server in virtual.servers}
+    used = {server.real for virtual in config.virtuals for server in config.places(virtual)}
     unused = [real.name for real in config.reals if real.name not in used]
     if unused:
         blocks.append(f"in no virtual server: {', '.join(unused)}")
@@ -62,6 +62,9 @@ def _virtual(virtual: Virtual, reals: Mapping[str, Real], idle: float, width: in
     for server, place in zip(virtual.servers, places, strict=True):
         terms = _terms(reals[server.real], virtual.scheduler, idle)
         rows.append(f"  {server.real:<{width}}  {place:<{longest}}  {terms}".rstrip())
+    if virtual.backup:
+        place = endpoint(reals[virtual.backup].address, virtual.port)
+        rows.append(f"  where none of them can be chosen: {virtual.backup}, {place}")
     return "\n".join(rows)
 
 
@@ -81,6 +84,8 @@ def _terms(real: Real, scheduler: str, idle: float) -> str:
         terms.append(f"at most {real.max_connections} connections")
     if real.idle_timeout != idle:
         terms.append(f"idle {duration(real.idle_timeout)}")
+    if real.backup:
+        terms.append(f"backup {real.backup}")
     return ", ".join(terms)
 
 

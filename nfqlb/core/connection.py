@@ -26,6 +26,7 @@ class Connection:
     address, source port, destination port as they stand in the packet (network order).
     `client_numbers` and `server_numbers` are the sequence and acknowledgement number of the
     side's newest segment (8 bytes, network order; empty where unknown, as after a restart).
+    `attempts` are the SYNs sent to the present server, 0 once that is held to have ditched it.
     `opened` and `seen` are seconds. `place` is the journal's record.
     """
 

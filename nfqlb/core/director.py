@@ -10,8 +10,12 @@ from collections.abc import Iterator
 
 from nfqlb.core import observe, spec
 from nfqlb.core.connection import Connection
+from nfqlb.core.failure import FailureWatch
 from nfqlb.core.fpa import FpaTable
-from nfqlb.core.segment import ACK, FIN, RST, SYN, Segment, flipped
+from nfqlb.core.health import Ditch
+from nfqlb.core.keys import client_of, destination_of, flipped, reverse_key
+from nfqlb.core.segment import ACK, FIN, RST, SYN, Segment
+from nfqlb.core.selection import BACKUP, STICKY, TEST, Choice, Selection
 from nfqlb.core.server import Link, RealServer, VirtualServer
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
@@ -37,9 +41,16 @@ class Director:
     def __init__(self, config: spec.Config, *, now: float, recorder: Recorder | None = None) -> None:
         self.config = config
         self.tally = Tally()
-        self.real_servers = {real.name: RealServer(real, now) for real in config.reals}
-        self.virtual_servers = [VirtualServer(virtual, self.real_servers) for virtual in config.virtuals]
+        strict = config.strict
+        self.real_servers = {
+            real.name: RealServer(real, now, strict_syn_limit=strict.syn_limit) for real in config.reals
+        }
+        self.virtual_servers = [
+            VirtualServer(virtual, self.real_servers, strict_refresh=strict.refresh)
+            for virtual in config.virtuals
+        ]
         self.fpas = FpaTable(config.gateway.max_sticky)
+        self.watch = FailureWatch()
         shortest = min((real.idle_timeout for real in config.reals), default=config.timeouts.idle)
         self.table = ConnectionTable(
             config.gateway.max_connections,
@@ -47,7 +58,10 @@ class Director:
             closing=config.timeouts.closing,
             idle_check=min(IDLE_CHECK, shortest / 4),
             recorder=recorder,
+            on_silence=self._silent,
+            on_eviction=self.watch.ended,
         )
+        self._selection = Selection(self.fpas, self.watch, self.table.outbound)
         self._by_destination = {
             virtual.spec.address.packed + virtual.port.to_bytes(2, "big"): virtual
             for virtual in self.virtual_servers
@@ -68,11 +82,10 @@ class Director:
         elif known is not None and known.state.quick:
             return known  # the server's challenge ACK settles it (RFC 5961 section 4)
         elif known is not None and known.same_syn(segment.numbers):
-            known.attempts += 1  # a repeated SYN goes to the same server (R111)
-            known.seen = now
+            self._repeated(known, now)
             return known
         elif known is not None:
-            self.table.remove(known, now)  # half-open, and a new attempt
+            self._abandon(known, now)  # half-open, and a new attempt
         return self._open(segment, now)
 
     def client_segment(self, segment: Segment, now: float) -> Outcome:
@@ -86,6 +99,8 @@ class Director:
     def client_sent(self, connection: Connection, flags: int, numbers: bytes, now: float) -> None:
         """A client's segment, not a SYN, changes its connection."""
         event = _client_event(connection, flags, numbers)
+        if event is Event.RESET and connection.state is State.SYN_SENT:
+            self.watch.ended(connection, now)
         if _believable(connection, flags, event):
             connection.client_numbers = numbers
         self._happened(connection, event, now)
@@ -103,6 +118,8 @@ class Director:
     def server_sent(self, connection: Connection, flags: int, numbers: bytes, now: float) -> None:
         """A server's segment changes its connection."""
         event = _server_event(connection, flags, numbers)
+        if event is Event.RESET and connection.state is State.SYN_SENT:
+            self._refused(connection, now)
         if _believable(connection, flags, event):
             connection.server_numbers = numbers
         self._happened(connection, event, now)
@@ -124,9 +141,20 @@ class Director:
         eaten, so that the client repeats its SYN.
         """
         connection = self.table.outbound.get(flipped(quoted))
+        if connection is None and self._was_reassigned(quoted):
+            return self.refuse(Drop.UNREACHABLE)
         if connection is not None and unreachable and not connection.state.quick:
             return self.refuse(Drop.UNREACHABLE)
         return connection
+
+    def _was_reassigned(self, quoted: bytes) -> bool:
+        """Whether this packet (client to real server) is of a connection that has another server by now."""
+        client, server, client_port = client_of(quoted), destination_of(quoted), quoted[-4:-2]
+        return any(
+            client + destination[:-2] + client_port + destination[-2:] in self.table.inbound
+            for destination, virtual in self._by_destination.items()
+            if server in virtual.link_at
+        )
 
     # --- time
 
@@ -140,65 +168,100 @@ class Director:
     # --- a new connection (figs 6, 7A, 8)
 
     def _open(self, segment: Segment, now: float) -> Outcome:
-        virtual = self._by_destination.get(_destination(segment.key))
+        virtual = self._by_destination.get(destination_of(segment.key))
         if virtual is None:
             return self.refuse(Drop.NO_VIRTUAL)
-        link = self._select(virtual, segment.key, now)
-        if link is None:
-            return self.refuse(Drop.NO_SERVER)
-        outbound = reverse_key(segment.key, link)
-        if outbound in self.table.outbound:
-            link = self._select_apart(virtual, segment.key, now)
-            if link is None:
-                return self.refuse(Drop.COLLISION)
-            outbound = reverse_key(segment.key, link)
+        client = client_of(segment.key)
+        self.watch.visited(virtual, client, now)
+        choice = self._selection.choose(virtual, segment.key, now)
+        if isinstance(choice, Drop):
+            return self.refuse(choice)
+        outbound = self._claim(segment.key, choice.link, now)
         if not self.table.make_room(now):
             return self.refuse(Drop.TABLE_FULL)
-        connection = Connection(segment.key, outbound, link, now)
+        connection = Connection(segment.key, outbound, choice.link, now)
         connection.client_numbers = segment.numbers
         self.table.add(connection, now)
-        virtual.last = link.position
-        if virtual.scope is not None:
-            self.fpas.assign(virtual.scope, _client(segment.key), link.real, now)
+        self._assigned(connection, choice, now)
         return connection
 
-    def _select(self, virtual: VirtualServer, key: bytes, now: float) -> Link | None:
-        """The sticky entry's server, else the scheduler's (fig 7A, R131-R133, R138)."""
-        if virtual.scope is not None:
-            real = self.fpas.find(virtual.scope, _client(key), now)
-            if real is not None and real.admits_sticky:
-                links = virtual.links_to(real)
-                if links:
-                    return links[0]
-        return virtual.scheduler.choose(virtual.last)
+    def _claim(self, key: bytes, link: Link, now: float) -> bytes:
+        """The reverse key of a new connection; an ended one that still holds it makes way."""
+        outbound = reverse_key(key, link)
+        ended = self.table.outbound.get(outbound)
+        if ended is not None:
+            self.table.remove(ended, now)
+        return outbound
 
-    def _select_apart(self, virtual: VirtualServer, key: bytes, now: float) -> Link | None:
-        """A link whose replies can be told apart from another connection's (A5); overrides stickiness.
+    def _assigned(self, connection: Connection, choice: Choice, now: float) -> None:
+        """A connection has its server; the next turn and the client's binding follow from it (A9, A12)."""
+        link, virtual = choice.link, choice.link.virtual
+        if choice.by == TEST:
+            self.watch.testing(connection, now)
+        if link is not virtual.backup:
+            virtual.last = link.position
+        if choice.by == virtual.scheduler.name:
+            virtual.scheduler.chosen(link)
+        if choice.by not in (STICKY, TEST, BACKUP):
+            virtual.actual = choice.by
+        if virtual.scope is not None and (choice.by != STICKY or virtual.scope.refreshed):
+            self.fpas.assign(virtual.scope, client_of(connection.inbound), link.real, now)
 
-        Where none is free, an ended connection makes way.
-        """
+    # --- connections that cannot be made
 
-        def free(link: Link) -> bool:
-            return reverse_key(key, link) not in self.table.outbound
+    def _repeated(self, connection: Connection, now: float) -> None:
+        """A repeated SYN goes to the same server (R111), until that has had its attempts (R041, A39)."""
+        connection.seen = now
+        if connection.state is not State.SYN_SENT:
+            return
+        if connection.attempts:
+            connection.attempts += 1
+            real = connection.link.real
+            attempts = 2 if real.tester is connection else real.spec.attempts
+            if not attempts or connection.attempts < attempts:
+                return
+            connection.attempts = 0
+            self.watch.ditched(connection, Ditch.NO_ANSWER, now)
+        self._reassign(connection, now)
 
-        def ended(link: Link) -> bool:
-            other = self.table.outbound.get(reverse_key(key, link))
-            return other is not None and other.state is State.CLOSED
+    def _reassign(self, connection: Connection, now: float) -> None:
+        """Send a connection to another server, where there is one; the client's own SYN makes it there."""
+        virtual, key = connection.link.virtual, connection.inbound
+        choice = self._selection.choose(virtual, key, now, avoid=connection.link.real)
+        if isinstance(choice, Drop):
+            return
+        outbound = self._claim(key, choice.link, now)
+        self.table.reassign(connection, choice.link, outbound, now)
+        connection.attempts = 1
+        self._assigned(connection, choice, now)
 
-        link = virtual.scheduler.choose(virtual.last, free)
-        if link is None:
-            link = virtual.scheduler.choose(virtual.last, ended)
-            if link is not None:
-                self.table.remove(self.table.outbound[reverse_key(key, link)], now)
-        return link
+    def _refused(self, connection: Connection, now: float) -> None:
+        """A server answered a SYN with a reset (A42): a failed connection, unless that is not to count."""
+        if connection.link.real.spec.reset_counts:
+            self.watch.ditched(connection, Ditch.RESET, now)
+        else:
+            self.watch.ended(connection, now)
+
+    def _silent(self, connection: Connection, now: float) -> None:
+        """A connection timed out without an answer: ditched, unless it has been counted already."""
+        if connection.attempts:
+            self.watch.ditched(connection, Ditch.NO_ANSWER, now)
+
+    def _abandon(self, connection: Connection, now: float) -> None:
+        """Forget a half-open connection that nobody waits for any more."""
+        self.watch.ended(connection, now)
+        self.table.remove(connection, now)
 
     def _happened(self, connection: Connection, event: Event | None, now: float) -> None:
         connection.seen = now
         if event is None:
             return
-        state = TRANSITIONS[connection.state].get(event)
+        before = connection.state
+        state = TRANSITIONS[before].get(event)
         if state is not None:
             self.table.move(connection, state, now)
+            if before is State.SYN_SENT and state is State.SYN_RECEIVED:
+                self.watch.answered(connection, now)
 
     # --- a successor takes over
 
@@ -211,7 +274,7 @@ class Director:
         `code` its state's and `place` its record. Its client is bound to its server again where
         stickiness is on. `restored` must follow the last one.
         """
-        virtual = self._by_destination.get(_destination(inbound))
+        virtual = self._by_destination.get(destination_of(inbound))
         state = BY_CODE.get(code, State.GONE)
         if virtual is None or state is State.GONE or inbound in self.table.inbound:
             return False
@@ -225,7 +288,7 @@ class Director:
         connection.place = place
         self.table.restore(connection, state, now)
         if virtual.scope is not None and now - opened < virtual.scope.interval:
-            self.fpas.restore(virtual.scope, _client(inbound), link.real, opened)
+            self.fpas.restore(virtual.scope, client_of(inbound), link.real, opened)
         return True
 
     def restored(self, now: float) -> None:
@@ -256,21 +319,6 @@ class Director:
     def sticky(self, now: float) -> Iterator[StickySnapshot]:
         """Every sticky entry that still holds; to be read before anything else happens."""
         return observe.sticky(self, now)
-
-
-def reverse_key(inbound: bytes, link: Link) -> bytes:
-    """The key of a server's replies: real address, client, real port, client port (A5)."""
-    size = len(link.real.address)
-    return link.real.address + inbound[:size] + link.inbound.port + inbound[-4:-2]
-
-
-def _client(key: bytes) -> bytes:
-    return key[: (len(key) - 4) // 2]
-
-
-def _destination(key: bytes) -> bytes:
-    size = (len(key) - 4) // 2
-    return key[size : 2 * size] + key[-2:]
 
 
 def _client_event(connection: Connection, flags: int, numbers: bytes) -> Event | None:

@@ -5,8 +5,9 @@ from ipaddress import ip_address
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
+from nfqlb.core.admission import ServerState
 from nfqlb.core.connection import Connection
-from nfqlb.core.server import MAX_CAPACITY, RealServer
+from nfqlb.core.server import Link, RealServer, VirtualServer
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
     LinkSnapshot,
@@ -42,29 +43,47 @@ def virtuals(director: "Director", now: float) -> list[VirtualSnapshot]:
             address=virtual.spec.address,
             protocol=virtual.spec.protocol,
             port=virtual.port,
-            state="in-service",
-            desired=virtual.spec.scheduler,
-            actual=virtual.scheduler.name,
-            connections=sum(link.connections for link in virtual.links),
+            state=_virtual_state(virtual),
+            desired=virtual.scheduler.name,
+            actual=virtual.actual,
+            connections=virtual.connections,
             total=virtual.total,
             servers=tuple(
-                LinkSnapshot(link.real.spec.name, link.port, link.connections) for link in virtual.links
+                LinkSnapshot(link.real.spec.name, link.port, link.connections) for link in _everybody(virtual)
             ),
         )
         for virtual in director.virtual_servers
     ]
 
 
+def _everybody(virtual: VirtualServer) -> list[Link]:
+    """All that may ever serve it, backups last."""
+    return [*virtual.links, virtual.backup] if virtual.backup else virtual.links
+
+
+def _virtual_state(virtual: VirtualServer) -> str:
+    """Failed is where no server may be chosen because of failures, and no backup either (A26)."""
+    everybody = _everybody(virtual)
+    if any(link.available for link in everybody):
+        return ServerState.IN_SERVICE.shown
+    failed = any(link.real.down for link in everybody)
+    return (ServerState.FAILED if failed else ServerState.IN_SERVICE).shown
+
+
 def reals(director: "Director", now: float) -> list[RealSnapshot]:
     """Every real server."""
-    return [_real(real, now) for real in director.real_servers.values()]
+    behind: dict[str, dict[str, None]] = {name: {} for name in director.real_servers}
+    for virtual in director.virtual_servers:
+        for link in _everybody(virtual):
+            behind[link.real.spec.name][virtual.spec.name] = None
+    return [_real(real, tuple(behind[name]), now) for name, real in director.real_servers.items()]
 
 
-def _real(real: RealServer, now: float) -> RealSnapshot:
+def _real(real: RealServer, virtuals: tuple[str, ...], now: float) -> RealSnapshot:
     return RealSnapshot(
         name=real.spec.name,
         address=real.spec.address,
-        state=real.state,
+        state=real.state.shown,
         reason=_reason(real),
         since=now - real.since,
         weight=real.weight,
@@ -72,16 +91,20 @@ def _real(real: RealServer, now: float) -> RealSnapshot:
         total=real.total,
         max_connections=real.spec.max_connections,
         unanswered=real.unanswered,
-        ditched_no_answer=0,
-        ditched_reset=0,
+        ditched_no_answer=real.health.no_answer,
+        ditched_reset=real.health.reset,
         response=None,
         predicted=None,
-        virtuals=tuple(dict.fromkeys(link.virtual.spec.name for link in real.links)),
+        virtuals=virtuals,
     )
 
 
 def _reason(real: RealServer) -> str:
-    if real.state == MAX_CAPACITY:
+    if real.setting is not ServerState.IN_SERVICE:
+        return "set by the operator"
+    if real.health.reason:
+        return real.health.reason
+    if real.full:
         return f"at its maximum of {real.spec.max_connections} connections"
     if real.weight == 0:
         return "weight 0: no new connections"

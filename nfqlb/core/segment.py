@@ -23,12 +23,3 @@ class Segment(NamedTuple):
     key: bytes
     flags: int
     numbers: bytes
-
-
-def flipped(key: bytes) -> bytes:
-    """The key of the opposite direction: source and destination exchanged.
-
-    Any key of two equally long addresses and two ports: 12 bytes for IPv4, 36 for IPv6.
-    """
-    size = (len(key) - 4) // 2
-    return key[size : 2 * size] + key[:size] + key[-2:] + key[-4:-2]

@@ -7,37 +7,56 @@ table alone; every change is passed on to the schedulers that rank it.
 """
 
 from dataclasses import dataclass
+from math import fsum, inf
+from typing import TYPE_CHECKING
 
 from nfqlb.core import spec
+from nfqlb.core.admission import ServerState
+from nfqlb.core.health import Condition, Health
 from nfqlb.core.rewriting import rewritings
-from nfqlb.core.schedulers import Scheduler, make_scheduler
+from nfqlb.core.schedulers import RoundRobin, Scheduler, make_scheduler
+
+if TYPE_CHECKING:
+    from nfqlb.core.connection import Connection
 
 #: IP protocol numbers (IANA).
 PROTOCOLS = {"tcp": 6, "udp": 17}
-
-IN_SERVICE = "in-service"
-MAX_CAPACITY = "max-capacity"
 
 
 class RealServer:
     """A real server (physical machine object, fig 3B: R030-R049).
 
     `connections` is NC (371), `unanswered` the SYNs not yet answered (364), `total` all
-    connections ever made to it. `links` are its places in virtual servers (R010, R033).
+    connections ever made to it. `links` are its places in virtual servers (R010, R033),
+    `standing_by` the links that take over where it has failed. `setting` is the state that the
+    operator gave it; `state` what it really is, since `since`. `serving` is whether
+    clients are sent to it, or would be if it had room, `serving_since` when that last began, by
+    whatever way (R101). `tester` is the connection that tests it.
     """
 
-    __slots__ = ("address", "connections", "links", "since", "spec", "state", "total", "unanswered", "weight")
+    __slots__ = (
+        "address", "bad_from", "connections", "health", "links", "serving", "serving_since",
+        "setting", "since", "spec", "standing_by", "state", "tester", "total", "unanswered", "weight",
+    )  # fmt: skip
 
-    def __init__(self, real: spec.Real, now: float) -> None:
+    def __init__(self, real: spec.Real, now: float, *, strict_syn_limit: bool = False) -> None:
         self.spec = real
         self.address = real.address.packed
         self.weight = real.weight
         self.connections = 0
         self.unanswered = 0
         self.total = 0
-        self.state = IN_SERVICE
+        # A1: who has as many as the limit is bad; step 756, read literally, says more than the limit
+        self.bad_from = real.syn_limit + strict_syn_limit if real.syn_limit else inf
+        self.setting = ServerState.IN_SERVICE
+        self.state = ServerState.IN_SERVICE
         self.since = now
+        self.serving = self.weight > 0
+        self.serving_since = now
+        self.health = Health(real)
+        self.tester: Connection | None = None
         self.links: list[Link] = []
+        self.standing_by: list[Link] = []
 
     @property
     def full(self) -> bool:
@@ -46,23 +65,48 @@ class RealServer:
         return limit > 0 and self.connections >= limit
 
     @property
+    def overloaded(self) -> bool:
+        """Whether too many of its SYNs are unanswered, which makes it a bad machine (R146, A1)."""
+        return self.unanswered >= self.bad_from
+
+    @property
+    def down(self) -> bool:
+        """Whether it has failed and not yet proved otherwise: its backup stands in (R185)."""
+        return self.health.condition is not Condition.WELL
+
+    @property
     def admits_new(self) -> bool:
         """Whether a client without a sticky entry may be sent here (R144, R184; weight 0 quiesces, A14)."""
-        return self.weight > 0 and not self.full
+        return self.state.new and self.weight > 0
 
     @property
     def admits_sticky(self) -> bool:
         """Whether a client with a sticky entry may be sent here: weight 0 does not turn it away (A7, A14)."""
-        return not self.full
+        return self.state.sticky and not self.full
 
     def changed(self, now: float) -> None:
-        """Follow a change of the counters: the state, and every scheduler that ranks this server."""
-        state = MAX_CAPACITY if self.full else IN_SERVICE
-        if state != self.state:
+        """Follow a change of counters, setting or health: the state, and every scheduler that ranks this."""
+        state = self._present_state()
+        serving = self.weight > 0 and (state.new or state is ServerState.MAX_CAPACITY)
+        if serving and not self.serving:
+            self.serving_since = now
+        self.serving = serving
+        if state is not self.state:
             self.state = state
             self.since = now
         for link in self.links:
-            link.virtual.scheduler.update(link)
+            link.virtual.updated(link)
+        for link in self.standing_by:
+            link.virtual.updated(link)
+
+    def _present_state(self) -> ServerState:
+        if self.setting is not ServerState.IN_SERVICE:
+            return self.setting
+        if self.health.condition is Condition.FAILED:
+            return ServerState.FAILED
+        if self.health.condition is Condition.TESTING:
+            return ServerState.TESTING
+        return ServerState.MAX_CAPACITY if self.full else ServerState.IN_SERVICE
 
 
 class Link:
@@ -70,30 +114,55 @@ class Link:
 
     `position` is its place in the search order. `port` is the real server's port (A21).
     `inbound` and `outbound` are the changes of headers that all of its connections share.
+    `stands_for` is the link that this one is the backup of, None for a server of its own right.
     """
 
-    __slots__ = ("connections", "inbound", "outbound", "port", "position", "real", "total", "virtual")
+    __slots__ = (
+        "connections", "inbound", "outbound", "port", "position", "real", "stands_for", "total", "virtual",
+    )  # fmt: skip
 
-    def __init__(self, virtual: "VirtualServer", real: RealServer, port: int, position: int) -> None:
+    def __init__(
+        self,
+        virtual: "VirtualServer",
+        real: RealServer,
+        port: int,
+        position: int,
+        stands_for: "Link | None" = None,
+    ) -> None:
         self.virtual = virtual
         self.real = real
         self.port = port
         self.position = position
+        self.stands_for = stands_for
         self.connections = 0
         self.total = 0
         self.inbound, self.outbound = rewritings(
             virtual.spec.address.packed, virtual.port, real.address, port
         )
 
+    @property
+    def active(self) -> bool:
+        """Whether this place counts at present: a backup's does where who it stands for is down (A27)."""
+        return self.stands_for is None or (self.stands_for.real.down and self.stands_for.active)
+
+    @property
+    def available(self) -> bool:
+        """Whether a scheduler may choose it (R144)."""
+        return self.real.admits_new and self.active
+
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Whose clients share sticky entries: one virtual server's, or a sticky group's (A8)."""
+    """Whose clients share sticky entries: one virtual server's, or a sticky group's (A8).
+
+    `refreshed` says whether each new connection renews the interval (A6).
+    """
 
     name: str
     grouped: bool
     interval: float
     prefix: int
+    refreshed: bool = True
 
 
 class VirtualServer:
@@ -101,36 +170,97 @@ class VirtualServer:
 
     `last` is the position of the last used link (308): ties are broken by the order after
     it (A29). `link_at` finds a link by real address and port (network order). `scope` is
-    None where stickiness is off (A10).
+    None where stickiness is off (A10). `scheduler` is the desired one (318); `startup`, where there
+    is one, acts in its stead while a server starts up, and `actual` names the one that acted last
+    (320). `backup` is the link for when no other may be chosen (316).
     """
 
-    __slots__ = ("last", "link_at", "links", "port", "protocol", "scheduler", "scope", "spec", "total")
+    __slots__ = (
+        "_capacity", "_counted", "actual", "backup", "connections", "last", "link_at", "links", "port",
+        "protocol", "scheduler", "scope", "spec", "startup", "total",
+    )  # fmt: skip
 
-    def __init__(self, virtual: spec.Virtual, reals: dict[str, RealServer]) -> None:
+    def __init__(
+        self, virtual: spec.Virtual, reals: dict[str, RealServer], *, strict_refresh: bool = False
+    ) -> None:
         if virtual.port is None:
             raise ValueError(f"virtual server {virtual.name}: every-port virtual servers are not supported")
         self.spec = virtual
         self.port = virtual.port
         self.protocol = PROTOCOLS[virtual.protocol]
         self.last = -1
+        self.connections = 0
         self.total = 0
-        self.scope = _scope(virtual)
-        self.links = [
-            Link(self, reals[server.real], server.port or virtual.port, position)
-            for position, server in enumerate(virtual.servers)
-        ]
-        for link in self.links:
-            link.real.links.append(link)
-        self.link_at = {link.real.address + link.inbound.port: link for link in self.links}
-        self.scheduler: Scheduler = make_scheduler(virtual.scheduler, self.links)
+        self.scope = _scope(virtual, strict_refresh)
+        self.links: list[Link] = []
+        for server in virtual.servers:
+            self._add(reals[server.real], server.port or virtual.port, None)
+        for link in list(self.links):
+            self._add_backups(link, reals)
+        self.backup: Link | None = None
+        if virtual.backup:
+            self.backup = Link(self, reals[virtual.backup], virtual.port, len(self.links))
+        known = [*self.links, self.backup] if self.backup else self.links
+        self.link_at = {link.real.address + link.inbound.port: link for link in reversed(known)}
+        self.scheduler: Scheduler = make_scheduler(virtual, self.links)
+        self.startup = RoundRobin(self.links) if virtual.startup == RoundRobin.name else None
+        self._counted = [_counted(link) for link in self.links]
+        self._capacity = fsum(self._counted)
+        self.actual = self.scheduler.name
+
+    def _add(self, real: RealServer, port: int, stands_for: Link | None) -> Link:
+        link = Link(self, real, port, len(self.links), stands_for)
+        self.links.append(link)
+        real.links.append(link)
+        return link
+
+    def _add_backups(self, link: Link, reals: dict[str, RealServer]) -> None:
+        """A link for each backup in a server's chain, on the same port (A27); no chain runs in a circle."""
+        above = []
+        while link.real.spec.backup:
+            above.append(link.real)
+            link = self._add(reals[link.real.spec.backup], link.port, link)
+            for real in above:
+                real.standing_by.append(link)
+
+    def updated(self, link: Link) -> None:
+        """A link's server changed."""
+        self.scheduler.update(link)
+        if self.startup is not None:
+            self.startup.update(link)
+            if self._counted[link.position] != _counted(link):
+                self._counted[link.position] = _counted(link)
+                self._capacity = fsum(self._counted)
+
+    def starts_up(self, link: Link, now: float) -> bool:
+        """Whether the server that the desired scheduler chose is starting up (R135, A11).
+
+        It is for `startup_time` seconds after it came into service, while it has less than
+        `startup_share` per cent of its weighted fair share of this virtual server's connections
+        (R097, R101).
+        """
+        if now - link.real.serving_since >= self.spec.startup_time:
+            return False
+        fair = self.connections * link.real.weight / self._capacity
+        return link.connections < fair * self.spec.startup_share / 100
 
     def links_to(self, real: RealServer) -> list[Link]:
         """This virtual server's links to a real server: usually one, none if it has no place here."""
-        return [link for link in real.links if link.virtual is self]
+        return [link for link in real.links if link.virtual is self and link.active]
 
 
-def _scope(virtual: spec.Virtual) -> Scope | None:
+def _counted(link: Link) -> float:
+    """What a link adds to its virtual server's capacity, the sum of weights (R097)."""
+    return link.real.weight if link.available else 0.0
+
+
+def _scope(virtual: spec.Virtual, strict_refresh: bool) -> Scope | None:
     if virtual.sticky <= 0:
         return None
-    grouped = bool(virtual.sticky_group)
-    return Scope(virtual.sticky_group or virtual.name, grouped, virtual.sticky, virtual.sticky_mask)
+    return Scope(
+        name=virtual.sticky_group or virtual.name,
+        grouped=bool(virtual.sticky_group),
+        interval=virtual.sticky,
+        prefix=virtual.sticky_mask,
+        refreshed=virtual.sticky_refresh != "never" and not strict_refresh,
+    )

@@ -130,3 +130,19 @@ class Config:
             if real.name == name:
                 return real
         raise KeyError(name)
+
+    def places(self, virtual: Virtual) -> list[Server]:
+        """Every place that may ever serve a virtual server: its servers, their backups, its own backup (A27).
+
+        A backup serves on the port of the server that it stands for, a virtual server's own backup on
+        the virtual server's. Raises KeyError.
+        """
+        found = list(virtual.servers)
+        for server in virtual.servers:
+            backup = self.real(server.real).backup
+            while backup:
+                found.append(Server(backup, server.port))
+                backup = self.real(backup).backup
+        if virtual.backup:
+            found.append(Server(virtual.backup, virtual.port))
+        return list(dict.fromkeys(found))

@@ -8,7 +8,7 @@ Plain segments of an established flow look themselves up in `inbound` and `outbo
 directly and touch nothing here but `seen`; all else goes through `add` and `move`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from nfqlb.core.connection import Connection
@@ -30,6 +30,9 @@ class Recorder(Protocol):
     def moved(self, connection: Connection) -> None:
         """The connection has changed its state."""
 
+    def reassigned(self, connection: Connection) -> None:
+        """The connection has gone to another server."""
+
     def ended(self, connection: Connection) -> None:
         """The connection is forgotten; its place is free."""
 
@@ -44,22 +47,33 @@ class NoRecorder:
     def moved(self, connection: Connection) -> None:
         """Nothing."""
 
+    def reassigned(self, connection: Connection) -> None:
+        """Nothing."""
+
     def ended(self, connection: Connection) -> None:
         """Nothing."""
 
 
 class ConnectionTable:
-    """All connections, by key (R050, R059, A4, A5). At most `limit` of them."""
+    """All connections, by key (R050, R059, A4, A5). At most `limit` of them.
+
+    Before a connection whose SYN was never answered is forgotten, `on_silence` is told if it has timed
+    out, `on_eviction` if it makes room for another.
+    """
 
     def __init__(
         self, limit: int, *, half_open: float, closing: float, idle_check: float = IDLE_CHECK,
-        recorder: Recorder | None = None,
+        recorder: Recorder | None = None, on_silence: Callable[[Connection, float], None] | None = None,
+        on_eviction: Callable[[Connection, float], None] | None = None,
     ) -> None:  # fmt: skip
         self.limit = limit
+        self._on_silence = on_silence
+        self._on_eviction = on_eviction
         self.inbound: dict[bytes, Connection] = {}
         self.outbound: dict[bytes, Connection] = {}
         self.counted = 0
         self.total = 0
+        self.reassigned = 0
         # Live connections come up again and again, maybe more than there is time for: they are last.
         self._queues = {
             Timeout.HALF_OPEN: _queue(Timeout.HALF_OPEN, half_open),
@@ -102,6 +116,22 @@ class ConnectionTable:
         self._set_state(connection, state, now)
         self._recorder.moved(connection)
 
+    def reassign(self, connection: Connection, link: Link, outbound: bytes, now: float) -> None:
+        """Send an unanswered connection to another server; `outbound`, its new key there, must be free."""
+        before = connection.link
+        del self.outbound[connection.outbound]
+        self._count(before, -1, -1)
+        connection.link = link
+        connection.outbound = outbound
+        self.outbound[outbound] = connection
+        self._count(link, 1, 1)
+        link.total += 1
+        link.real.total += 1
+        self.reassigned += 1
+        before.real.changed(now)
+        link.real.changed(now)
+        self._recorder.reassigned(connection)
+
     def remove(self, connection: Connection, now: float) -> None:
         """Forget a connection."""
         del self.inbound[connection.inbound]
@@ -122,6 +152,7 @@ class ConnectionTable:
 
     def _count(self, link: Link, counted: int, unanswered: int) -> None:
         link.connections += counted
+        link.virtual.connections += counted
         link.real.connections += counted
         link.real.unanswered += unanswered
         self.counted += counted
@@ -140,6 +171,8 @@ class ConnectionTable:
         queue = self._queues[timeout]
         while (connection := queue.pop_first()) is not None:
             if connection.state.timeout is timeout:
+                if connection.state.unanswered and self._on_eviction is not None:
+                    self._on_eviction(connection, now)
                 self.remove(connection, now)
                 return True
         return False
@@ -153,6 +186,8 @@ class ConnectionTable:
                 if connection.state.timeout is not timeout:
                     continue  # it is gone, or has moved on: another queue has it
                 if now - connection.seen >= self._limit_of(connection, timeout):
+                    if connection.state.unanswered and self._on_silence is not None:
+                        self._on_silence(connection, now)
                     self.remove(connection, now)
                 else:
                     queue.push(connection, now)

@@ -205,10 +205,10 @@ def _vips(virtuals: Iterable[Virtual]) -> Items:
 
 
 def _servers(config: Config, virtuals: Iterable[Virtual]) -> Items:
-    """Each address, protocol and port that answers for virtual servers, once: they share them."""
+    """Each address, protocol and port that may answer for virtual servers, once: they share them."""
     found: dict[tuple[Address, str, int | None], str] = {}
     for virtual in virtuals:
-        for server in virtual.servers:
+        for server in config.places(virtual):
             real = config.real(server.real)
             found.setdefault((real.address, virtual.protocol, server.port), real.name)
     return [
@@ -224,8 +224,8 @@ def _servers(config: Config, virtuals: Iterable[Virtual]) -> Items:
 
 
 def _reals(config: Config, virtuals: Iterable[Virtual]) -> Items:
-    """Each real server behind one of these virtual servers, once."""
-    names = dict.fromkeys(server.real for virtual in virtuals for server in virtual.servers)
+    """Each real server behind one of these virtual servers, backups too, once."""
+    names = dict.fromkeys(server.real for virtual in virtuals for server in config.places(virtual))
     return [{"real": _safe(name), "address": _host(config.real(name).address)} for name in names]
 
 

@@ -174,7 +174,7 @@ class Journal:
 
     def opened(self, connection: Connection) -> int:
         """Write a connection's record; -1 where there is no room for it."""
-        section = self._sections[len(connection.inbound) != _IPV4_KEY]
+        section = self._section_of(connection)
         if section.free:
             place = section.free.pop()
         elif section.next < section.reserved_to or self._reserve(section):
@@ -183,23 +183,35 @@ class Journal:
         else:
             self.lost += 1
             return -1
+        self._write(connection, section, place)
+        return place
+
+    def _write(self, connection: Connection, section: _Section, place: int) -> None:
         link = connection.link
         server = link.real.address + link.inbound.port
         section.record.pack_into(
             self._map, place, 0, link.virtual.protocol, int(connection.opened), connection.inbound, server
         )
         self._map[place] = connection.state.code  # last: a record half written does not exist
-        return place
 
     def moved(self, connection: Connection) -> None:
         """Change the state's byte."""
         if connection.place >= 0:
             self._map[connection.place] = connection.state.code
 
+    def reassigned(self, connection: Connection) -> None:
+        """Write the record anew, at its place: the server is another."""
+        if connection.place >= 0:
+            self._map[connection.place] = 0
+            self._write(connection, self._section_of(connection), connection.place)
+
     def ended(self, connection: Connection) -> None:
         """Zero the state's byte."""
         if connection.place >= 0:
             self.forget(connection.place)
+
+    def _section_of(self, connection: Connection) -> _Section:
+        return self._sections[len(connection.inbound) != _IPV4_KEY]
 
     def _reserve(self, section: _Section) -> bool:
         """Have the storage set aside for more records: writing to a mapping without room would be fatal."""

@@ -121,7 +121,7 @@ class Bench:
         chosen = []
         begin = time.perf_counter()
         for _ in range(_OPENINGS):
-            link = scheduler.choose(last)
+            link = scheduler.choose(b"", last)
             assert link is not None
             link.real.connections += 1
             scheduler.update(link)

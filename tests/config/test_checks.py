@@ -145,9 +145,39 @@ def test_backups_are_known_and_lead_nowhere_back(good_with: Parts, findings: Fin
         ("real[web1].backup", "the backups run in a circle: web1 -> web2 -> web1"),
         ("real[web2].backup", "the backups run in a circle: web2 -> web1 -> web2"),
     ]
+    (first, _) = findings(circle)
+    assert first.line == circle.split("\n").index('backup = "web2"') + 1
     into_it = circle + '[[real]]\nname = "web3"\naddress = "10.0.0.3"\nbackup = "web1"\n'
     assert told(findings(into_it)) == told(findings(circle))
-    assert told(findings(good_with(real='backup = "web2"'))) == []
+    chain = parse(good_with(real='backup = "web2"', virtual='backup = "web1"'), "gw.toml")
+    assert [real.backup for real in chain.reals] == ["web2", ""]
+    assert chain.virtuals[0].backup == "web1"
+
+
+def test_a_backup_has_the_same_ip_version(good_with: Parts, findings: Findings) -> None:
+    """A27: it stands in for its server's very connections."""
+    for place, who in (("real", "web1"), ("virtual", "shop")):
+        text = good_with(**{place: 'backup = "web3"'})
+        text += '[[real]]\nname = "web3"\naddress = "2001:db8::3"\n'
+        message = f"web3 has an IPv6 address, {who} an IPv4 one"
+        assert told(findings(text)) == [(f"{place}[{who}].backup", message)]
+
+
+def test_places_are_all_that_may_ever_serve(good_with: Parts) -> None:
+    """R027, R047 (A27): servers, their chains of backups, and the virtual server's own, each once."""
+    more = [f'[[real]]\nname = "web{n}"\naddress = "10.0.0.{n}"\n' for n in (3, 4)]
+    text = good_with(real='backup = "web3"', virtual='backup = "web4"').replace(
+        '"web1", "web2"', '"web1:8080"'
+    )
+    config = parse(text + more[0] + 'backup = "web4"\n' + more[1], "gw.toml")
+    assert [(place.real, place.port) for place in config.places(config.virtuals[0])] == [
+        ("web1", 8080),
+        ("web3", 8080),
+        ("web4", 8080),
+        ("web4", 80),
+    ]
+    again = parse(good_with(real='backup = "web2"', virtual='backup = "web2"'), "gw.toml")
+    assert [place.real for place in again.places(again.virtuals[0])] == ["web1", "web2"]
 
 
 def test_a_sticky_group_needs_stickiness(good_with: Parts, findings: Findings) -> None:
@@ -167,6 +197,17 @@ def test_members_of_a_sticky_group_share_entries(good_with: Parts, findings: Fin
         ("virtual[shop2].sticky", '301 s here, 300 s in shop of the sticky group "both"')
     ]
     assert told(findings(good.replace('sticky_group = "both"\nsticky = "5m"', 'sticky = "6m"'))) == []
+
+
+def test_members_of_a_sticky_group_refresh_alike(good_with: Parts, findings: Findings) -> None:
+    """A6, A8: one entry cannot both be renewed and not be renewed by a connection."""
+    group = 'sticky_group = "both"\nsticky = 300\n'
+    text = good_with(virtual=group + 'sticky_refresh = "never"') + SECOND + group
+    message = '"assignment" here, "never" in shop of the sticky group "both"'
+    assert told(findings(text)) == [("virtual[shop2].sticky_refresh", message)]
+    assert told(findings(text + 'sticky_refresh = "never"\n')) == []
+    refused = findings(text + "sticky_refresh = 5\n")
+    assert [one.key for one in refused] == ["virtual[shop2].sticky_refresh"]
 
 
 def test_a_refused_mask_is_not_compared(good_with: Parts, findings: Findings) -> None:

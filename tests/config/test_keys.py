@@ -10,6 +10,8 @@ import pytest
 from nfqlb.config.draft import TABLES
 from nfqlb.config.load import Finding, parse
 from nfqlb.config.support import WORKING
+from nfqlb.config.values import SCHEDULER_ALIASES
+from nfqlb.core import schedulers
 from nfqlb.core.spec import Gateway, Real, Strict, Timeouts, Virtual
 
 Parts = Callable[..., str]
@@ -51,13 +53,16 @@ NO_DURATION = (
     '"5 parsecs"',
 )
 NO_NAME = ("5", "false", '"a b"', '"a:b"', '["a"]', f'"{"n" * 65}"', '"ä"', r'"a\n"')
-SCHEDULERS_LATER = (
+SCHEDULERS = (
+    '"round-robin"',
     '"weighted-round-robin"',
-    '"fastest-response"',
+    '"least-connections"',
     '"source-hash"',
     '"maglev"',
     '"power-of-two"',
+    '"rr"',
     '"wrr"',
+    '"lc"',
     '"sh"',
     '"mh"',
     '"twos"',
@@ -130,43 +135,45 @@ KEYS = (
         (*NO_NUMBER, "1000001", "0.0001"),
     ),
     Key("real", "max_connections", 0, ("0",), ("1", "500"), (), NO_WHOLE),
-    Key("real", "syn_limit", 5, ("5",), ("0",), ("4", "6", "1"), NO_WHOLE),
-    Key("real", "failure_threshold", 8, ("8",), ("0",), ("1", "9"), NO_WHOLE),
-    Key("real", "failure_clients", 2, ("2",), (), ("1", "3"), (*NO_WHOLE, "0")),
-    Key("real", "attempts", 3, ("3",), ("0",), ("2", "4"), NO_WHOLE),
+    Key("real", "syn_limit", 5, ("5",), ("0", "4", "6", "1"), (), NO_WHOLE),
+    Key("real", "failure_threshold", 8, ("8",), ("0", "1", "9"), (), NO_WHOLE),
+    Key("real", "failure_clients", 2, ("2",), ("1", "3"), (), (*NO_WHOLE, "0")),
+    Key("real", "attempts", 3, ("3",), ("0", "2", "4"), (), NO_WHOLE),
     Key("real", "reset_counts", True, ("true",), ("false",), (), NO_SWITCH),
-    Key("real", "retry", 60.0, ("60", '"1m"', '"60s"'), ("0",), ("61", '"5m"'), NO_DURATION),
+    Key("real", "retry", 60.0, ("60", '"1m"', '"60s"'), ("0", "61", '"5m"'), (), NO_DURATION),
     Key("real", "idle_timeout", 3600.0, ("3600",), ('"5m"', '"2h"'), (), (*NO_DURATION, *ZERO)),
-    Key("real", "backup", "", ('""',), (), ('"web2"',), NO_NAME),
+    Key("real", "backup", "", ('""',), ('"web2"',), (), NO_NAME),
     Key("virtual", "protocol", "tcp", ('"tcp"',), (), ('"udp"',), (*NO_TEXT, '"TCP"')),
     Key(
         "virtual",
         "scheduler",
         "weighted-least-connections",
         ('"weighted-least-connections"', '"wlc"'),
-        ('"round-robin"', '"rr"', '"least-connections"', '"lc"'),
-        SCHEDULERS_LATER,
+        SCHEDULERS,
+        ('"fastest-response"',),
         (*NO_TEXT, '""', '"RR"'),
     ),
-    Key("virtual", "startup", "none", ('"none"',), (), ('"round-robin"',), NO_TEXT),
-    Key("virtual", "startup_share", 50.0, ("50", "50.0"), ("0",), ("49", "100", "12.5"), (*NO_NUMBER, "101")),
-    Key("virtual", "startup_time", 60.0, ("60", '"1m"'), ("0", '"0s"'), ("61", '"1h"'), NO_DURATION),
+    Key("virtual", "startup", "none", ('"none"',), ('"round-robin"',), (), NO_TEXT),
+    Key(
+        "virtual", "startup_share", 50.0, ("50", "50.0"), ("0", "49", "100", "12.5"), (), (*NO_NUMBER, "101")
+    ),
+    Key("virtual", "startup_time", 60.0, ("60", '"1m"'), ("0", '"0s"', "61", '"1h"'), (), NO_DURATION),
     Key("virtual", "sticky", 0.0, ("0", '"0s"'), ("1", '"5m"', "0.5"), (), NO_DURATION),
     Key("virtual", "sticky_mask", 32, ("32",), ("0", "24"), (), (*NO_WHOLE, "33", "129")),
     Key("virtual", "sticky_group", "", ('""',), ('"both"\nsticky = 5', '"b.o-t_h"\nsticky = 5'), (), NO_NAME),
-    Key("virtual", "sticky_refresh", "assignment", ('"assignment"',), (), ('"activity"', '"never"'), NO_TEXT),
+    Key("virtual", "sticky_refresh", "assignment", ('"assignment"',), ('"never"',), ('"activity"',), NO_TEXT),
     Key("virtual", "ageing", 4.0, ("4", "4.0"), (), ("3", "0.5"), (*NO_NUMBER, "0")),
     Key("virtual", "clamp", 0.0, ("0",), (), ("20",), NO_NUMBER),
     Key("virtual", "predict", "now", ('"now"',), (), ('"next"',), NO_TEXT),
-    Key("virtual", "backup", "", ('""',), (), ('"web2"',), NO_NAME),
+    Key("virtual", "backup", "", ('""',), ('"web2"',), (), NO_NAME),
     Key("virtual", "on_failure", "keep", ('"keep"',), (), ('"reset"', '"drop"'), NO_TEXT),
     Key("virtual", "synguard", 0.0, ("0",), (), ("1", "100"), NO_NUMBER),
-    Key("virtual", "shadow", "", ('""',), (), ('"round-robin"', '"rr"', *SCHEDULERS_LATER), NO_TEXT),
+    Key("virtual", "shadow", "", ('""',), (), (*SCHEDULERS, '"fastest-response"'), NO_TEXT),
     Key("virtual", "datapath", "rewrite", ('"rewrite"',), (), ('"offload"',), NO_TEXT),
-    Key("strict", "syn_limit", False, ("false",), (), ("true",), NO_SWITCH),
+    Key("strict", "syn_limit", False, ("false",), ("true",), (), NO_SWITCH),
     Key("strict", "ratio", False, ("false",), (), ("true",), NO_SWITCH),
     Key("strict", "every_packet", False, ("false",), (), ("true",), NO_SWITCH),
-    Key("strict", "refresh", False, ("false",), (), ("true",), NO_SWITCH),
+    Key("strict", "refresh", False, ("false",), ("true",), (), NO_SWITCH),
 )
 
 REQUIRED = {
@@ -212,6 +219,12 @@ def test_the_defaults_of_models_and_specs_are_the_same(good_with: Parts) -> None
     assert config.virtuals[0] == Virtual(
         "shop", IPv4Address("192.0.2.10"), config.virtuals[0].servers, port=80
     )
+
+
+def test_every_scheduler_that_is_allowed_is_there() -> None:
+    """R028, R095-R099: and none that is there is refused."""
+    assert set(WORKING["virtual", "scheduler"]) == set(schedulers.SCHEDULERS)
+    assert set(SCHEDULER_ALIASES.values()) == set(schedulers.SCHEDULERS)
 
 
 @every_key

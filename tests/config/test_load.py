@@ -83,6 +83,18 @@ def test_the_summary() -> None:
     ]
 
 
+def test_the_summary_names_backups(tmp_path: Path, good_with: Callable[..., str]) -> None:
+    """R027, R047: of a server beside it, of a virtual server below its servers; a backup takes part."""
+    path = tmp_path / "gw.toml"
+    text = good_with(real='backup = "web2"', virtual='backup = "web2"')
+    path.write_text(text.replace('"web1", "web2"', '"web1:8080"'))
+    assert summary(load(path)).split("\n\n")[2:] == [
+        "shop: tcp 192.0.2.10:80, weighted-least-connections\n"
+        "  web1  10.0.0.1:8080  weight 1, backup web2\n"
+        "  where none of them can be chosen: web2, 10.0.0.2:80"
+    ]
+
+
 def test_the_summary_names_what_takes_no_part(tmp_path: Path, good_with: Callable[..., str]) -> None:
     path = tmp_path / "gw.toml"
     path.write_text(

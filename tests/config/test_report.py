@@ -60,7 +60,8 @@ gw.toml:17: error: real[web2].weight: "2" is a text (allowed: 0, or a number fro
       |           ^^^
       hint: without the quotes: 2
 gw.toml:23: error: virtual[shop].scheduler: "fastest-response" is not supported yet \
-(allowed now: "round-robin", "least-connections" or "weighted-least-connections")
+(allowed now: "weighted-least-connections", "least-connections", "round-robin", "weighted-round-robin", \
+"source-hash", "maglev" or "power-of-two")
    23 | scheduler = "fastest-response"
       |             ^^^^^^^^^^^^^^^^^^
 gw.toml:26: error: virtual[shop].servers: no [[real]] is named "wbe2"

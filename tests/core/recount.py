@@ -1,18 +1,28 @@
 """The books audited: every counter of the director against a recount over its table."""
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 
 from nfqlb.core.connection import Connection
 from nfqlb.core.director import Director
-from nfqlb.core.server import Link, VirtualServer
+from nfqlb.core.health import Condition
+from nfqlb.core.server import Link, RealServer, VirtualServer
 from nfqlb.core.states import State
+
+#: What the schedulers that compare go by, of connections and weight. Those that draw, hash or take
+#: turns have tests of their own.
+MEASURES: Mapping[str, Callable[[int, float], float]] = {
+    "round-robin": lambda load, weight: 0.0,
+    "least-connections": lambda load, weight: load,
+    "weighted-least-connections": lambda load, weight: load / weight,
+}
 
 
 def audit(director: Director) -> None:
     """Fail if a counter of any real server, link or the table differs from what the table holds.
 
     Also: both indexes hold the same connections under the right keys, and every scheduler
-    chooses what a plain search over the recounted numbers chooses.
+    that compares chooses what a plain search over the recounted numbers chooses.
     """
     table = director.table
     found = list(table.inbound.values())
@@ -31,30 +41,53 @@ def audit(director: Director) -> None:
     for name, real in director.real_servers.items():
         assert real.connections == on_real[name], name
         assert real.unanswered == unanswered[name], name
-        limit = real.spec.max_connections
-        assert real.state == ("max-capacity" if limit and on_real[name] >= limit else "in-service"), name
+        assert real.state.shown == _state(real, on_real[name]), name
+        if real.tester is not None:
+            assert real.state.shown == "testing", name
+            assert real.tester.link.real is real, name
+            assert real.tester.state is State.SYN_SENT, name
+            assert table.inbound[real.tester.inbound] is real.tester, name
+        else:
+            assert real.state.shown != "testing", name
     for virtual in director.virtual_servers:
-        for link in virtual.links:
+        everybody = [*virtual.links, virtual.backup] if virtual.backup else virtual.links
+        for link in everybody:
             assert link.connections == on_link[id(link)]
-        assert virtual.scheduler.choose(virtual.last) is plain_choice(virtual, on_real)
+        assert virtual.connections == sum(link.connections for link in everybody)
+        if virtual.spec.scheduler in MEASURES:
+            assert virtual.scheduler.choose(b"", virtual.last) is plain_choice(virtual, on_real)
+
+
+def _state(real: RealServer, load: int) -> str:
+    if real.health.condition is not Condition.WELL:
+        return str(real.health.condition.value)
+    return "max-capacity" if real.spec.max_connections and load >= real.spec.max_connections else "in-service"
+
+
+def _active(link: Link) -> bool:
+    """Whether every server that a backup's link stands for, directly or not, is down."""
+    above = []
+    while (stands_for := link.stands_for) is not None:
+        link = stands_for
+        above.append(link.real.health.condition)
+    return Condition.WELL not in above
 
 
 def plain_choice(virtual: VirtualServer, loads: Counter[str]) -> Link | None:
     """What the scheduler must choose, found the slow way."""
-    best: tuple[float, Link] | None = None
+    best: tuple[tuple[bool, float], Link] | None = None
     for link in virtual.links[virtual.last + 1 :] + virtual.links[: virtual.last + 1]:
         real = link.real.spec
         load = loads[real.name]
         weight = link.real.weight
         if weight == 0 or (real.max_connections and load >= real.max_connections):
             continue
-        measure = {
-            "round-robin": 0.0,
-            "least-connections": float(load),
-            "weighted-least-connections": load / weight,
-        }[virtual.spec.scheduler]
-        if best is None or measure < best[0]:
-            best = measure, link
+        if link.real.health.condition is not Condition.WELL or not _active(link):
+            continue
+        measure = MEASURES[virtual.spec.scheduler](load, weight)
+        rank = bool(real.syn_limit) and link.real.unanswered >= real.syn_limit, measure
+        if best is None or rank < best[0]:
+            best = rank, link
     return best[1] if best else None
 
 

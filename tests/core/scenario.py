@@ -81,6 +81,7 @@ class Scenario:
         max_connections: int = 1000,
         max_sticky: int = 1000,
         recorder: Recorder | None = None,
+        strict: spec.Strict | None = None,
         now: float = 5000.0,
     ) -> None:
         several = [virtuals] if isinstance(virtuals, spec.Virtual) else list(virtuals)
@@ -89,6 +90,7 @@ class Scenario:
             tuple(real_servers),
             tuple(several),
             spec.Timeouts(half_open=half_open, closing=closing),
+            strict or spec.Strict(),
         )
         self.now = now
         self.director = Director(self.config, now=now, recorder=recorder)

@@ -26,7 +26,7 @@ def test_a_collision_picks_another_server(scheduler: str) -> None:
     lab = two_sites("abc", scheduler=scheduler)
     one = lab.connect("one", port=40001)
     second = lab.director.virtual_servers[1]
-    while (link := second.scheduler.choose(second.last)) is not None:
+    while (link := second.scheduler.choose(b"", second.last)) is not None:
         if link.real.spec.name == one.server:
             break
         lab.connect("two")

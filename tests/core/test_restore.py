@@ -32,6 +32,12 @@ class Memory:
         self.records[connection.place] = inbound, server, connection.state.code, opened
         self.moves.append((connection.place, connection.state.code))
 
+    def reassigned(self, connection: Connection) -> None:
+        _, _, code, opened = self.records[connection.place]
+        link = connection.link
+        server = link.real.spec.address.packed + link.port.to_bytes(2, "big")
+        self.records[connection.place] = connection.inbound, server, code, opened
+
     def ended(self, connection: Connection) -> None:
         del self.records[connection.place]
 

@@ -1,12 +1,21 @@
 """The schedulers, one by one, and what a choice is (fig 7B)."""
 
+from dataclasses import replace
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nfqlb.core.schedulers import SCHEDULERS, make_scheduler
-from nfqlb.core.server import RealServer, VirtualServer
-from tests.core.scenario import Scenario, real, reals, virtual
+from nfqlb.core.server import VirtualServer
+from nfqlb.core.verdict import Drop
+from tests.core.preset import name_of, preset, set_weight
+from tests.core.properties import TRIES
+from tests.core.recount import audit
+from tests.core.scenario import Call, Scenario, real, reals, virtual
 
 EVERY = sorted(SCHEDULERS)
+RANKED = ("least-connections", "round-robin", "weighted-least-connections")
 
 
 def chosen(lab: Scenario, times: int) -> str:
@@ -14,19 +23,8 @@ def chosen(lab: Scenario, times: int) -> str:
     return "".join(lab.connect().server for _ in range(times))
 
 
-def preset(scheduler: str, loads: dict[str, int], weights: dict[str, float] | None = None) -> VirtualServer:
-    """A virtual server whose real servers have so many connections."""
-    made = {name: RealServer(real(name, weight=(weights or {}).get(name, 1)), 0.0) for name in loads}
-    result = VirtualServer(virtual("web", loads, scheduler=scheduler), made)
-    for name, load in loads.items():
-        made[name].connections = load
-        made[name].changed(0.0)
-    return result
-
-
 def choice(virtual_server: VirtualServer, last: int = -1) -> str | None:
-    link = virtual_server.scheduler.choose(last)
-    return link.real.spec.name if link else None
+    return name_of(virtual_server.scheduler.choose(b"", last)) or None
 
 
 def test_round_robin_takes_turns() -> None:
@@ -133,32 +131,44 @@ def test_nobody_available_is_nobody(scheduler: str) -> None:
     """R144, R150: no server is a possible answer."""
     server = preset(scheduler, {"a": 0, "b": 0}, {"a": 0, "b": 0})
     assert choice(server) is None
-    assert server.scheduler.choose(0, lambda link: True) is None
+    assert server.scheduler.choose(b"", 0, lambda link: True) is None
 
 
-@pytest.mark.parametrize("scheduler", EVERY)
+@pytest.mark.parametrize("scheduler", RANKED)
 def test_a_choice_can_be_narrowed(scheduler: str) -> None:
     """R144 (A5): links may be refused for one choice; the same scheme decides among the others."""
     server = preset(scheduler, {"a": 0, "b": 2, "c": 2, "d": 3})
-    names = [link.real.spec.name for link in server.links]
 
-    def among(allowed: str, last: int = -1) -> str | None:
-        link = server.scheduler.choose(last, lambda each: names[each.position] in allowed)
-        return names[link.position] if link else None
+    def among(allowed: str, last: int = -1) -> str:
+        return name_of(server.scheduler.choose(b"", last, lambda each: name_of(each) in allowed))
 
     assert among("abcd") == "a"
     assert among("bcd") == "b"
     assert among("bcd", last=1) == "c"
     assert among("bcd", last=2) == ("d" if scheduler == "round-robin" else "b")
     assert among("d") == "d"
-    assert among("") is None
+    assert among("") == ""
 
 
 @pytest.mark.parametrize("scheduler", EVERY)
+def test_a_refused_link_is_never_chosen(scheduler: str) -> None:
+    """R144 (A5): whatever the scheme."""
+    server = preset(scheduler, dict.fromkeys("abcd", 0), {"a": 5, "b": 1, "c": 2, "d": 0})
+
+    def among(allowed: str, client: int) -> str:
+        link = server.scheduler.choose(b"%d" % client, -1, lambda each: name_of(each) in allowed)
+        return name_of(link)
+
+    assert {among("bc", client) for client in range(40)} <= {"b", "c"}
+    assert {among("cd", client) for client in range(40)} == {"c"}
+    assert {among("d", client) for client in range(40)} == {""}
+
+
+@pytest.mark.parametrize("scheduler", [name for name in EVERY if name != "power-of-two"])
 def test_choosing_counts_nothing(scheduler: str) -> None:
     """R104, R133: only an assigned connection moves anything."""
     server = preset(scheduler, {"a": 0, "b": 0})
-    assert [choice(server) for _ in range(5)] == ["a"] * 5
+    assert len({choice(server) for _ in range(5)}) == 1
 
 
 @pytest.mark.parametrize("scheduler", EVERY)
@@ -178,7 +188,7 @@ def test_every_scheduler_goes_by_its_name(scheduler: str) -> None:
 def test_an_unknown_scheduler_is_refused() -> None:
     """R028: by name."""
     with pytest.raises(KeyError, match="fair"):
-        make_scheduler("fair", [])
+        make_scheduler(replace(virtual("web", ""), scheduler="fair"), [])
 
 
 def test_the_default_scheduler() -> None:
@@ -206,3 +216,33 @@ def test_the_last_used_link_moves_only_when_a_connection_is_assigned() -> None:
     assert lab.dial().refused is not None
     first.close()
     assert lab.connect().server == "c"
+
+
+_events = st.lists(st.tuples(st.sampled_from("dddaarcww"), st.integers(0, 11)), max_size=60)
+
+
+@pytest.mark.parametrize("scheduler", EVERY)
+@TRIES
+@given(events=_events, startup=st.sampled_from(["none", "round-robin"]))
+def test_whoever_is_chosen_may_be_chosen(scheduler: str, startup: str, events: list[tuple[str, int]]) -> None:
+    """R104, R144, R147, R150, R184: after any order of events an available server, a good one if any is."""
+    shop = replace(virtual("web", "abcd", scheduler=scheduler), startup=startup)
+    servers = [
+        replace(each, max_connections=6, syn_limit=2, attempts=0, failure_threshold=0)
+        for each in reals("abcd")
+    ]
+    lab = Scenario(shop, servers)
+    links, calls = lab.director.virtual_servers[0].links, list[Call]()
+    for event, number in events:
+        if event == "d":
+            available = {name_of(link) for link in links if link.available}
+            good = {name_of(link) for link in links if link.available and link.real.unanswered < 2}
+            call = lab.dial(client=f"192.0.2.{number}")
+            assert (call.server in (good or available)) if available else call.refused is Drop.NO_SERVER
+            calls += [call] if available else []
+        elif event == "w":
+            set_weight(lab.director.virtual_servers[0], "abcd"[number % 4], number // 4)
+        elif calls:
+            call = calls.pop(number % len(calls))
+            call.syn_ack().ack() if event == "a" else call.reset() if event == "r" else call.refusal()
+        audit(lab.director)

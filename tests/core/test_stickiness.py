@@ -1,9 +1,11 @@
 """Stickiness through the director: who comes back to whom, and for how long (fig 8)."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
+from nfqlb.core.spec import Strict
 from nfqlb.core.verdict import Drop
 from tests.core.scenario import Call, Scenario, real, reals, virtual
 
@@ -41,6 +43,35 @@ def test_the_interval_runs_between_connections() -> None:
         if at == 100:
             lab.connect(client=OTHERS[0])  # takes a turn, so that "afresh" shows
     assert served == ["a", "a", "a", "c"]
+
+
+@pytest.mark.parametrize(("refresh", "strict"), [("never", False), ("assignment", True)])
+def test_the_interval_may_run_from_the_first_connection(refresh: str, strict: bool) -> None:
+    """R153-R157, T8 (A6): SYNs at 0 and 50 the same, at 100 afresh, as step 812 literally has it."""
+    web = replace(virtual("web", "abc", sticky=60), sticky_refresh=refresh)
+    lab = Scenario(web, reals("abc"), strict=Strict(refresh=strict))
+    began = lab.now
+    served = []
+    for at in (0, 50, 100, 150, 161):
+        lab.wait(began + at - lab.now)
+        served.append(lab.connect().server)
+        lab.connect(client=OTHERS[at % 7])  # takes a turn, so that "afresh" shows
+    assert served[0] == served[1] == "a"
+    assert served[2] != "a"
+    assert served[3] == served[2], "chosen afresh at 100, it holds until 160"
+    assert served[4] != served[3]
+
+
+def test_a_fixed_interval_begins_anew_with_a_choice_that_stickiness_did_not_make() -> None:
+    """R132, R157 (A6, A7): the entry's server was full: the entry is repointed, and holds from then on."""
+    web = replace(virtual("web", "ab", sticky=60), sticky_refresh="never")
+    lab = Scenario(web, [real("a", max_connections=1), real("b")])
+    first = lab.connect()
+    lab.wait(50)
+    assert (first.server, lab.connect().server) == ("a", "b")
+    first.close()
+    lab.wait(50)
+    assert lab.connect().server == "b"
 
 
 @pytest.mark.parametrize(("elapsed", "same"), [(59.999, True), (60.0, False), (60.001, False)])
@@ -84,9 +115,9 @@ def test_a_repeated_syn_does_not_prolong_it() -> None:
     """R111, R153 (A6): it assigns nothing."""
     lab = shop()
     call = lab.dial()
-    for _ in range(3):
-        lab.wait(20)
-        assert call.syn().server == "a"
+    lab.wait(25)
+    assert call.syn().server == "a"
+    lab.wait(35)
     assert lab.connect().server == "b"
 
 

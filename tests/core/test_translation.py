@@ -3,8 +3,8 @@
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from nfqlb.core.keys import flipped
 from nfqlb.core.rewriting import MODULUS, rewritings, words
-from nfqlb.core.segment import flipped
 from tests.core.properties import TRIES
 from tests.core.scenario import VIP, Scenario, address_of, reals, virtual
 

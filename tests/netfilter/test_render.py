@@ -175,6 +175,35 @@ def test_a_virtual_server_on_every_port_matches_no_port() -> None:
     ]
 
 
+def test_backups_have_the_rules_of_servers_word_for_word() -> None:
+    """R027, R047: on the port of the server they stand for; a virtual server's own on the clients' port."""
+    web3 = Real("web3", ip_address("10.0.0.13"))
+    reals = (replace(WEB1, backup="web2"), replace(WEB2, backup="web3"), web3)
+    web = replace(WEB, servers=(Server("web1", 8080),), backup="web3")
+    config = replace(CONFIG, reals=reals, virtuals=(web,))
+    text = render(config).ipv4
+    places = [("10.0.0.11", 8080, "web1"), ("10.0.0.12", 8080, "web2"), ("10.0.0.13", 8080, "web3")]
+    places.append(("10.0.0.13", 80, "web3"))
+    assert section(text, "-A NFQLB-SERVERS") == [
+        f"-A NFQLB-SERVERS -s {address}/32 -p tcp -m tcp --sport {port} -m comment --comment {name} "
+        "-g NFQLB-QUEUE"
+        for address, port, name in places
+    ]
+    assert section(text, "-A NFQLB-STRAYS") == [
+        f"-A NFQLB-STRAYS -s {address}/32 -p tcp -m tcp --sport {port} -m comment --comment {name} -j DROP"
+        for address, port, name in places
+    ]
+    assert section(text, "-A NFQLB-DIRECT") == [
+        f"-A NFQLB-DIRECT -d {address}/32 -p tcp -m tcp --dport {port} -m comment --comment {name} "
+        "-j CONNMARK --set-xmark 0x10000/0xff0000"
+        for address, port, name in places
+    ]
+    secure = replace(config, gateway=replace(GATEWAY, secure=True))
+    assert section(render(secure).ipv4, "-A NFQLB-DIRECT") == [
+        f"-A NFQLB-DIRECT -d 10.0.0.1{n}/32 -m comment --comment web{n} -j DROP" for n in (1, 2, 3)
+    ]
+
+
 def test_each_interface_is_named_once_in_each_direction() -> None:
     """R002, R003, R004: packets are told apart by the side they come from."""
     gateway = replace(GATEWAY, outside=("eth0", "ppp0.7"), inside=("eth1", "eth2"))

@@ -14,7 +14,8 @@ import pytest
 
 from nfqlb.core.connection import Connection
 from nfqlb.core.director import Director
-from nfqlb.core.segment import ACK, FIN, RST, SYN, Segment, flipped
+from nfqlb.core.keys import flipped
+from nfqlb.core.segment import ACK, FIN, RST, SYN, Segment
 from nfqlb.core.spec import Address, Config, Gateway, Real, Server, Virtual
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.procfs import Namespace, namespace
@@ -110,6 +111,27 @@ def test_successor_finds_every_connection(open_journal: Open, addresses: tuple[A
     assert restored.totals().connections == director.totals().connections == 5
     for old, new in zip(director.reals(0), restored.reals(0), strict=True):
         assert (old.connections, old.unanswered) == (new.connections, new.unanswered)
+
+
+@pytest.mark.parametrize("addresses", [V4, V6])
+def test_reassigned_connection_is_taken_over_with_its_new_server(
+    open_journal: Open, addresses: tuple[Address, ...]
+) -> None:
+    """R055, R187: a third SYN goes to another server; the record says so before it goes, at its place."""
+    director = Director(config(addresses), now=0.0, recorder=open_journal())
+    made = [connect(director, n, virtual=addresses[0]) for n in range(3)]
+    first = made[0].link.real
+    for _ in range(2):
+        assert connect(director, 0, virtual=addresses[0]) is made[0]
+    assert made[0].link.real is not first
+    records = list(open_journal().records())
+    assert [(each.place, each.inbound, each.code) for each in records] == [
+        (each.place, each.inbound, 1) for each in made
+    ]
+    assert records[0].server == made[0].link.real.address + pack("!H", 8080)
+    assert [each.server for each in records[1:]] == [
+        each.link.real.address + pack("!H", 8080) for each in made[1:]
+    ]
 
 
 def test_both_families_at_once(open_journal: Open) -> None:

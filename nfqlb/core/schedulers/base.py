@@ -1,7 +1,7 @@
-"""What a scheduler is: it is told what changed, and it chooses. It counts nothing.
+"""What a scheduler is: it is told what changed, and it chooses. It counts no connections.
 
 Owns the base class (the patent's session distribution scheme) and `Ranked`, the kind that
-gives each link an indicium (R145) and takes the lowest (A30). The ranking keeps the lowest
+gives each link an indicium (R145) and takes the lowest (A30). The rankings keep the lowest
 indicium at hand, so choosing among 1,000 servers costs little more than among 10.
 """
 
@@ -26,48 +26,67 @@ class Scheduler(ABC):
         """A link's server changed: its counters, its weight or whether it may be chosen."""
 
     @abstractmethod
-    def choose(self, last: int, allowed: Callable[["Link"], bool] | None = None) -> "Link | None":
+    def choose(
+        self, client: bytes, last: int, allowed: Callable[["Link"], bool] | None = None
+    ) -> "Link | None":
         """The link for the next connection, None if there is none.
 
-        `last` is the position of the last used link (308); equals are taken in the order
-        after it (A29). `allowed`, where given, can refuse links for this one choice.
+        `client` is the client's packed address. `last` is the position of the last used link
+        (308); equals are taken in the order after it (A29). `allowed`, where given, can refuse
+        links for this one choice.
         """
+
+    def chosen(self, link: "Link") -> None:  # noqa: B027  most schedulers need not know
+        """What `choose` returned was used."""
+
+    def indicium(self, link: "Link") -> float | None:
+        """What the link is judged by, lower is better; None where the scheduler does not compare."""
+        return None
 
 
 class Ranked(Scheduler):
-    """A scheduler that takes the available link with the lowest indicium (fig 7B, R143-R150)."""
+    """A scheduler that takes the available link with the lowest indicium (fig 7B, R143-R150).
+
+    Links whose servers have too many unanswered SYNs are ranked apart: the best of those bad
+    machines is taken only where there is no good one (R147, R150).
+    """
 
     def __init__(self, links: Sequence["Link"]) -> None:
         self._links = links
-        self._ranking = Ranking([self._rank(link) for link in links])
+        self._good = Ranking([inf] * len(links))
+        self._bad = Ranking([inf] * len(links))
+        for link in links:
+            self.update(link)
 
     @abstractmethod
     def indicium(self, link: "Link") -> float:
         """The link's performance indicium; lower is better."""
 
-    def _rank(self, link: "Link") -> float:
-        return self.indicium(link) if link.real.admits_new else inf
-
     def update(self, link: "Link") -> None:
         """Rank the link anew."""
-        self._ranking.set(link.position, self._rank(link))
+        rank = self.indicium(link) if link.available else inf
+        if link.real.overloaded:
+            self._good.set(link.position, inf)
+            self._bad.set(link.position, rank)
+        else:
+            self._good.set(link.position, rank)
+            self._bad.set(link.position, inf)
 
-    def choose(self, last: int, allowed: Callable[["Link"], bool] | None = None) -> "Link | None":
+    def choose(
+        self, client: bytes, last: int, allowed: Callable[["Link"], bool] | None = None
+    ) -> "Link | None":
         """The link with the lowest indicium, equals in the order after `last`."""
-        position = self._ranking.lowest_after(last)
+        position = self._good.lowest_after(last)
+        if position is None:
+            position = self._bad.lowest_after(last)
         if position is None:
             return None
         link = self._links[position]
         if allowed is None or allowed(link):
             return link
-        return self._choose_among([each for each in self._links if allowed(each)], last)
+        return self._choose_among([each for each in self._links if each.available and allowed(each)], last)
 
     def _choose_among(self, links: list["Link"], last: int) -> "Link | None":
         """The same choice by a plain search: for the rare case that some links are refused."""
-        best: Link | None = None
-        lowest = inf
-        for link in sorted(links, key=lambda each: (each.position <= last, each.position)):
-            rank = self._rank(link)
-            if rank < lowest:
-                best, lowest = link, rank
-        return best
+        in_turn = sorted(links, key=lambda each: (each.position <= last, each.position))
+        return min(in_turn, key=lambda each: (each.real.overloaded, self.indicium(each)), default=None)

@@ -1,0 +1,103 @@
+"""Failed servers: who is one, who is to be tested, and with which connection.
+
+Owns what follows from connections that could or could not be made (R179-R182): it feeds each
+server's `Health`, keeps the failed ones at hand, and knows whether other clients were about.
+"""
+
+from nfqlb.core.connection import Connection
+from nfqlb.core.health import Condition, Ditch, Evidence
+from nfqlb.core.keys import client_of, client_port_of
+from nfqlb.core.server import Link, RealServer, VirtualServer
+
+
+class FailureWatch:
+    """Watches all real servers of one director."""
+
+    def __init__(self) -> None:
+        self._failed: dict[str, RealServer] = {}
+        # by virtual server, its two newest clients and when each was last seen: enough to tell whether
+        # anybody but a given client was about
+        self._visitors: dict[str, dict[bytes, float]] = {}
+
+    def visited(self, virtual: VirtualServer, client: bytes, now: float) -> None:
+        """A client (packed address) asks a virtual server for a connection."""
+        visitors = self._visitors.setdefault(virtual.spec.name, {})
+        visitors.pop(client, None)
+        visitors[client] = now
+        if len(visitors) > 2:
+            del visitors[next(iter(visitors))]
+
+    def ditched(self, connection: Connection, why: Ditch, now: float) -> None:
+        """A connection to its present server could not be made (R041)."""
+        link = connection.link
+        real = link.real
+        client = client_of(connection.inbound)
+        port, virtual = client_port_of(connection.inbound), link.virtual.spec.name
+        evidence = Evidence(client, port, virtual, connection.opened, now, why)
+        test = real.tester is connection
+        self._end_test(connection)
+        if real.health.ditched(evidence, alone=self._alone(link.virtual, evidence, real), test=test):
+            self._failed[real.spec.name] = real
+            real.changed(now)
+
+    def answered(self, connection: Connection, now: float) -> None:
+        """A server answered a SYN: it is alive (A25). One that was tested comes back (R182)."""
+        real = connection.link.real
+        if real.health.condition is Condition.TESTING and real.tester is not connection:
+            return  # an older connection's answer says nothing of now
+        self._end_test(connection)
+        if real.health.answered():
+            real.changed(now)
+
+    def ended(self, connection: Connection, now: float) -> None:
+        """An unanswered connection ended for reasons of its own: if it was a test, another will be one."""
+        real = connection.link.real
+        if real.tester is connection:
+            real.tester = None
+            real.health.give_up_test(now)
+            self._failed[real.spec.name] = real
+            real.changed(now)
+
+    def test_due(self, virtual: VirtualServer, now: float) -> Link | None:
+        """A link of a failed server that it is time to test with the next connection (R182)."""
+        for real in self._failed.values():
+            if _testable(real, now):
+                links = virtual.links_to(real)
+                if links:
+                    return links[0]
+        return None
+
+    def backup_due(self, virtual: VirtualServer, now: float) -> Link | None:
+        """The link of a virtual server's backup, if that has failed and it is time to test it."""
+        link = virtual.backup
+        return link if link is not None and _testable(link.real, now) else None
+
+    def testing(self, connection: Connection, now: float) -> None:
+        """This connection tests its server; no other goes there until it is answered or ditched."""
+        real = connection.link.real
+        del self._failed[real.spec.name]
+        real.tester = connection
+        real.health.test()
+        real.changed(now)
+
+    def cleared(self, real: RealServer, now: float) -> None:
+        """The operator says the server is well."""
+        self._failed.pop(real.spec.name, None)
+        real.tester = None
+        real.health.clear()
+        real.changed(now)
+
+    def _end_test(self, connection: Connection) -> None:
+        if connection.link.real.tester is connection:
+            connection.link.real.tester = None
+
+    def _alone(self, virtual: VirtualServer, evidence: Evidence, real: RealServer) -> bool:
+        """Whether no client but this one was seen since the run of failures began."""
+        visitors = self._visitors.get(virtual.spec.name, {})
+        began = real.health.run_began if real.health.run else evidence.opened
+        return all(visitor == evidence.client or at < began for visitor, at in visitors.items())
+
+
+def _testable(real: RealServer, now: float) -> bool:
+    """Whether a live connection may test it now: the operator has not taken it out, and it has room."""
+    return real.health.due(now) and real.setting.new and real.weight > 0 and not real.full

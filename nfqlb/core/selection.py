@@ -1,0 +1,114 @@
+"""Which server a new connection goes to (figs 7A, 7B and 8).
+
+Owns the order of the questions: is the client bound to a server; is a failed one to be tested;
+whom does the desired scheduler choose; is that one starting up, so that the startup scheduler
+decides; is there a backup. And one more: could the replies be told apart (A5)?
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from nfqlb.core.connection import Connection
+from nfqlb.core.failure import FailureWatch
+from nfqlb.core.fpa import FpaTable
+from nfqlb.core.keys import client_of, reverse_key
+from nfqlb.core.server import Link, RealServer, VirtualServer
+from nfqlb.core.states import State
+from nfqlb.core.verdict import Drop
+
+Allowed = Callable[[Link], bool]
+
+STICKY = "sticky"
+TEST = "test"
+BACKUP = "backup"
+
+
+class Choice(NamedTuple):
+    """A link, and what chose it: `STICKY`, `TEST`, `BACKUP` or the name of a scheduler."""
+
+    link: Link
+    by: str
+
+
+class Selection:
+    """Selects for one director. It changes nothing but the schedulers' own turns."""
+
+    def __init__(self, fpas: FpaTable, watch: FailureWatch, outbound: Mapping[bytes, Connection]) -> None:
+        self._fpas = fpas
+        self._watch = watch
+        self._outbound = outbound
+
+    def choose(
+        self, virtual: VirtualServer, key: bytes, now: float, *, avoid: RealServer | None = None
+    ) -> Choice | Drop:
+        """The link for a connection with this inbound key, or why there is none.
+
+        `avoid` is a server that has not answered it. Where no link's replies could be told apart
+        from another connection's but for one that has ended, that one's link is returned: it must
+        make way.
+        """
+        allowed: Allowed | None = None if avoid is None else lambda link: link.real is not avoid
+        choice = self._prefer(virtual, key, now, allowed)
+        if choice is None:
+            return Drop.NO_SERVER
+        if reverse_key(key, choice.link) not in self._outbound:
+            return choice
+        return self._apart(virtual, key, now, avoid) or Drop.COLLISION
+
+    def _prefer(
+        self, virtual: VirtualServer, key: bytes, now: float, allowed: Allowed | None
+    ) -> Choice | None:
+        link = self._bound(virtual, key, now)
+        if link is not None and (allowed is None or allowed(link)):
+            return Choice(link, STICKY)
+        test = self._watch.test_due(virtual, now)
+        if test is not None and allowed is None:
+            return Choice(test, TEST)
+        choice = self._scheduled(virtual, client_of(key), now, allowed)
+        if choice is not None:
+            return choice
+        # who has waited in vain already waits for a test only where there is no other server
+        test = test or self._watch.backup_due(virtual, now)
+        usable = test is not None and (allowed is None or allowed(test))
+        return Choice(test, TEST) if test is not None and usable else None
+
+    def _bound(self, virtual: VirtualServer, key: bytes, now: float) -> Link | None:
+        """The sticky entry's link, if its server may still take this client (R132, A7)."""
+        if virtual.scope is None:
+            return None
+        real = self._fpas.find(virtual.scope, client_of(key), now)
+        if real is None or not real.admits_sticky:
+            return None
+        links = virtual.links_to(real)
+        return links[0] if links else None
+
+    def _scheduled(
+        self, virtual: VirtualServer, client: bytes, now: float, allowed: Allowed | None
+    ) -> Choice | None:
+        """The desired scheduler's choice, the startup scheduler's in its stead, or the backup (R133-R139)."""
+        scheduler = virtual.scheduler
+        link = scheduler.choose(client, virtual.last, allowed)
+        if link is None:
+            backup = virtual.backup
+            usable = backup is not None and backup.real.admits_new and (allowed is None or allowed(backup))
+            return Choice(backup, BACKUP) if backup is not None and usable else None
+        if virtual.startup is not None and virtual.starts_up(link, now):
+            other = virtual.startup.choose(client, virtual.last, allowed)
+            if other is not None:
+                return Choice(other, virtual.startup.name)
+        return Choice(link, scheduler.name)
+
+    def _apart(
+        self, virtual: VirtualServer, key: bytes, now: float, avoid: RealServer | None
+    ) -> Choice | None:
+        """A link whose replies can be told apart; overrides stickiness."""
+
+        def free(link: Link) -> bool:
+            return link.real is not avoid and reverse_key(key, link) not in self._outbound
+
+        def ended(link: Link) -> bool:
+            other = self._outbound.get(reverse_key(key, link))
+            return link.real is not avoid and other is not None and other.state is State.CLOSED
+
+        client = client_of(key)
+        return self._scheduled(virtual, client, now, free) or self._scheduled(virtual, client, now, ended)
