@@ -144,8 +144,11 @@ class ConnectionTable:
         connection.state = state
         if old.counted != state.counted or old.unanswered != state.unanswered:
             counted, unanswered = state.counted - old.counted, state.unanswered - old.unanswered
+            real = connection.link.real
+            overloaded = real.overloaded
             self._count(connection.link, counted, unanswered)
-            connection.link.real.changed(now)
+            if counted or real.overloaded is not overloaded:  # an answered SYN alone moves no rank
+                real.changed(now)
         timeout = state.timeout
         if timeout is not None and timeout is not old.timeout:
             self._queues[timeout].push(connection, now)
