@@ -2,6 +2,7 @@
 
 - `spec`: what the operator asked for, frozen.
 - `director`: the façade; decides every packet that opens, changes or ends a connection.
+- `placement`: which server a connection gets, first and, where that does not answer, again.
 - `server`: virtual servers, real servers and the links between them.
 - `connection`, `states`, `table`: connections, their states as a table, and the bounded index.
 - `fpa`: stickiness.

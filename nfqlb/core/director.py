@@ -1,9 +1,8 @@
 """The director: what becomes of a packet that opens, changes or ends a connection.
 
-Owns the decision of the patent's figures 5 to 8: find the connection, else make one; for a
-new one, the sticky entry decides, else the scheduler. It answers with the connection to
-translate for, or with the reason why not. Plain segments of established flows do not come
-here (see `table`).
+Owns the decision of the patent's figure 5: find the connection, else have one made (see `placement`).
+It answers with the connection to translate for, or with the reason why not. Plain segments of
+established flows do not come here (see `table`).
 """
 
 from collections.abc import Iterator
@@ -12,11 +11,10 @@ from nfqlb.core import observe, spec
 from nfqlb.core.connection import Connection
 from nfqlb.core.failure import FailureWatch
 from nfqlb.core.fpa import FpaTable
-from nfqlb.core.health import Ditch
 from nfqlb.core.keys import client_of, destination_of, flipped, reverse_key
+from nfqlb.core.placement import Placement
 from nfqlb.core.segment import ACK, FIN, RST, SYN, Segment
-from nfqlb.core.selection import BACKUP, STICKY, TEST, Choice, Selection
-from nfqlb.core.server import Link, RealServer, VirtualServer
+from nfqlb.core.server import RealServer, VirtualServer
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
     RealSnapshot,
@@ -26,9 +24,7 @@ from nfqlb.core.snapshot import (
 )
 from nfqlb.core.states import BY_CODE, TRANSITIONS, Event, State
 from nfqlb.core.table import IDLE_CHECK, ConnectionTable, Recorder
-from nfqlb.core.verdict import Drop, Refusal, Tally
-
-Outcome = Connection | Refusal
+from nfqlb.core.verdict import Drop, Outcome, Refusal, Tally
 
 
 class Director:
@@ -58,19 +54,18 @@ class Director:
             closing=config.timeouts.closing,
             idle_check=min(IDLE_CHECK, shortest / 4),
             recorder=recorder,
-            on_silence=self._silent,
+            on_silence=lambda connection, now: self._placement.silent(connection, now),
             on_eviction=self.watch.ended,
         )
-        self._selection = Selection(self.fpas, self.watch, self.table.outbound)
         self._by_destination = {
             virtual.spec.address.packed + virtual.port.to_bytes(2, "big"): virtual
             for virtual in self.virtual_servers
         }
+        self._placement = Placement(self.table, self.fpas, self.watch, self.tally, self._by_destination)
 
     def refuse(self, reason: Refusal) -> Refusal:
         """Count a refusal and return it."""
-        self.tally.add(reason)
-        return reason
+        return self.tally.refuse(reason)
 
     # --- what a client sends (fig 5, client line 202)
 
@@ -82,11 +77,11 @@ class Director:
         elif known is not None and known.state.quick:
             return known  # the server's challenge ACK settles it (RFC 5961 section 4)
         elif known is not None and known.same_syn(segment.numbers):
-            self._repeated(known, now)
+            self._placement.repeated(known, now)
             return known
         elif known is not None:
-            self._abandon(known, now)  # half-open, and a new attempt
-        return self._open(segment, now)
+            self._placement.abandon(known, now)  # half-open, and a new attempt
+        return self._placement.open(segment, now)
 
     def client_segment(self, segment: Segment, now: float) -> Outcome:
         """Any other segment from the client line (R112, R113)."""
@@ -119,7 +114,7 @@ class Director:
         """A server's segment changes its connection."""
         event = _server_event(connection, flags, numbers)
         if event is Event.RESET and connection.state is State.SYN_SENT:
-            self._refused(connection, now)
+            self._placement.refused(connection, now)
         if _believable(connection, flags, event):
             connection.server_numbers = numbers
         self._happened(connection, event, now)
@@ -164,93 +159,6 @@ class Director:
         dropped = self.fpas.expire(now, share)
         looked = self.table.expire(now, budget - dropped)
         return dropped >= share or looked >= budget - dropped
-
-    # --- a new connection (figs 6, 7A, 8)
-
-    def _open(self, segment: Segment, now: float) -> Outcome:
-        virtual = self._by_destination.get(destination_of(segment.key))
-        if virtual is None:
-            return self.refuse(Drop.NO_VIRTUAL)
-        client = client_of(segment.key)
-        self.watch.visited(virtual, client, now)
-        choice = self._selection.choose(virtual, segment.key, now)
-        if isinstance(choice, Drop):
-            return self.refuse(choice)
-        outbound = self._claim(segment.key, choice.link, now)
-        if not self.table.make_room(now):
-            return self.refuse(Drop.TABLE_FULL)
-        connection = Connection(segment.key, outbound, choice.link, now)
-        connection.client_numbers = segment.numbers
-        self.table.add(connection, now)
-        self._assigned(connection, choice, now)
-        return connection
-
-    def _claim(self, key: bytes, link: Link, now: float) -> bytes:
-        """The reverse key of a new connection; an ended one that still holds it makes way."""
-        outbound = reverse_key(key, link)
-        ended = self.table.outbound.get(outbound)
-        if ended is not None:
-            self.table.remove(ended, now)
-        return outbound
-
-    def _assigned(self, connection: Connection, choice: Choice, now: float) -> None:
-        """A connection has its server; the next turn and the client's binding follow from it (A9, A12)."""
-        link, virtual = choice.link, choice.link.virtual
-        if choice.by == TEST:
-            self.watch.testing(connection, now)
-        if link is not virtual.backup:
-            virtual.last = link.position
-        if choice.by == virtual.scheduler.name:
-            virtual.scheduler.chosen(link)
-        if choice.by not in (STICKY, TEST, BACKUP):
-            virtual.actual = choice.by
-        if virtual.scope is not None and (choice.by != STICKY or virtual.scope.refreshed):
-            self.fpas.assign(virtual.scope, client_of(connection.inbound), link.real, now)
-
-    # --- connections that cannot be made
-
-    def _repeated(self, connection: Connection, now: float) -> None:
-        """A repeated SYN goes to the same server (R111), until that has had its attempts (R041, A39)."""
-        connection.seen = now
-        if connection.state is not State.SYN_SENT:
-            return
-        if connection.attempts:
-            connection.attempts += 1
-            real = connection.link.real
-            attempts = 2 if real.tester is connection else real.spec.attempts
-            if not attempts or connection.attempts < attempts:
-                return
-            connection.attempts = 0
-            self.watch.ditched(connection, Ditch.NO_ANSWER, now)
-        self._reassign(connection, now)
-
-    def _reassign(self, connection: Connection, now: float) -> None:
-        """Send a connection to another server, where there is one; the client's own SYN makes it there."""
-        virtual, key = connection.link.virtual, connection.inbound
-        choice = self._selection.choose(virtual, key, now, avoid=connection.link.real)
-        if isinstance(choice, Drop):
-            return
-        outbound = self._claim(key, choice.link, now)
-        self.table.reassign(connection, choice.link, outbound, now)
-        connection.attempts = 1
-        self._assigned(connection, choice, now)
-
-    def _refused(self, connection: Connection, now: float) -> None:
-        """A server answered a SYN with a reset (A42): a failed connection, unless that is not to count."""
-        if connection.link.real.spec.reset_counts:
-            self.watch.ditched(connection, Ditch.RESET, now)
-        else:
-            self.watch.ended(connection, now)
-
-    def _silent(self, connection: Connection, now: float) -> None:
-        """A connection timed out without an answer: ditched, unless it has been counted already."""
-        if connection.attempts:
-            self.watch.ditched(connection, Ditch.NO_ANSWER, now)
-
-    def _abandon(self, connection: Connection, now: float) -> None:
-        """Forget a half-open connection that nobody waits for any more."""
-        self.watch.ended(connection, now)
-        self.table.remove(connection, now)
 
     def _happened(self, connection: Connection, event: Event | None, now: float) -> None:
         connection.seen = now

@@ -7,6 +7,8 @@ being counted.
 from collections import Counter
 from enum import Enum
 
+from nfqlb.core.connection import Connection
+
 
 class Drop(Enum):
     """Why a packet is dropped; the value is what operators read (A20)."""
@@ -31,6 +33,7 @@ class Pass(Enum):
 
 
 Refusal = Drop | Pass
+Outcome = Connection | Refusal
 
 
 class Tally:
@@ -44,6 +47,11 @@ class Tally:
     def add(self, reason: Refusal) -> None:
         """Count one."""
         self._counts[reason] += 1
+
+    def refuse(self, reason: Refusal) -> Refusal:
+        """Count one and return it."""
+        self._counts[reason] += 1
+        return reason
 
     def drops(self) -> dict[str, int]:
         """How many packets were dropped, by reason; only reasons that occurred."""

@@ -13,10 +13,10 @@ Nothing here knows a socket or a clock: `now` is set by whoever drives it.
 from struct import Struct
 
 from nfqlb.core.connection import Connection
-from nfqlb.core.director import Director, Outcome
+from nfqlb.core.director import Director
 from nfqlb.core.rewriting import MODULUS
 from nfqlb.core.segment import ACK, FIN, RST, SYN, Segment
-from nfqlb.core.verdict import Drop, Pass
+from nfqlb.core.verdict import Drop, Outcome, Pass
 from nfqlb.packet.decode import IcmpError, TcpPacket, decode
 from nfqlb.packet.translate import (
     CHECKSUM_NOT_READY,

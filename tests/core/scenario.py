@@ -11,11 +11,11 @@ from typing import Self
 
 from nfqlb.core import spec
 from nfqlb.core.connection import Connection
-from nfqlb.core.director import Director, Outcome
+from nfqlb.core.director import Director
 from nfqlb.core.segment import ACK, FIN, RST, SYN, Segment
 from nfqlb.core.snapshot import ConnectionSnapshot, RealSnapshot, VirtualSnapshot
 from nfqlb.core.table import Recorder
-from nfqlb.core.verdict import Drop, Pass
+from nfqlb.core.verdict import Drop, Outcome, Pass
 
 VIP = "203.0.113.1"
 PUSH = 0x08
