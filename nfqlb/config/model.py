@@ -127,6 +127,7 @@ class VirtualTable(TableModel):
     ] = 4.0
     clamp: Number = 0.0
     predict: Literal["now", "next"] = "now"
+    response_start: Literal["request", "syn", "syn-ack"] = "request"
     backup: NameOrNothing = ""
     on_failure: Literal["keep", "reset", "drop"] = "keep"
     synguard: Number = 0.0

@@ -1,12 +1,13 @@
 """Makes the snapshots: reads the director's running state, changes nothing."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from nfqlb.core.admission import ServerState
 from nfqlb.core.connection import Connection
+from nfqlb.core.response import FASTEST_RESPONSE, Linear
 from nfqlb.core.server import Link, RealServer, VirtualServer
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
@@ -16,7 +17,7 @@ from nfqlb.core.snapshot import (
     Totals,
     VirtualSnapshot,
 )
-from nfqlb.core.spec import Address
+from nfqlb.core.spec import Address, Virtual
 from nfqlb.core.states import State
 
 if TYPE_CHECKING:
@@ -72,14 +73,14 @@ def _virtual_state(virtual: VirtualServer) -> str:
 
 def reals(director: "Director", now: float) -> list[RealSnapshot]:
     """Every real server."""
-    behind: dict[str, dict[str, None]] = {name: {} for name in director.real_servers}
+    behind: dict[str, dict[str, Virtual]] = {name: {} for name in director.real_servers}
     for virtual in director.virtual_servers:
         for link in _everybody(virtual):
-            behind[link.real.spec.name][virtual.spec.name] = None
-    return [_real(real, tuple(behind[name]), now) for name, real in director.real_servers.items()]
+            behind[link.real.spec.name][virtual.spec.name] = virtual.spec
+    return [_real(real, behind[name], now) for name, real in director.real_servers.items()]
 
 
-def _real(real: RealServer, virtuals: tuple[str, ...], now: float) -> RealSnapshot:
+def _real(real: RealServer, virtuals: Mapping[str, Virtual], now: float) -> RealSnapshot:
     return RealSnapshot(
         name=real.spec.name,
         address=real.spec.address,
@@ -93,10 +94,19 @@ def _real(real: RealServer, virtuals: tuple[str, ...], now: float) -> RealSnapsh
         unanswered=real.unanswered,
         ditched_no_answer=real.health.no_answer,
         ditched_reset=real.health.reset,
-        response=None,
-        predicted=None,
-        virtuals=virtuals,
+        response=real.response.last,
+        predicted=_predicted(real, virtuals.values(), now),
+        virtuals=tuple(virtuals),
     )
+
+
+def _predicted(real: RealServer, virtuals: Iterable[Virtual], now: float) -> float | None:
+    """As the first virtual server sees it that goes by response time, else the first; not below 0 (A15)."""
+    if real.response.last is None:
+        return None
+    virtual = min(virtuals, key=lambda each: each.scheduler != FASTEST_RESPONSE)
+    connections = real.connections + (virtual.predict == "next")
+    return max(0.0, real.response.predicted(connections, Linear(virtual.ageing), now))
 
 
 def _reason(real: RealServer) -> str:

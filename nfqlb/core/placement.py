@@ -49,6 +49,8 @@ class Placement:
             return self._tally.refuse(Drop.TABLE_FULL)
         connection = Connection(segment.key, outbound, choice.link, now)
         connection.client_numbers = segment.numbers
+        if virtual.measuring is not None:
+            connection.interval = virtual.measuring.opened(segment.stamp, now)
         self._table.add(connection, now)
         self._assigned(connection, choice, now)
         return connection

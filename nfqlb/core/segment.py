@@ -17,9 +17,12 @@ class Segment(NamedTuple):
 
     `key` is source address, destination address, source port, destination port in network
     order, as in the packet (R019). `numbers` are its sequence and acknowledgement number,
-    8 bytes in network order.
+    8 bytes in network order. `size` is how many bytes of data it carries, `stamp` when the kernel
+    received it (microseconds of the wall clock, 0: not known).
     """
 
     key: bytes
     flags: int
     numbers: bytes
+    size: int = 0
+    stamp: int = 0

@@ -107,6 +107,7 @@ class ConnectionTable:
         self.inbound[connection.inbound] = connection
         self.outbound[connection.outbound] = connection
         connection.state = state
+        connection.settle()
         self._count(connection.link, state.counted, state.unanswered)
         if state.timeout is not None:
             self._queues[state.timeout].push(connection, now)
@@ -142,6 +143,8 @@ class ConnectionTable:
     def _set_state(self, connection: Connection, state: State, now: float) -> None:
         old = connection.state
         connection.state = state
+        if state.quick:
+            connection.settle()
         if old.counted != state.counted or old.unanswered != state.unanswered:
             counted, unanswered = state.counted - old.counted, state.unanswered - old.unanswered
             real = connection.link.real

@@ -55,6 +55,7 @@ _put_sum_address = Struct("!H4s").pack_into
 _put_sum = Struct("!H").pack_into
 _put_address = Struct("4s").pack_into
 _put_port = Struct("2s").pack_into
+_read_stamp = Struct("!QQ").unpack_from  # seconds and microseconds
 
 
 def _least_lengths() -> list[int]:
@@ -83,12 +84,13 @@ class PacketPath:
         self._outbound = director.table.outbound.get
 
     def judge(  # noqa: C901  the path of every packet reads in one place, and calls would cost it
-        self, buffer: bytearray, start: int, end: int, hook: int, info: int
+        self, buffer: bytearray, start: int, end: int, hook: int, info: int, stamp_at: int
     ) -> int:
         """The verdict on the IPv4 packet in `buffer[start:end]`, which is changed in place.
 
         `hook` is where it was queued, `info` what the kernel says of its checksum
-        (NFQA_SKB_INFO). The buffer must go on for `LOOKAHEAD` bytes after `start`.
+        (NFQA_SKB_INFO), `stamp_at` where the time stands at which it was received (NFQA_TIMESTAMP),
+        0 if nowhere. The buffer must go on for `LOOKAHEAD` bytes after `start`.
         """
         version, total, fragment, protocol, ip_sum, key, numbers, flags, tcp_sum = _read(buffer, start)
         if (
@@ -98,15 +100,24 @@ class PacketPath:
             and not fragment & 0x3FFF
         ):
             if hook == PREROUTING:
-                connection = self._syn(key, flags, numbers) if flags & SYN else self._inbound(key)
+                if flags & SYN:
+                    connection = self._syn(key, flags, numbers, _stamp(buffer, stamp_at))
+                else:
+                    connection = self._inbound(key)
                 if isinstance(connection, Drop):
                     return DROP
                 if connection is not None:
-                    if flags & _OPENS_CHANGES_ENDS == ACK and connection.state.quick:
+                    if (
+                        flags & _OPENS_CHANGES_ENDS == ACK
+                        and connection.quick
+                        and connection.interval is None
+                    ):
                         connection.client_numbers = numbers
                         connection.seen = self.now
                     elif not flags & SYN:
-                        self.director.client_sent(connection, flags, numbers, self.now)
+                        stamp = _stamp(buffer, stamp_at) if connection.interval is not None else 0
+                        size = total - _LEAST_LENGTH[flags]
+                        self.director.client_sent(connection, flags, numbers, self.now, size, stamp)
                     address, port, network, transport = connection.link.inbound
                     _put_sum(buffer, start + 10, (ip_sum - network) % MODULUS)
                     _put_address(buffer, start + 16, address)
@@ -119,11 +130,13 @@ class PacketPath:
             elif hook == FORWARD:
                 connection = self._outbound(key)
                 if connection is not None:
-                    if flags & _OPENS_CHANGES_ENDS == ACK and connection.state.quick:
+                    if flags & _OPENS_CHANGES_ENDS == ACK and connection.quick:
                         connection.server_numbers = numbers
                         connection.seen = self.now
                     else:
-                        self.director.server_sent(connection, flags, numbers, self.now)
+                        stamp = _stamp(buffer, stamp_at) if connection.interval is not None else 0
+                        size = total - _LEAST_LENGTH[flags]
+                        self.director.server_sent(connection, flags, numbers, self.now, size, stamp)
                     address, port, network, transport = connection.link.outbound
                     _put_sum_address(buffer, start + 10, (ip_sum - network) % MODULUS, address)
                     _put_port(buffer, start + 20, port)
@@ -132,25 +145,29 @@ class PacketPath:
                     elif not info & SUPER_PACKET:
                         finish_transport_sum(buffer, end, start + 20, network)
                     return CHANGED
-        return self._judge_unusual(buffer, start, end, hook, info)
+        return self._judge_unusual(buffer, start, end, hook, info, stamp_at)
 
-    def _syn(self, key: bytes, flags: int, numbers: bytes) -> Connection | Drop | None:
+    def _syn(self, key: bytes, flags: int, numbers: bytes, stamp: int) -> Connection | Drop | None:
         """A well-formed segment with SYN from the client line; None if it is one for a closer look."""
         if flags & ACK or key[:4] == key[4:8] or _NO_PORT in (key[8:10], key[10:12]):
             return None
-        outcome = self.director.client_syn(Segment(key, flags & 0xFFF, numbers), self.now)
+        outcome = self.director.client_syn(Segment(key, flags & 0xFFF, numbers, 0, stamp), self.now)
         assert not isinstance(outcome, Pass)  # a SYN to us is ours
         return outcome
 
-    def _judge_unusual(self, buffer: bytearray, start: int, end: int, hook: int, info: int) -> int:
+    def _judge_unusual(
+        self, buffer: bytearray, start: int, end: int, hook: int, info: int, stamp_at: int
+    ) -> int:
         """Everything but a SYN and a segment of a known flow."""
         packet = bytes(memoryview(buffer)[start : min(end, start + _HEADERS_SIZE)])
         decoded = decode(packet, end - start)
         if isinstance(decoded, TcpPacket):
-            outcome = self._decide(decoded, hook)
+            transport = start + decoded.transport_at
+            size = end - transport - (buffer[transport + 12] >> 4) * 4
+            segment = decoded.segment._replace(size=size, stamp=_stamp(buffer, stamp_at))
+            outcome = self._decide(segment, hook)
             if not isinstance(outcome, Connection):
                 return _verdict(outcome)
-            transport = start + decoded.transport_at
             if hook == PREROUTING:
                 translate_inbound(buffer, start, end, transport, outcome.link.inbound, info)
             else:
@@ -160,16 +177,16 @@ class PacketPath:
             return self._judge_error(decoded, buffer, start, end, hook)
         return _verdict(self.director.refuse(decoded))
 
-    def _decide(self, packet: TcpPacket, hook: int) -> Outcome:
+    def _decide(self, segment: Segment, hook: int) -> Outcome:
         """What the director says of a segment: a SYN may open a connection, all else must have one (R117)."""
-        flags = packet.segment.flags
+        flags = segment.flags
         if _absurd(flags):
             return self.director.refuse(Drop.MALFORMED)
         if hook != PREROUTING:
-            return self.director.server_segment(packet.segment, self.now)
+            return self.director.server_segment(segment, self.now)
         if flags & (SYN | ACK) == SYN:
-            return self.director.client_syn(packet.segment, self.now)
-        return self.director.client_segment(packet.segment, self.now)
+            return self.director.client_syn(segment, self.now)
+        return self.director.client_segment(segment, self.now)
 
     def _judge_error(self, error: IcmpError, buffer: bytearray, start: int, end: int, hook: int) -> int:
         """An ICMP error follows the connection of the packet it quotes; others' pass (A20)."""
@@ -192,6 +209,14 @@ class PacketPath:
         own = hook == OUTPUT
         translate_error_outbound(buffer, start, end, icmp, quoted, transport, change, own=own)
         return CHANGED
+
+
+def _stamp(buffer: bytearray, at: int) -> int:
+    """When the packet was received, in microseconds of the wall clock; 0 where it is not said."""
+    if not at:
+        return 0
+    seconds, micros = _read_stamp(buffer, at)
+    return int(seconds * 1_000_000 + micros)
 
 
 def _verdict(outcome: Outcome) -> int:

@@ -23,7 +23,7 @@ from nfqlb import __version__
 from nfqlb.core.spec import Config
 from nfqlb.netfilter import address, host, rules, sysctl
 from nfqlb.netfilter.errors import KernelError
-from nfqlb.netfilter.queue import PacketQueue
+from nfqlb.netfilter.queue import PacketQueue, ask_for_stamps
 from nfqlb.netfilter.queue_status import read_queues
 from nfqlb.netfilter.state import Claim, Record
 from nfqlb.runtime import views
@@ -91,6 +91,7 @@ class Supervisor:
         self._listen_to_signals()
         self._new = self._bind(config.gateway.queue, _NEW_LENGTH, _NEW_RECEIVE_BUFFER)
         self._established = self._bind(config.gateway.queue + 1, _LENGTH, _RECEIVE_BUFFER)
+        undo.enter_context(ask_for_stamps())  # response times are differences of stamps
         undo.callback(self._end_worker)
         self._control = Server(Path(config.gateway.socket), self._selector, self._answer)
         undo.callback(self._control.close)

@@ -51,6 +51,7 @@ WORDS = (
     "none",
     "now",
     "assignment",
+    "syn",
     "activity",
     "",
     "a b",

@@ -160,14 +160,23 @@ class World:
         self.director = Director(Config(Gateway(("out",), ("in",)), reals, (virtual,)), now=0.0)
         self.path = PacketPath(self.director, 1.0)
 
-    def judge(self, packet: bytes, hook: int = PREROUTING, info: int = 0) -> tuple[int, bytes]:
-        """The verdict and the packet after it; nothing around the packet, and nothing refused, may change."""
+    def judge(
+        self, packet: bytes, hook: int = PREROUTING, info: int = 0, stamp: float | None = None
+    ) -> tuple[int, bytes]:
+        """The verdict and the packet after it; nothing around the packet, and nothing refused, may change.
+
+        `stamp` is when the kernel received it, in seconds; as in a message it stands before the packet.
+        """
         around = bytes([self.filler])
         after = around * (LOOKAHEAD + 7)
-        buffer = bytearray(around * START + packet + after)
+        before = around * START
+        if stamp is not None:
+            seconds, part = divmod(round(stamp * 1_000_000), 1_000_000)
+            before = around + seconds.to_bytes(8, "big") + part.to_bytes(8, "big") + around * (START - 17)
+        buffer = bytearray(before + packet + after)
         end = START + len(packet)
-        verdict = self.path.judge(buffer, START, end, hook, info)
-        assert buffer[:START] == around * START
+        verdict = self.path.judge(buffer, START, end, hook, info, 0 if stamp is None else 1)
+        assert buffer[:START] == before
         assert buffer[end:] == after
         result = bytes(buffer[START:end])
         assert verdict == CHANGED or result == packet
