@@ -14,7 +14,7 @@ from nfqlb.core.fpa import FpaTable
 from nfqlb.core.keys import client_of, destination_of, flipped, reverse_key
 from nfqlb.core.placement import Placement
 from nfqlb.core.response import Interval
-from nfqlb.core.segment import ACK, FIN, RST, SYN, Segment
+from nfqlb.core.segment import ACK, FIN, NO_STAMP, RST, SYN, Segment, Stamp
 from nfqlb.core.server import RealServer, VirtualServer
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
@@ -96,7 +96,13 @@ class Director:
         return connection
 
     def client_sent(
-        self, connection: Connection, flags: int, numbers: bytes, now: float, size: int = 0, stamp: int = 0
+        self,
+        connection: Connection,
+        flags: int,
+        numbers: bytes,
+        now: float,
+        size: int = 0,
+        stamp: Stamp = NO_STAMP,
     ) -> None:
         """A client's segment, not a SYN, changes its connection; `size` and `stamp` as in `Segment`."""
         event = _client_event(connection, flags, numbers)
@@ -120,7 +126,13 @@ class Director:
         return connection
 
     def server_sent(
-        self, connection: Connection, flags: int, numbers: bytes, now: float, size: int = 0, stamp: int = 0
+        self,
+        connection: Connection,
+        flags: int,
+        numbers: bytes,
+        now: float,
+        size: int = 0,
+        stamp: Stamp = NO_STAMP,
     ) -> None:
         """A server's segment changes its connection; `size` and `stamp` as in `Segment`."""
         event = _server_event(connection, flags, numbers)
@@ -138,7 +150,7 @@ class Director:
         interval: Interval,
         event: Event | None,
         size: int,
-        stamp: int,
+        stamp: Stamp,
         now: float,
     ) -> None:
         """What a server's segment means for the interval; before its connection may end, and not count."""

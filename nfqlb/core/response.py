@@ -4,8 +4,7 @@ Owns `Interval` (what a connection under measurement holds), `Measuring` (what s
 interval, and for how long), `ResponseTime` (what a real server is known by, fields 354-360) and the
 ageing of predictions. It is measured passively, from the packets that pass anyway (R094).
 
-Stamps are the kernel's receive times in whole microseconds of the wall clock, 0 where there is none.
-Only differences within one connection are used.
+Stamps are the kernel's receive times by the wall clock. Only differences within one connection are used.
 """
 
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nfqlb.core import spec
+from nfqlb.core.segment import NO_STAMP, Stamp
 
 if TYPE_CHECKING:
     from nfqlb.core.connection import Connection
@@ -29,7 +29,6 @@ _JUMP = 10.0
 #: Where only the first request is measured, one longer than this (bytes) is an upload, and not measured:
 #: its segments shall take the short path.
 LONGEST_REQUEST = 1 << 20
-_MICRO = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,24 +86,24 @@ class Interval:
 
     __slots__ = ("armed", "begun", "end", "left", "start")
 
-    def __init__(self, armed: bool, start: int, begun: float) -> None:
+    def __init__(self, armed: bool, start: Stamp, begun: float) -> None:
         self.armed = armed
         self.start = start
         self.begun = begun
         self.end = -1
         self.left = LONGEST_REQUEST
 
-    def begin(self, stamp: int, now: float) -> None:
+    def begin(self, stamp: Stamp, now: float) -> None:
         """Begin, or begin anew."""
         self.armed = True
         self.start = stamp
         self.begun = now
 
-    def seconds(self, stamp: int, now: float) -> float | None:
+    def seconds(self, stamp: Stamp, now: float) -> float | None:
         """How long it took until `stamp`; None where either stamp is missing or the two cannot be true."""
         if not stamp or not self.start:
             return None
-        took = (stamp - self.start) / _MICRO
+        took = ((stamp[0] - self.start[0]) * 1_000_000 + stamp[1] - self.start[1]) / 1_000_000
         return took if took >= 0 and abs(took - (now - self.begun)) <= _JUMP else None
 
 
@@ -116,40 +115,36 @@ class Measuring:
     alone (452), or with the server's SYN-ACK (R084). The server's first data ends it (R085). Every
     request is measured where a scheduler of the virtual server goes by response time (`used`), elsewhere
     a connection's first one: that shows operators what they want to know, and costs nothing afterwards
-    (R173).
+    (R173). `arms_at_syn` says whether a new connection's interval begins armed.
     """
 
-    __slots__ = ("_arms_at_syn", "_every_packet", "_follows_requests", "_keeps", "_raw", "clamp", "used")
+    __slots__ = ("_every_packet", "_follows_requests", "_keeps", "_raw", "arms_at_syn", "clamp", "used")
 
     def __init__(self, virtual: spec.Virtual, strict: spec.Strict) -> None:
         self.clamp = virtual.clamp
         self.used = FASTEST_RESPONSE in (virtual.scheduler, virtual.shadow)
         self._raw = strict.ratio
         self._every_packet = strict.every_packet and self.used
-        self._arms_at_syn = virtual.response_start != "syn-ack"
+        self.arms_at_syn = virtual.response_start != "syn-ack"
         self._follows_requests = virtual.response_start == "request"
         self._keeps = self.used and (self._follows_requests or self._every_packet)
 
-    def opened(self, stamp: int, now: float) -> Interval:
-        """The interval of a connection whose SYN came with this stamp (R075, R081)."""
-        return Interval(self._arms_at_syn, stamp, now)
-
     def restored(self) -> Interval | None:
         """The interval of a connection that a predecessor opened: its next request will be measured."""
-        return Interval(False, 0, 0.0) if self._keeps and self._follows_requests else None
+        return Interval(False, NO_STAMP, 0.0) if self._keeps and self._follows_requests else None
 
-    def repeated(self, interval: Interval, stamp: int, now: float) -> None:
+    def repeated(self, interval: Interval, stamp: Stamp, now: float) -> None:
         """A repeated SYN begins the interval anew (R162, A3b)."""
-        if self._arms_at_syn:
+        if self.arms_at_syn:
             interval.begin(stamp, now)
 
-    def accepted(self, interval: Interval, stamp: int, now: float) -> None:
+    def accepted(self, interval: Interval, stamp: Stamp, now: float) -> None:
         """The server's SYN-ACK (R084)."""
-        if not self._arms_at_syn:
+        if not self.arms_at_syn:
             interval.begin(stamp, now)
 
     def requested(
-        self, connection: "Connection", interval: Interval, size: int, stamp: int, now: float
+        self, connection: "Connection", interval: Interval, size: int, stamp: Stamp, now: float
     ) -> None:
         """The client's newest segment holds so many bytes of data: new ones begin it anew (R082, R162)."""
         if not self._follows_requests:
@@ -164,7 +159,7 @@ class Measuring:
             connection.interval = None
         connection.settle()
 
-    def responded(self, connection: "Connection", interval: Interval, stamp: int, now: float) -> None:
+    def responded(self, connection: "Connection", interval: Interval, stamp: Stamp, now: float) -> None:
         """The server's data ends an armed interval, which gives one sample (R085, R171, R172, A3)."""
         took = interval.seconds(stamp, now)
         if took is not None:
@@ -173,7 +168,7 @@ class Measuring:
             return
         if self._keeps:
             interval.armed = False
-            interval.start = 0
+            interval.start = NO_STAMP
         else:
             connection.interval = None
         connection.settle()

@@ -15,7 +15,7 @@ from struct import Struct
 from nfqlb.core.connection import Connection
 from nfqlb.core.director import Director
 from nfqlb.core.rewriting import MODULUS
-from nfqlb.core.segment import ACK, FIN, RST, SYN, Segment
+from nfqlb.core.segment import ACK, FIN, NO_STAMP, RST, SYN, Segment, Stamp
 from nfqlb.core.verdict import Drop, Outcome, Pass
 from nfqlb.packet.decode import IcmpError, TcpPacket, decode
 from nfqlb.packet.translate import (
@@ -101,7 +101,8 @@ class PacketPath:
         ):
             if hook == PREROUTING:
                 if flags & SYN:
-                    connection = self._syn(key, flags, numbers, _stamp(buffer, stamp_at))
+                    stamp = _read_stamp(buffer, stamp_at) if stamp_at else NO_STAMP
+                    connection = self._syn(key, flags, numbers, stamp)
                 else:
                     connection = self._inbound(key)
                 if isinstance(connection, Drop):
@@ -115,9 +116,8 @@ class PacketPath:
                         connection.client_numbers = numbers
                         connection.seen = self.now
                     elif not flags & SYN:
-                        stamp = _stamp(buffer, stamp_at) if connection.interval is not None else 0
                         size = total - _LEAST_LENGTH[flags]
-                        self.director.client_sent(connection, flags, numbers, self.now, size, stamp)
+                        self._client_sent(connection, flags, numbers, size, buffer, stamp_at)
                     address, port, network, transport = connection.link.inbound
                     _put_sum(buffer, start + 10, (ip_sum - network) % MODULUS)
                     _put_address(buffer, start + 16, address)
@@ -134,9 +134,8 @@ class PacketPath:
                         connection.server_numbers = numbers
                         connection.seen = self.now
                     else:
-                        stamp = _stamp(buffer, stamp_at) if connection.interval is not None else 0
                         size = total - _LEAST_LENGTH[flags]
-                        self.director.server_sent(connection, flags, numbers, self.now, size, stamp)
+                        self._server_sent(connection, flags, numbers, size, buffer, stamp_at)
                     address, port, network, transport = connection.link.outbound
                     _put_sum_address(buffer, start + 10, (ip_sum - network) % MODULUS, address)
                     _put_port(buffer, start + 20, port)
@@ -147,13 +146,29 @@ class PacketPath:
                     return CHANGED
         return self._judge_unusual(buffer, start, end, hook, info, stamp_at)
 
-    def _syn(self, key: bytes, flags: int, numbers: bytes, stamp: int) -> Connection | Drop | None:
+    def _syn(self, key: bytes, flags: int, numbers: bytes, stamp: Stamp) -> Connection | Drop | None:
         """A well-formed segment with SYN from the client line; None if it is one for a closer look."""
         if flags & ACK or key[:4] == key[4:8] or _NO_PORT in (key[8:10], key[10:12]):
             return None
         outcome = self.director.client_syn(Segment(key, flags & 0xFFF, numbers, 0, stamp), self.now)
         assert not isinstance(outcome, Pass)  # a SYN to us is ours
         return outcome
+
+    def _client_sent(
+        self, connection: Connection, flags: int, numbers: bytes, size: int, buffer: bytearray, stamp_at: int
+    ) -> None:
+        """A client's segment, with `size` bytes of data, that changes its connection or what is measured."""
+        measured = stamp_at and connection.interval is not None
+        stamp = _read_stamp(buffer, stamp_at) if measured else NO_STAMP
+        self.director.client_sent(connection, flags, numbers, self.now, size, stamp)
+
+    def _server_sent(
+        self, connection: Connection, flags: int, numbers: bytes, size: int, buffer: bytearray, stamp_at: int
+    ) -> None:
+        """The same for a server's segment."""
+        measured = stamp_at and connection.interval is not None
+        stamp = _read_stamp(buffer, stamp_at) if measured else NO_STAMP
+        self.director.server_sent(connection, flags, numbers, self.now, size, stamp)
 
     def _judge_unusual(
         self, buffer: bytearray, start: int, end: int, hook: int, info: int, stamp_at: int
@@ -164,7 +179,8 @@ class PacketPath:
         if isinstance(decoded, TcpPacket):
             transport = start + decoded.transport_at
             size = end - transport - (buffer[transport + 12] >> 4) * 4
-            segment = decoded.segment._replace(size=size, stamp=_stamp(buffer, stamp_at))
+            stamp = _read_stamp(buffer, stamp_at) if stamp_at else NO_STAMP
+            segment = decoded.segment._replace(size=size, stamp=stamp)
             outcome = self._decide(segment, hook)
             if not isinstance(outcome, Connection):
                 return _verdict(outcome)
@@ -209,14 +225,6 @@ class PacketPath:
         own = hook == OUTPUT
         translate_error_outbound(buffer, start, end, icmp, quoted, transport, change, own=own)
         return CHANGED
-
-
-def _stamp(buffer: bytearray, at: int) -> int:
-    """When the packet was received, in microseconds of the wall clock; 0 where it is not said."""
-    if not at:
-        return 0
-    seconds, micros = _read_stamp(buffer, at)
-    return int(seconds * 1_000_000 + micros)
 
 
 def _verdict(outcome: Outcome) -> int:

@@ -88,11 +88,11 @@ class Filled:
         self.director.client_segment(
             Segment(client_key(flow), ACK, _numbers(number + 1, ~number + 1)), self.now
         )
-        size, stamp = len(_PAYLOAD), round(self.now * _MICRO) + 1
+        size, second = len(_PAYLOAD), int(self.now)
         asked, answered = _numbers(number + 1, ~number + 1), _numbers(~number + 1, number + 1 + size)
-        self.director.client_segment(Segment(client_key(flow), _ACK_PSH, asked, size, stamp), self.now)
+        self.director.client_segment(Segment(client_key(flow), _ACK_PSH, asked, size, (second, 1)), self.now)
         self.director.server_segment(
-            Segment(connection.outbound, _ACK_PSH, answered, size, stamp + 1000), self.now
+            Segment(connection.outbound, _ACK_PSH, answered, size, (second, 1000)), self.now
         )
         return connection
 
