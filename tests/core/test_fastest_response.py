@@ -200,7 +200,7 @@ class TestAgeing:
         assert choice(situation(sooner, ageing=Linear(ageing)), 1000.0) == "b"
 
     def test_any_function_will_do(self) -> None:
-        """R090: one that halves R every ten seconds, one by the square of the age: searched for, and found."""
+        """R090: one that halves R every ten seconds, one by the square of the age: found by a search."""
 
         def halving(ratio: float, age: float) -> float:
             return ratio * (1 - float(0.5 ** (age / 10)))

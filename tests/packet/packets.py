@@ -150,12 +150,14 @@ class World:
 
     place: Place = field(default_factory=Place)
     filler: int = 0xA5
+    scheduler: str = "weighted-least-connections"
 
     def __post_init__(self) -> None:
         place = self.place
         virtual = Virtual(
-            "web", IPv4Address(place.virtual), (Server("web1", place.real_port),), port=place.virtual_port
-        )
+            "web", IPv4Address(place.virtual), (Server("web1", place.real_port),), port=place.virtual_port,
+            scheduler=self.scheduler,
+        )  # fmt: skip
         reals = (Real("web1", IPv4Address(place.real)),)
         self.director = Director(Config(Gateway(("out",), ("in",)), reals, (virtual,)), now=0.0)
         self.path = PacketPath(self.director, 1.0)
