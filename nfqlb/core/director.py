@@ -43,8 +43,7 @@ class Director:
             real.name: RealServer(real, now, strict_syn_limit=strict.syn_limit) for real in config.reals
         }
         self.virtual_servers = [
-            VirtualServer(virtual, self.real_servers, strict=strict)
-            for virtual in config.virtuals
+            VirtualServer(virtual, self.real_servers, strict=strict) for virtual in config.virtuals
         ]
         self.fpas = FpaTable(config.gateway.max_sticky)
         self.watch = FailureWatch()

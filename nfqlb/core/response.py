@@ -147,17 +147,16 @@ class Measuring:
         self, connection: "Connection", interval: Interval, size: int, stamp: Stamp, now: float
     ) -> None:
         """The client's newest segment holds so many bytes of data: new ones begin it anew (R082, R162)."""
-        if not self._follows_requests:
-            return
-        end = connection.new_data_end(size, interval.end)
-        if end is None:
-            return
-        interval.end = end
-        interval.begin(stamp, now)
         interval.left -= size
-        if interval.left < 0 and not self._keeps:
+        if interval.left < 0 and not self.used:
             connection.interval = None
-        connection.settle()
+            connection.settle()
+            return
+        end = connection.new_data_end(size, interval.end) if self._follows_requests else None
+        if end is not None:
+            interval.end = end
+            interval.begin(stamp, now)
+            connection.settle()
 
     def responded(self, connection: "Connection", interval: Interval, stamp: Stamp, now: float) -> None:
         """The server's data ends an armed interval, which gives one sample (R085, R171, R172, A3)."""

@@ -253,6 +253,21 @@ class TestNotMeasured:
         assert 1 <= served["b"] <= 150, served
         audit(lab.director)
 
+    def test_one_that_closes_what_it_accepts_gets_few(self) -> None:
+        """R093: it has no connection whenever anybody looks."""
+        lab = site("ab")
+        served = Counter[str]()
+        held: list[Call] = []
+        for _ in range(400):
+            call = lab.connect().says()
+            served[call.server] += 1
+            lab.wait(0.05)
+            held.append(call.hears() if call.server == "a" else call.server_reset())
+            if len(held) > 20:
+                held.pop(0).close()
+        assert lab.real("b").response is None
+        assert 1 <= served["b"] <= 20, served
+
     def test_none_has_ever_answered(self) -> None:
         """R102: then they share, by their connections."""
         lab = site("abc")

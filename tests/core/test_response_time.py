@@ -489,9 +489,10 @@ class TestWhatItCosts:
         assert call.state == "closed"
         assert quick(call.connection) == (True, True)
 
-    def test_an_upload_is_not_waited_for(self) -> None:
+    @pytest.mark.parametrize("start", ["request", "syn", "syn-ack"])
+    def test_an_upload_is_not_waited_for(self, start: str) -> None:
         """R173: where only the first request is measured, its data soon costs nothing more."""
-        lab = site(scheduler="round-robin")
+        lab = site(scheduler="round-robin", response_start=start)
         call = lab.connect()
         for _ in range(LONGEST_REQUEST // 32768):
             call.says(32768)
@@ -501,16 +502,17 @@ class TestWhatItCosts:
         call.hears()
         assert response(lab) is None
 
-    def test_an_upload_is_waited_for_where_it_matters(self) -> None:
-        """R082, R083: under fastest-response, from its last segment."""
-        lab = site()
+    @pytest.mark.parametrize(("start", "seconds"), [("request", 0.25), ("syn", 4.25), ("syn-ack", 4.25)])
+    def test_an_upload_is_waited_for_where_it_matters(self, start: str, seconds: float) -> None:
+        """R082, R083, R084: under fastest-response, from its last segment or from the start."""
+        lab = site(response_start=start)
         call = lab.connect()
         for _ in range(40):
             lab.wait(0.1)
             call.says(32768)
         lab.wait(0.25)
         call.hears()
-        assert response(lab) == 0.25
+        assert response(lab) == seconds
 
     @pytest.mark.parametrize("scheduler", ["fastest-response", "round-robin"])
     @given(st.lists(st.sampled_from("schfCHFarwq"), max_size=30))

@@ -17,7 +17,8 @@ from nfqlb.core.schedulers.base import Ranked
 if TYPE_CHECKING:
     from nfqlb.core.server import Link
 
-#: R of a server that was tried and has not answered yet: a second a connection.
+#: R of a server that was tried and has not answered yet: a second a connection. The next one always counts,
+#: or one that closes what it accepts would look idle, and be chosen again and again.
 _UNKNOWN = 1.0
 
 
@@ -39,7 +40,7 @@ class FastestResponse(Ranked):
             self._ageing = Linear(virtual.ageing) if ageing is None else ageing
             self._next = int(virtual.predict == "next")  # A15b
         self._divisor = self._ageing.divisor if isinstance(self._ageing, Linear) else 0.0
-        self._tried: list[float | None] = [None] * len(links)
+        self._tried = [-inf] * len(links)
         super().__init__(links, self._timeless if self._divisor else self.indicium)
 
     def update(self, link: "Link") -> None:
@@ -64,27 +65,18 @@ class FastestResponse(Ranked):
 
     def indicium(self, link: "Link") -> float:
         """PR at `now` in seconds, may be below 0 (R087, R158-R160, A15); -inf for one still to be tried."""
-        known = self._known(link)
-        if known is None:
-            return -inf
-        ratio, at = known
-        return self._load(link, ratio) - self._ageing(ratio, self.now - at)
+        load, ratio, at = self._known(link)
+        return load - self._ageing(ratio, self.now - at) if at > -inf else -inf
 
     def _timeless(self, link: "Link") -> float:
         """A number in the same order as PR under linear ageing, at any time: PR * divisor + now."""
-        known = self._known(link)
-        if known is None:
-            return -inf
-        ratio, at = known
-        return self._load(link, ratio) * self._divisor + at
+        load, _, at = self._known(link)
+        return load * self._divisor + at
 
-    def _load(self, link: "Link", ratio: float) -> float:
-        return (link.real.connections + self._next) * ratio
-
-    def _known(self, link: "Link") -> tuple[float, float] | None:
-        """R and the time it was taken, or what is assumed; None where the server is still to be tried."""
-        response = link.real.response
+    def _known(self, link: "Link") -> tuple[float, float, float]:
+        """Connections * R, R, and when it was taken, -inf for never; or what is assumed in its place."""
+        real = link.real
+        response = real.response
         if response.last is not None:
-            return response.ratio, response.at
-        tried = self._tried[link.position]
-        return None if tried is None else (_UNKNOWN, tried)
+            return (real.connections + self._next) * response.ratio, response.ratio, response.at
+        return (real.connections + 1) * _UNKNOWN, _UNKNOWN, self._tried[link.position]
