@@ -109,8 +109,9 @@ class Director:
             self.watch.ended(connection, now)
         if _believable(connection, flags, event):
             connection.client_numbers = numbers
-            measuring = connection.link.virtual.measuring
-            if size and connection.interval is not None and measuring is not None:
+            if size and connection.interval is not None:
+                measuring = connection.link.virtual.measuring
+                assert measuring is not None
                 measuring.requested(connection, connection.interval, size, stamp, now)
         self._happened(connection, event, now)
 
@@ -139,8 +140,9 @@ class Director:
             self._placement.refused(connection, now)
         if _believable(connection, flags, event):
             connection.server_numbers = numbers
-            if connection.interval is not None:
-                self._measure(connection, connection.interval, event, size, stamp, now)
+            interval = connection.interval
+            if interval is not None and (size or event is Event.SYN_ACK):
+                self._measure(connection, interval, event, size, stamp, now)
         self._happened(connection, event, now)
 
     def _measure(

@@ -156,7 +156,7 @@ class Measuring:
         if end is not None:
             interval.end = end
             interval.begin(stamp, now)
-            connection.settle()
+            connection.quick = False
 
     def responded(self, connection: "Connection", interval: Interval, stamp: Stamp, now: float) -> None:
         """The server's data ends an armed interval, which gives one sample (R085, R171, R172, A3)."""

@@ -103,10 +103,10 @@ class PacketPath:
                 if flags & SYN:
                     stamp = _read_stamp(buffer, stamp_at) if stamp_at else NO_STAMP
                     connection = self._syn(key, flags, numbers, stamp)
+                    if isinstance(connection, Drop):
+                        return DROP
                 else:
                     connection = self._inbound(key)
-                if isinstance(connection, Drop):
-                    return DROP
                 if connection is not None:
                     if (
                         flags & _OPENS_CHANGES_ENDS == ACK
@@ -158,7 +158,7 @@ class PacketPath:
         self, connection: Connection, flags: int, numbers: bytes, size: int, buffer: bytearray, stamp_at: int
     ) -> None:
         """A client's segment, with `size` bytes of data, that changes its connection or what is measured."""
-        measured = stamp_at and connection.interval is not None
+        measured = size and stamp_at and connection.interval is not None
         stamp = _read_stamp(buffer, stamp_at) if measured else NO_STAMP
         self.director.client_sent(connection, flags, numbers, self.now, size, stamp)
 
@@ -166,7 +166,7 @@ class PacketPath:
         self, connection: Connection, flags: int, numbers: bytes, size: int, buffer: bytearray, stamp_at: int
     ) -> None:
         """The same for a server's segment."""
-        measured = stamp_at and connection.interval is not None
+        measured = (size or flags & SYN) and stamp_at and connection.interval is not None
         stamp = _read_stamp(buffer, stamp_at) if measured else NO_STAMP
         self.director.server_sent(connection, flags, numbers, self.now, size, stamp)
 
