@@ -13,7 +13,6 @@ from nfqlb.core.failure import FailureWatch
 from nfqlb.core.fpa import FpaTable
 from nfqlb.core.keys import client_of, destination_of, flipped, reverse_key
 from nfqlb.core.placement import Placement
-from nfqlb.core.response import Interval
 from nfqlb.core.segment import ACK, FIN, NO_STAMP, RST, SYN, Segment, Stamp
 from nfqlb.core.server import RealServer, VirtualServer
 from nfqlb.core.snapshot import (
@@ -142,25 +141,13 @@ class Director:
             connection.server_numbers = numbers
             interval = connection.interval
             if interval is not None and (size or event is Event.SYN_ACK):
-                self._measure(connection, interval, event, size, stamp, now)
+                measuring = connection.link.virtual.measuring
+                assert measuring is not None
+                if event is Event.SYN_ACK:
+                    measuring.accepted(interval, stamp, now)
+                if size and interval.armed:  # before the connection may end, and count no more
+                    measuring.responded(connection, interval, stamp, now)
         self._happened(connection, event, now)
-
-    def _measure(
-        self,
-        connection: Connection,
-        interval: Interval,
-        event: Event | None,
-        size: int,
-        stamp: Stamp,
-        now: float,
-    ) -> None:
-        """What a server's segment means for the interval; before its connection may end, and not count."""
-        measuring = connection.link.virtual.measuring
-        assert measuring is not None
-        if event is Event.SYN_ACK:
-            measuring.accepted(interval, stamp, now)
-        if size and interval.armed:
-            measuring.responded(connection, interval, stamp, now)
 
     # --- errors about packets that were sent earlier
 

@@ -170,4 +170,4 @@ class Measuring:
             interval.start = NO_STAMP
         else:
             connection.interval = None
-        connection.settle()
+        connection.quick = connection.state.quick

@@ -144,7 +144,10 @@ class ConnectionTable:
         old = connection.state
         connection.state = state
         if state.quick:
-            connection.settle()
+            if connection.interval is None:
+                connection.quick = True
+            else:
+                connection.settle()
         if old.counted != state.counted or old.unanswered != state.unanswered:
             counted, unanswered = state.counted - old.counted, state.unanswered - old.unanswered
             real = connection.link.real
