@@ -1,9 +1,9 @@
 """Connections that end in every way: `serve PORT...` and `call ADDRESS PORT SILENT CLOSED COUNT`.
 
-The client opens COUNT connections, a hundred at a time, and lets them end in turn by each of `WAYS`. The
-first byte that it sends says what the server is to do. SILENT is a port whose server never answers, CLOSED
-one whose server refuses. Writes one JSON object: how many connections ended in each way as they should, and
-how many did not.
+The client opens COUNT connections (50,000 at most), two hundred at a time, and lets them end in turn by
+each of `WAYS`. The first byte that it sends says what the server is to do. SILENT is a port whose server
+never answers, CLOSED one whose server refuses. Writes one JSON object: how many connections ended in each
+way as they should, and how many did not.
 """
 
 import errno
@@ -17,8 +17,10 @@ from collections.abc import Callable
 from struct import pack
 
 _TCP_REPAIR = 19  # linux/tcp.h: a socket in repair mode is closed without a word
-_AT_ONCE = 100
+_AT_ONCE = 200
 _PATIENCE = 20.0  # seconds for one connection
+_FIRST_PORT = 10_000  # every connection has a port of its own, so that none looks like an older one
+_UNDONE = 0.5  # seconds after which the server has vanished: it says nothing of it
 _RESET = pack("ii", 1, 0)  # SO_LINGER: close by a reset
 
 NEVER_ANSWERED, REFUSED = "never-answered", "refused"
@@ -27,8 +29,8 @@ CLIENT_RESETS, SERVER_RESETS = "client-resets", "server-resets"
 BOTH_VANISH = "both-vanish"
 #: What the client orders of the server for those ways that get so far.
 _ORDERS = {
-    CLIENT_CLOSES: b"w",  # wait
-    SERVER_CLOSES: b"c",
+    CLIENT_CLOSES: b"w",  # wait for what the client does
+    SERVER_CLOSES: b"c",  # close
     CLIENT_RESETS: b"w",
     SERVER_RESETS: b"r",
     BOTH_VANISH: b"v",
@@ -86,7 +88,7 @@ def _obey(sock: socket.socket, selector: selectors.BaseSelector) -> None:
         return  # whatever ends it comes from the client
     selector.unregister(sock)
     if order == b"v":
-        sock.send(b"v")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)  # or the client would repeat its byte
         vanish(sock)
     elif order == b"r":
         reset(sock)
@@ -101,7 +103,7 @@ class Caller:
         self._address = address
         self._ports = ports
         self._selector = selectors.DefaultSelector()
-        self._open: dict[socket.socket, tuple[str, float]] = {}
+        self._open: dict[socket.socket, tuple[str, float]] = {}  # with the way and a time in seconds
         self.done: Counter[str] = Counter()
         self.wrong: Counter[str] = Counter()
 
@@ -110,15 +112,16 @@ class Caller:
         opened = 0
         while opened < count or self._open:
             while opened < count and len(self._open) < _AT_ONCE:
-                self._dial(WAYS[opened % len(WAYS)])
+                self._dial(WAYS[opened % len(WAYS)], _FIRST_PORT + opened)
                 opened += 1
-            for key, _ in self._selector.select(1.0):
+            for key, _ in self._selector.select(0.1):
                 assert isinstance(key.fileobj, socket.socket)
                 key.data(key.fileobj)
-            self._give_up(time.monotonic())
+            self._look_at_times(time.monotonic())
 
-    def _dial(self, way: str) -> None:
+    def _dial(self, way: str, own_port: int) -> None:
         sock = socket.socket()
+        sock.bind(("", own_port))
         sock.setblocking(False)
         result = sock.connect_ex((self._address, self._ports.get(way, self._ports[""])))
         if result not in (0, errno.EINPROGRESS):
@@ -141,6 +144,9 @@ class Caller:
             self._finish(sock, way, right=True)
         elif way == CLIENT_RESETS:
             self._finish(sock, way, right=True, close=reset)
+        elif way == BOTH_VANISH:
+            self._open[sock] = way, time.monotonic() + _UNDONE
+            self._selector.modify(sock, selectors.EVENT_READ, self._answered)
         else:
             self._selector.modify(sock, selectors.EVENT_READ, self._answered)
 
@@ -151,10 +157,7 @@ class Caller:
         except ConnectionResetError:
             self._finish(sock, way, right=way == SERVER_RESETS)
             return
-        if way == BOTH_VANISH:
-            self._finish(sock, way, right=said == b"v", close=vanish)
-        else:
-            self._finish(sock, way, right=way == SERVER_CLOSES and not said)
+        self._finish(sock, way, right=way == SERVER_CLOSES and not said)
 
     def _finish(
         self,
@@ -169,9 +172,11 @@ class Caller:
         close(sock)
         (self.done if right else self.wrong)[way] += 1
 
-    def _give_up(self, now: float) -> None:
+    def _look_at_times(self, now: float) -> None:
         for sock in [sock for sock, (_, until) in self._open.items() if now > until]:
-            self._finish(sock, self._open[sock][0], right=False)
+            way, _ = self._open[sock]
+            vanishing = way == BOTH_VANISH
+            self._finish(sock, way, right=vanishing, close=vanish if vanishing else socket.socket.close)
 
 
 def main(what: str, *words: str) -> None:
