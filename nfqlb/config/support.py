@@ -28,7 +28,6 @@ WORKING: Mapping[tuple[str, str], tuple[object, ...]] = {
         "maglev",
         "power-of-two",
     ),
-    ("virtual", "sticky_refresh"): ("assignment", "never"),
     ("virtual", "ageing"): (4.0,),
     ("virtual", "clamp"): (0.0,),
     ("virtual", "predict"): ("now",),

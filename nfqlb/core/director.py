@@ -8,15 +8,18 @@ established flows do not come here (see `table`).
 from collections.abc import Iterator
 
 from nfqlb.core import observe, spec
+from nfqlb.core.chronicle import Chronicle, Keeper
 from nfqlb.core.connection import Connection
 from nfqlb.core.failure import FailureWatch
 from nfqlb.core.fpa import FpaTable
 from nfqlb.core.keys import client_of, destination_of, flipped, reverse_key
+from nfqlb.core.operation import Operation
 from nfqlb.core.placement import Placement
 from nfqlb.core.segment import ACK, FIN, RST, SYN, Segment
 from nfqlb.core.server import RealServer, VirtualServer
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
+    FailureSnapshot,
     RealSnapshot,
     StickySnapshot,
     Totals,
@@ -34,7 +37,10 @@ class Director:
     refusal, already counted. `now` is in seconds of a monotonic clock.
     """
 
-    def __init__(self, config: spec.Config, *, now: float, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self, config: spec.Config, *, now: float, recorder: Recorder | None = None,
+        keeper: Keeper | None = None,
+    ) -> None:  # fmt: skip
         self.config = config
         self.tally = Tally()
         strict = config.strict
@@ -46,7 +52,12 @@ class Director:
             for virtual in config.virtuals
         ]
         self.fpas = FpaTable(config.gateway.max_sticky)
-        self.watch = FailureWatch()
+        self.chronicle = Chronicle(self.virtual_servers, keeper)
+        self.watch = FailureWatch(self.chronicle.real_changed)
+        self.operation = Operation(
+            self.real_servers, self.virtual_servers, self.fpas, self.watch, self.chronicle
+        )
+        active = any(virtual.scope is not None and virtual.scope.active for virtual in self.virtual_servers)
         shortest = min((real.idle_timeout for real in config.reals), default=config.timeouts.idle)
         self.table = ConnectionTable(
             config.gateway.max_connections,
@@ -56,6 +67,7 @@ class Director:
             recorder=recorder,
             on_silence=lambda connection, now: self._placement.silent(connection, now),
             on_eviction=self.watch.ended,
+            on_gone=(lambda connection: self._placement.gone(connection)) if active else None,
         )
         self._by_destination = {
             virtual.spec.address.packed + virtual.port.to_bytes(2, "big"): virtual
@@ -180,7 +192,8 @@ class Director:
 
         `inbound` is its key, `server` the real server's address and port (network order),
         `code` its state's and `place` its record. Its client is bound to its server again where
-        stickiness is on. `restored` must follow the last one.
+        stickiness is on. What was kept of servers comes first (`operation.restore`), and `restored`
+        must follow the last one.
         """
         virtual = self._by_destination.get(destination_of(inbound))
         state = BY_CODE.get(code, State.GONE)
@@ -195,14 +208,14 @@ class Director:
         connection.opened = opened
         connection.place = place
         self.table.restore(connection, state, now)
-        if virtual.scope is not None and now - opened < virtual.scope.interval:
-            self.fpas.restore(virtual.scope, client_of(inbound), link.real, opened)
+        self._placement.rebind(connection, now)
         return True
 
     def restored(self, now: float) -> None:
         """All that a journal remembers is entered: let the schedulers see it."""
         for real in self.real_servers.values():
             real.changed(now)
+        self.chronicle.settle()
 
     # --- what can be seen
 
@@ -223,6 +236,10 @@ class Director:
     ) -> list[ConnectionSnapshot]:
         """At most `limit` connections, of one client or one virtual server where that is given."""
         return observe.connections(self, now, limit=limit, client=client, virtual=virtual)
+
+    def failures(self, now: float, *, limit: int, real: str | None = None) -> list[FailureSnapshot]:
+        """At most `limit` connections that could not be made, of one real server where that is given."""
+        return observe.failures(self, now, limit=limit, real=real)
 
     def sticky(self, now: float) -> Iterator[StickySnapshot]:
         """Every sticky entry that still holds; to be read before anything else happens."""

@@ -12,11 +12,19 @@ from nfqlb.core.spec import Address
 
 @dataclass(frozen=True, slots=True)
 class LinkSnapshot:
-    """A real server's place in one virtual server: its port there and its live connections."""
+    """A real server's place in one virtual server: its port there, its live connections, all ever made.
+
+    `share` is its part of the virtual server's connections, `fair` the part that its weight entitles it
+    to among the servers that take new ones at present (A35, R097); None where there is nothing to share.
+    """
 
     real: str
     port: int | None
     connections: int
+    total: int = 0
+    state: str = "in-service"
+    share: float | None = None
+    fair: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +65,23 @@ class RealSnapshot:
     response: float | None
     predicted: float | None
     virtuals: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FailureSnapshot:
+    """A connection that a real server could not make: whose, how many seconds `ago`, and `why`.
+
+    `state` is what the server is now. `waited` is how long (seconds) the client had asked by then.
+    """
+
+    real: str
+    state: str
+    ago: float
+    client: Address
+    client_port: int
+    virtual: str
+    why: str
+    waited: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,15 +58,17 @@ class ConnectionTable:
     """All connections, by key (R050, R059, A4, A5). At most `limit` of them.
 
     Before a connection whose SYN was never answered is forgotten, `on_silence` is told if it has timed
-    out, `on_eviction` if it makes room for another.
+    out, `on_eviction` if it makes room for another. `on_gone` is told of every one that is forgotten.
     """
 
     def __init__(
         self, limit: int, *, half_open: float, closing: float, idle_check: float = IDLE_CHECK,
         recorder: Recorder | None = None, on_silence: Callable[[Connection, float], None] | None = None,
         on_eviction: Callable[[Connection, float], None] | None = None,
+        on_gone: Callable[[Connection], None] | None = None,
     ) -> None:  # fmt: skip
         self.limit = limit
+        self._on_gone = on_gone
         self._on_silence = on_silence
         self._on_eviction = on_eviction
         self.inbound: dict[bytes, Connection] = {}
@@ -138,6 +140,8 @@ class ConnectionTable:
         del self.outbound[connection.outbound]
         self._set_state(connection, State.GONE, now)
         self._recorder.ended(connection)
+        if self._on_gone is not None:
+            self._on_gone(connection)
 
     def _set_state(self, connection: Connection, state: State, now: float) -> None:
         old = connection.state

@@ -22,6 +22,7 @@ class Drop(Enum):
     CUT = "cut"  # the kernel handed over less than the packet
     MALFORMED = "malformed"
     FRAGMENT = "fragment"  # no ports to look up by (A37)
+    OUT_OF_SERVICE = "out-of-service"  # the operator has taken the virtual server out (R025)
     NO_VIRTUAL = "no-virtual-server"  # a SYN for an address and port that none of ours has
     ERROR = "internal-error"
 

@@ -17,16 +17,18 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from nfqlb import __version__
 from nfqlb.core.spec import Config
 from nfqlb.netfilter import address, host, rules, sysctl
 from nfqlb.netfilter.errors import KernelError
+from nfqlb.netfilter.neighbours import Neighbours
 from nfqlb.netfilter.queue import PacketQueue
 from nfqlb.netfilter.queue_status import read_queues
 from nfqlb.netfilter.state import Claim, Record
-from nfqlb.runtime import views
+from nfqlb.runtime import orders, views
 from nfqlb.runtime.channel import SupervisorChannel, WorkerChannel, pair
 from nfqlb.runtime.control import Request, Server
 from nfqlb.runtime.journal import Journal
@@ -68,6 +70,7 @@ class Supervisor:
         self._stillborn = 0
         self._serving = mmap.mmap(-1, 1)  # shared with the worker, which sets it when it has taken over
         self._next_birth = 0.0
+        self._neighbours = Neighbours()
 
     def run(self) -> None:
         """Bring the gateway up, serve until a signal says otherwise, take it down. Raises KernelError."""
@@ -162,7 +165,7 @@ class Supervisor:
             self._stillborn = 0 if self._serving[0] else self._stillborn + 1
             logger.warning("worker %d died (%s); starting another", pid, _cause(status))
             if self._stillborn >= _STILLBORN:
-                logger.error("workers die as they start; forgetting the connections they were to take over")
+                logger.error("workers die as they start; forgetting connections, settings and failures")
                 self._journal.clear()
                 self._next_birth = now + _BIRTH_INTERVAL
         if now >= self._next_birth and not self._stopping:
@@ -222,12 +225,21 @@ class Supervisor:
     def _answer(self, request: Request) -> None:
         if self._worker is None:
             raise ControlError("worker-restarting", "the worker is being restarted", "try again in a moment")
-        if request.cmd != "summary":
+        finish = {"summary": self._summary, "reals": self._reals}.get(request.cmd)
+        if request.cmd in orders.ORDERS:
+            finish = partial(_logged, request)
+        if finish is None:
             self._worker.channel.forward(request)
             return
+        finished = finish
         self._worker.channel.call(
-            "summary", request.args, lambda counts: request.reply(self._summary(counts)), request.refuse
+            request.cmd, request.args, lambda result: request.reply(finished(result)), request.refuse
         )
+
+    def _reals(self, rows: JSON) -> JSON:
+        """The worker's rows, with what the kernel knows of each server's link (R037, A36)."""
+        known = self._neighbours.of([real.address for real in self._config.reals])
+        return views.with_neighbours(rows, known)
 
     def _summary(self, counts: JSON) -> JSON:
         assert isinstance(counts, dict)
@@ -245,6 +257,15 @@ class Supervisor:
                 queues=[queue for queue in read_queues() if queue.number in ours],
             ),
         )
+
+
+def _logged(request: Request, result: JSON) -> JSON:
+    """An order was carried out: say what, and who gave it."""
+    who = "the supervisor" if request.peer is None else f"user {request.peer.uid}, process {request.peer.pid}"
+    said = result.get("said") if isinstance(result, dict) else None
+    for line in said if isinstance(said, list) else ():
+        logger.info("%s (ordered by %s)", line, who)
+    return result
 
 
 def run(config: Config, source: str) -> int:

@@ -161,7 +161,7 @@ KEYS = (
     Key("virtual", "sticky", 0.0, ("0", '"0s"'), ("1", '"5m"', "0.5"), (), NO_DURATION),
     Key("virtual", "sticky_mask", 32, ("32",), ("0", "24"), (), (*NO_WHOLE, "33", "129")),
     Key("virtual", "sticky_group", "", ('""',), ('"both"\nsticky = 5', '"b.o-t_h"\nsticky = 5'), (), NO_NAME),
-    Key("virtual", "sticky_refresh", "assignment", ('"assignment"',), ('"never"',), ('"activity"',), NO_TEXT),
+    Key("virtual", "sticky_refresh", "assignment", ('"assignment"',), ('"never"', '"activity"'), (), NO_TEXT),
     Key("virtual", "ageing", 4.0, ("4", "4.0"), (), ("3", "0.5"), (*NO_NUMBER, "0")),
     Key("virtual", "clamp", 0.0, ("0",), (), ("20",), NO_NUMBER),
     Key("virtual", "predict", "now", ('"now"',), (), ('"next"',), NO_TEXT),

@@ -43,12 +43,12 @@ def audit(director: Director) -> None:
         assert real.unanswered == unanswered[name], name
         assert real.state.shown == _state(real, on_real[name]), name
         if real.tester is not None:
-            assert real.state.shown == "testing", name
+            assert real.health.condition is Condition.TESTING, name
             assert real.tester.link.real is real, name
             assert real.tester.state is State.SYN_SENT, name
             assert table.inbound[real.tester.inbound] is real.tester, name
         else:
-            assert real.state.shown != "testing", name
+            assert real.health.condition is not Condition.TESTING, name
     for virtual in director.virtual_servers:
         everybody = [*virtual.links, virtual.backup] if virtual.backup else virtual.links
         for link in everybody:
@@ -59,8 +59,12 @@ def audit(director: Director) -> None:
 
 
 def _state(real: RealServer, load: int) -> str:
+    if real.setting.shown in ("maintenance", "out-of-service"):
+        return real.setting.shown
     if real.health.condition is not Condition.WELL:
         return str(real.health.condition.value)
+    if real.setting.shown == "sticky-only":
+        return "sticky-only"
     return "max-capacity" if real.spec.max_connections and load >= real.spec.max_connections else "in-service"
 
 
@@ -81,6 +85,8 @@ def plain_choice(virtual: VirtualServer, loads: Counter[str]) -> Link | None:
         load = loads[real.name]
         weight = link.real.weight
         if weight == 0 or (real.max_connections and load >= real.max_connections):
+            continue
+        if link.real.setting.shown != "in-service":
             continue
         if link.real.health.condition is not Condition.WELL or not _active(link):
             continue

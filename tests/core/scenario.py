@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, ip_address
 from typing import Self
 
 from nfqlb.core import spec
+from nfqlb.core.chronicle import Keeper
 from nfqlb.core.connection import Connection
 from nfqlb.core.director import Director
 from nfqlb.core.segment import ACK, FIN, RST, SYN, Segment
@@ -81,6 +82,7 @@ class Scenario:
         max_connections: int = 1000,
         max_sticky: int = 1000,
         recorder: Recorder | None = None,
+        keeper: Keeper | None = None,
         strict: spec.Strict | None = None,
         now: float = 5000.0,
     ) -> None:
@@ -93,7 +95,7 @@ class Scenario:
             strict or spec.Strict(),
         )
         self.now = now
-        self.director = Director(self.config, now=now, recorder=recorder)
+        self.director = Director(self.config, now=now, recorder=recorder, keeper=keeper)
         self._port = 40_000
 
     def call(
