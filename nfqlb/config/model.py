@@ -68,6 +68,8 @@ class GatewayTable(TableModel):
     socket: SocketPath = "/run/nfqlb/control.sock"
     secure: Switch = False
     reject: Literal["drop", "reset"] = "drop"
+    count_on: Literal["syn", "syn-ack"] = "syn"
+    close_on: Literal["both", "fin", "time-out"] = "both"
     other_ports: Literal["drop", "host"] = "drop"
     metrics: Metrics = ""
 

@@ -53,6 +53,8 @@ class Director:
             half_open=config.timeouts.half_open,
             closing=config.timeouts.closing,
             idle_check=min(IDLE_CHECK, shortest / 4),
+            count_on=config.gateway.count_on,
+            close_on=config.gateway.close_on,
             recorder=recorder,
             on_silence=lambda connection, now: self._placement.silent(connection, now),
             on_eviction=self.watch.ended,
@@ -72,7 +74,7 @@ class Director:
     def client_syn(self, segment: Segment, now: float) -> Outcome:
         """A SYN without ACK from the client line (R108-R112)."""
         known = self.table.inbound.get(segment.key)
-        if known is not None and known.state is State.CLOSED:
+        if known is not None and known.state.ended:
             self.table.remove(known, now)  # the port is used again (A18)
         elif known is not None and known.state.quick:
             return known  # the server's challenge ACK settles it (RFC 5961 section 4)

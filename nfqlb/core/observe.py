@@ -17,7 +17,6 @@ from nfqlb.core.snapshot import (
     VirtualSnapshot,
 )
 from nfqlb.core.spec import Address
-from nfqlb.core.states import State
 
 if TYPE_CHECKING:
     from nfqlb.core.director import Director
@@ -116,8 +115,8 @@ def connections(
 ) -> list[ConnectionSnapshot]:
     """At most `limit` connections: live ones, newest first, then those that only linger."""
     table = director.table.inbound
-    live = (each for each in reversed(table.values()) if each.state is not State.CLOSED)
-    ended = (each for each in reversed(table.values()) if each.state is State.CLOSED)
+    live = (each for each in reversed(table.values()) if not each.state.ended)
+    ended = (each for each in reversed(table.values()) if each.state.ended)
     wanted: Iterable[Connection] = chain(live, ended)
     if client is not None:
         packed = client.packed

@@ -25,6 +25,8 @@ class Gateway:
     socket: str = "/run/nfqlb/control.sock"
     secure: bool = False
     reject: str = "drop"
+    count_on: str = "syn"
+    close_on: str = "both"
     other_ports: str = "drop"
     metrics: str = ""
 

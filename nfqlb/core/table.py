@@ -13,7 +13,7 @@ from typing import Protocol
 
 from nfqlb.core.connection import Connection
 from nfqlb.core.server import Link
-from nfqlb.core.states import State, Timeout
+from nfqlb.core.states import State, Timeout, counting
 from nfqlb.core.timers import DueQueue
 
 #: An established connection is looked at this often (seconds) to see whether it has been idle too long.
@@ -63,6 +63,7 @@ class ConnectionTable:
 
     def __init__(
         self, limit: int, *, half_open: float, closing: float, idle_check: float = IDLE_CHECK,
+        count_on: str = "syn", close_on: str = "both",
         recorder: Recorder | None = None, on_silence: Callable[[Connection, float], None] | None = None,
         on_eviction: Callable[[Connection, float], None] | None = None,
     ) -> None:  # fmt: skip
@@ -80,6 +81,7 @@ class ConnectionTable:
             Timeout.CLOSING: _queue(Timeout.CLOSING, closing),
             Timeout.IDLE: _queue(Timeout.IDLE, idle_check),
         }
+        self._counts = counting(count_on, close_on)
         self._recorder: Recorder = recorder or NoRecorder()
 
     def __len__(self) -> int:
@@ -107,7 +109,7 @@ class ConnectionTable:
         self.inbound[connection.inbound] = connection
         self.outbound[connection.outbound] = connection
         connection.state = state
-        self._count(connection.link, state.counted, state.unanswered)
+        self._count(connection.link, self._counts[state], state.unanswered)
         if state.timeout is not None:
             self._queues[state.timeout].push(connection, now)
 
@@ -120,11 +122,12 @@ class ConnectionTable:
         """Send an unanswered connection to another server; `outbound`, its new key there, must be free."""
         before = connection.link
         del self.outbound[connection.outbound]
-        self._count(before, -1, -1)
+        counted = self._counts[connection.state]
+        self._count(before, -counted, -1)
         connection.link = link
         connection.outbound = outbound
         self.outbound[outbound] = connection
-        self._count(link, 1, 1)
+        self._count(link, counted, 1)
         link.total += 1
         link.real.total += 1
         self.reassigned += 1
@@ -142,8 +145,9 @@ class ConnectionTable:
     def _set_state(self, connection: Connection, state: State, now: float) -> None:
         old = connection.state
         connection.state = state
-        if old.counted != state.counted or old.unanswered != state.unanswered:
-            counted, unanswered = state.counted - old.counted, state.unanswered - old.unanswered
+        counted = self._counts[state] - self._counts[old]
+        if counted or old.unanswered != state.unanswered:
+            unanswered = state.unanswered - old.unanswered
             real = connection.link.real
             overloaded = real.overloaded
             self._count(connection.link, counted, unanswered)

@@ -94,6 +94,8 @@ KEYS = (
     ),
     Key("gateway", "secure", False, ("false",), ("true",), (), NO_SWITCH),
     Key("gateway", "reject", "drop", ('"drop"',), (), ('"reset"',), NO_TEXT),
+    Key("gateway", "count_on", "syn", ('"syn"',), ('"syn-ack"',), (), (*NO_TEXT, '"ack"')),
+    Key("gateway", "close_on", "both", ('"both"',), ('"fin"', '"time-out"'), (), (*NO_TEXT, '"timeout"')),
     Key("gateway", "other_ports", "drop", ('"drop"',), ('"host"',), (), NO_TEXT),
     Key(
         "gateway",
