@@ -23,7 +23,7 @@ from nfqlb.core.snapshot import (
     VirtualSnapshot,
 )
 from nfqlb.core.states import BY_CODE, TRANSITIONS, Event, State
-from nfqlb.core.table import IDLE_CHECK, ConnectionTable, Recorder
+from nfqlb.core.table import ConnectionTable, Recorder
 from nfqlb.core.verdict import Drop, Outcome, Refusal, Tally
 
 
@@ -47,12 +47,10 @@ class Director:
         ]
         self.fpas = FpaTable(config.gateway.max_sticky)
         self.watch = FailureWatch()
-        shortest = min((real.idle_timeout for real in config.reals), default=config.timeouts.idle)
         self.table = ConnectionTable(
             config.gateway.max_connections,
             half_open=config.timeouts.half_open,
             closing=config.timeouts.closing,
-            idle_check=min(IDLE_CHECK, shortest / 4),
             count_on=config.gateway.count_on,
             close_on=config.gateway.close_on,
             recorder=recorder,
