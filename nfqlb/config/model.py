@@ -130,6 +130,7 @@ class VirtualTable(TableModel):
     clamp: Number = 0.0
     predict: Literal["now", "next"] = "now"
     backup: NameOrNothing = ""
+    reject: Literal["drop", "reset"] | None = None  # None: as `[gateway]` has it
     on_failure: Literal["keep", "reset", "drop"] = "keep"
     synguard: Number = 0.0
     shadow: Annotated[Literal["", SchedulerName], BeforeValidator(parse_scheduler)] = ""

@@ -16,7 +16,6 @@ EVERY_PORT = False  # whether a virtual server may do without `port`
 
 WORKING: Mapping[tuple[str, str], tuple[object, ...]] = {
     ("gateway", "datapath"): ("rewrite",),
-    ("gateway", "reject"): ("drop",),
     ("gateway", "metrics"): ("",),
     ("virtual", "protocol"): ("tcp",),
     ("virtual", "scheduler"): (

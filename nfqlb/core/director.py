@@ -13,6 +13,7 @@ from nfqlb.core.failure import FailureWatch
 from nfqlb.core.fpa import FpaTable
 from nfqlb.core.keys import client_of, destination_of, flipped, reverse_key
 from nfqlb.core.placement import Placement
+from nfqlb.core.reject import Action, Rejection
 from nfqlb.core.segment import ACK, FIN, RST, SYN, Segment
 from nfqlb.core.server import RealServer, VirtualServer
 from nfqlb.core.snapshot import (
@@ -61,11 +62,16 @@ class Director:
             virtual.spec.address.packed + virtual.port.to_bytes(2, "big"): virtual
             for virtual in self.virtual_servers
         }
+        self._rejection = Rejection(self._by_destination, self.tally)
         self._placement = Placement(self.table, self.fpas, self.watch, self.tally, self._by_destination)
 
     def refuse(self, reason: Refusal) -> Refusal:
         """Count a refusal and return it."""
         return self.tally.refuse(reason)
+
+    def reply_to(self, reason: Refusal, key: bytes, flags: int | None, now: float) -> Action:
+        """What a client is told of its packet, refused for `reason` (R114, A20): see `reject`."""
+        return self._rejection.reply_to(reason, key, flags, now)
 
     # --- what a client sends (fig 5, client line 202)
 

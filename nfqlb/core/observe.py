@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from nfqlb.core.admission import ServerState
 from nfqlb.core.connection import Connection
-from nfqlb.core.server import Link, RealServer, VirtualServer
+from nfqlb.core.server import RealServer, VirtualServer
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
     LinkSnapshot,
@@ -31,6 +31,7 @@ def totals(director: "Director") -> Totals:
         sticky=len(director.fpas),
         sticky_limit=director.fpas.limit,
         drops=director.tally.drops(),
+        replies=director.tally.replies(),
     )
 
 
@@ -48,21 +49,16 @@ def virtuals(director: "Director", now: float) -> list[VirtualSnapshot]:
             connections=virtual.connections,
             total=virtual.total,
             servers=tuple(
-                LinkSnapshot(link.real.spec.name, link.port, link.connections) for link in _everybody(virtual)
+                LinkSnapshot(link.real.spec.name, link.port, link.connections) for link in virtual.everybody
             ),
         )
         for virtual in director.virtual_servers
     ]
 
 
-def _everybody(virtual: VirtualServer) -> list[Link]:
-    """All that may ever serve it, backups last."""
-    return [*virtual.links, virtual.backup] if virtual.backup else virtual.links
-
-
 def _virtual_state(virtual: VirtualServer) -> str:
     """Failed is where no server may be chosen because of failures, and no backup either (A26)."""
-    everybody = _everybody(virtual)
+    everybody = virtual.everybody
     if any(link.available for link in everybody):
         return ServerState.IN_SERVICE.shown
     failed = any(link.real.down for link in everybody)
@@ -73,7 +69,7 @@ def reals(director: "Director", now: float) -> list[RealSnapshot]:
     """Every real server."""
     behind: dict[str, dict[str, None]] = {name: {} for name in director.real_servers}
     for virtual in director.virtual_servers:
-        for link in _everybody(virtual):
+        for link in virtual.everybody:
             behind[link.real.spec.name][virtual.spec.name] = None
     return [_real(real, tuple(behind[name]), now) for name, real in director.real_servers.items()]
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from nfqlb.core.connection import Connection
 
 #: IP protocol numbers (IANA).
-PROTOCOLS = {"tcp": 6, "udp": 17}
+TCP = 6
+PROTOCOLS = {"tcp": TCP, "udp": 17}
 
 
 class RealServer:
@@ -118,7 +119,8 @@ class Link:
     """
 
     __slots__ = (
-        "connections", "inbound", "outbound", "port", "position", "real", "stands_for", "total", "virtual",
+        "connections", "inbound", "outbound", "port", "position", "real", "stands_for", "total",
+        "virtual",
     )  # fmt: skip
 
     def __init__(
@@ -200,8 +202,7 @@ class VirtualServer:
         self.backup: Link | None = None
         if virtual.backup:
             self.backup = Link(self, reals[virtual.backup], virtual.port, len(self.links))
-        known = [*self.links, self.backup] if self.backup else self.links
-        self.link_at = {link.real.address + link.inbound.port: link for link in reversed(known)}
+        self.link_at = {link.real.address + link.inbound.port: link for link in reversed(self.everybody)}
         self.scheduler: Scheduler = make_scheduler(virtual, self.links)
         self.startup = RoundRobin(self.links) if virtual.startup == RoundRobin.name else None
         self._counted = [_counted(link) for link in self.links]
@@ -222,6 +223,11 @@ class VirtualServer:
             link = self._add(reals[link.real.spec.backup], link.port, link)
             for real in above:
                 real.standing_by.append(link)
+
+    @property
+    def everybody(self) -> list[Link]:
+        """All that may ever serve it, its own backup last."""
+        return [*self.links, self.backup] if self.backup else self.links
 
     def updated(self, link: Link) -> None:
         """A link's server changed."""

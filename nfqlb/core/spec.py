@@ -100,6 +100,7 @@ class Virtual:
     clamp: float = 0.0
     predict: str = "now"
     backup: str = ""
+    reject: str = "drop"
     on_failure: str = "keep"
     synguard: float = 0.0
     shadow: str = ""

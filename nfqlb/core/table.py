@@ -111,7 +111,9 @@ class ConnectionTable:
         connection.state = state
         self._count(connection.link, self._counts[state], state.unanswered)
         if state.timeout is not None:
-            self._queue_of(connection.link, state.timeout).push(connection, now)
+            idle = state.timeout is Timeout.IDLE
+            queue = self._idle_queue(connection.link) if idle else self._queues[state.timeout]
+            queue.push(connection, now)
 
     def move(self, connection: Connection, state: State, now: float) -> None:
         """Bring a connection to another state; its counts and its time-out follow."""
@@ -145,7 +147,8 @@ class ConnectionTable:
     def _set_state(self, connection: Connection, state: State, now: float) -> None:
         old = connection.state
         connection.state = state
-        counted = self._counts[state] - self._counts[old]
+        counts = self._counts
+        counted = counts[state] - counts[old]
         if counted or old.unanswered != state.unanswered:
             unanswered = state.unanswered - old.unanswered
             real = connection.link.real
@@ -155,12 +158,12 @@ class ConnectionTable:
                 real.changed(now)
         timeout = state.timeout
         if timeout is not None and timeout is not old.timeout:
-            self._queue_of(connection.link, timeout).push(connection, now)
+            idle = timeout is Timeout.IDLE
+            queue = self._idle_queue(connection.link) if idle else self._queues[timeout]
+            queue.push(connection, now)
 
-    def _queue_of(self, link: Link, timeout: Timeout) -> DueQueue[Connection]:
-        """Where connections of a link wait for this time-out."""
-        if timeout is not Timeout.IDLE:
-            return self._queues[timeout]
+    def _idle_queue(self, link: Link) -> DueQueue[Connection]:
+        """Where connections of a link wait for their idle time-out."""
         queue = self._idle_of.get(link.real.spec.idle_timeout)
         return self._make_idle_queue(link.real.spec.idle_timeout) if queue is None else queue
 

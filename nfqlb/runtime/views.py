@@ -72,6 +72,7 @@ def counts(totals: Totals) -> JSONObject:
         },
         "sticky": {"now": totals.sticky, "limit": totals.sticky_limit},
         "drops": dict(sorted(totals.drops.items())),
+        "replies": dict(sorted(totals.replies.items())),
     }
 
 
@@ -95,6 +96,7 @@ def summary(worker: Mapping[str, JSON], gateway: GatewayStatus) -> JSONObject:
             for queue in gateway.queues
         ],
         "drops": worker["drops"],
+        "replies": worker["replies"],
     }
 
 

@@ -27,6 +27,7 @@ TOTALS = Totals(
     sticky=3,
     sticky_limit=500,
     drops={"no-connection": 7, "malformed": 1},
+    replies={"reset": 5},
 )
 VIRTUAL = VirtualSnapshot(
     name="shop",
@@ -135,6 +136,7 @@ def test_summary_is_made_of_what_worker_and_supervisor_know() -> None:
         "sticky": {"now": 3, "limit": 500},
         "queues": [{"number": 0, "depth": 5, "dropped_full": 1, "dropped_socket": 2}],
         "drops": {"malformed": 1, "no-connection": 7},
+        "replies": {"reset": 5},
     }
 
 
