@@ -31,7 +31,6 @@ WORKING: Mapping[tuple[str, str], tuple[object, ...]] = {
     ("virtual", "ageing"): (4.0,),
     ("virtual", "clamp"): (0.0,),
     ("virtual", "predict"): ("now",),
-    ("virtual", "on_failure"): ("keep",),
     ("virtual", "synguard"): (0.0,),
     ("virtual", "shadow"): ("",),
     ("virtual", "datapath"): ("rewrite",),

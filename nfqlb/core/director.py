@@ -12,9 +12,10 @@ from nfqlb.core.connection import Connection
 from nfqlb.core.failure import FailureWatch
 from nfqlb.core.fpa import FpaTable
 from nfqlb.core.keys import client_of, destination_of, flipped, reverse_key
+from nfqlb.core.outage import Outage
 from nfqlb.core.placement import Placement
 from nfqlb.core.reject import Action, Rejection
-from nfqlb.core.segment import ACK, FIN, RST, SYN, Segment
+from nfqlb.core.segment import ACK, FIN, RST, SYN, Reset, Segment
 from nfqlb.core.server import RealServer, VirtualServer
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
@@ -26,6 +27,9 @@ from nfqlb.core.snapshot import (
 from nfqlb.core.states import BY_CODE, TRANSITIONS, Event, State
 from nfqlb.core.table import ConnectionTable, Recorder
 from nfqlb.core.verdict import Drop, Outcome, Refusal, Tally
+
+#: Ending a connection and telling its client takes so many times what a look at one takes.
+_ENDING_COSTS = 16
 
 
 class Director:
@@ -47,7 +51,7 @@ class Director:
             for virtual in config.virtuals
         ]
         self.fpas = FpaTable(config.gateway.max_sticky)
-        self.watch = FailureWatch()
+        self.watch = FailureWatch(lambda real: self._outage.failed(real))
         self.table = ConnectionTable(
             config.gateway.max_connections,
             half_open=config.timeouts.half_open,
@@ -62,6 +66,7 @@ class Director:
             virtual.spec.address.packed + virtual.port.to_bytes(2, "big"): virtual
             for virtual in self.virtual_servers
         }
+        self._outage = Outage(self.virtual_servers, self.table, self.tally)
         self._rejection = Rejection(self._by_destination, self.tally)
         self._placement = Placement(self.table, self.fpas, self.watch, self.tally, self._by_destination)
 
@@ -72,6 +77,11 @@ class Director:
     def reply_to(self, reason: Refusal, key: bytes, flags: int | None, now: float) -> Action:
         """What a client is told of its packet, refused for `reason` (R114, A20): see `reject`."""
         return self._rejection.reply_to(reason, key, flags, now)
+
+    def take_resets(self) -> list[Reset]:
+        """The resets that clients of failed servers are to get, since it was last asked (A34)."""
+        resets, self._outage.resets = self._outage.resets, []
+        return resets
 
     # --- what a client sends (fig 5, client line 202)
 
@@ -164,7 +174,8 @@ class Director:
         share = (budget + 1) // 2
         dropped = self.fpas.expire(now, share)
         looked = self.table.expire(now, budget - dropped)
-        return dropped >= share or looked >= budget - dropped
+        more = self._outage.step(now, (budget + _ENDING_COSTS - 1) // _ENDING_COSTS)
+        return more or dropped >= share or looked >= budget - dropped
 
     def _happened(self, connection: Connection, event: Event | None, now: float) -> None:
         connection.seen = now

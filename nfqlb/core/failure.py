@@ -4,6 +4,8 @@ Owns what follows from connections that could or could not be made (R179-R182): 
 server's `Health`, keeps the failed ones at hand, and knows whether other clients were about.
 """
 
+from collections.abc import Callable
+
 from nfqlb.core.connection import Connection
 from nfqlb.core.health import Condition, Ditch, Evidence
 from nfqlb.core.keys import client_of, client_port_of
@@ -11,9 +13,10 @@ from nfqlb.core.server import Link, RealServer, VirtualServer
 
 
 class FailureWatch:
-    """Watches all real servers of one director."""
+    """Watches all real servers of one director; `on_failure` is told of each that fails."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_failure: Callable[[RealServer], None] | None = None) -> None:
+        self._on_failure = on_failure
         self._failed: dict[str, RealServer] = {}
         # by virtual server, its two newest clients and when each was last seen: enough to tell whether
         # anybody but a given client was about
@@ -39,6 +42,8 @@ class FailureWatch:
         if real.health.ditched(evidence, alone=self._alone(link.virtual, evidence, real), test=test):
             self._failed[real.spec.name] = real
             real.changed(now)
+            if self._on_failure is not None:
+                self._on_failure(real)
 
     def answered(self, connection: Connection, now: float) -> None:
         """A server answered a SYN: it is alive (A25). One that was tested comes back (R182)."""

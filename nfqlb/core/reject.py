@@ -125,7 +125,13 @@ class Rejection:
 
 
 def rejects_with_reset(virtual: VirtualServer, kind: Kind) -> bool:
-    """Whether a virtual server's clients are told."""
+    """Whether a virtual server's clients are told.
+
+    Those of a failed server's connections are with on_failure = "reset", in whatever state their
+    connection is found by then (A34).
+    """
+    if kind is Kind.SEGMENT and virtual.spec.on_failure == "reset":
+        return True
     return virtual.spec.reject == "reset"
 
 

@@ -94,6 +94,8 @@ class ConnectionTable:
         """
         self.inbound[connection.inbound] = connection
         self.outbound[connection.outbound] = connection
+        if connection.link.members is not None:
+            connection.link.members.add(connection)
         self._set_state(connection, State.SYN_SENT, now)
         connection.link.total += 1
         connection.link.real.total += 1
@@ -108,6 +110,8 @@ class ConnectionTable:
         """
         self.inbound[connection.inbound] = connection
         self.outbound[connection.outbound] = connection
+        if connection.link.members is not None:
+            connection.link.members.add(connection)
         connection.state = state
         self._count(connection.link, self._counts[state], state.unanswered)
         if state.timeout is not None:
@@ -129,6 +133,9 @@ class ConnectionTable:
         connection.link = link
         connection.outbound = outbound
         self.outbound[outbound] = connection
+        if before.members is not None and link.members is not None:  # links of one virtual server
+            before.members.discard(connection)
+            link.members.add(connection)
         self._count(link, counted, 1)
         link.total += 1
         link.real.total += 1
@@ -141,6 +148,8 @@ class ConnectionTable:
         """Forget a connection."""
         del self.inbound[connection.inbound]
         del self.outbound[connection.outbound]
+        if connection.link.members is not None:
+            connection.link.members.discard(connection)
         self._set_state(connection, State.GONE, now)
         self._recorder.ended(connection)
 

@@ -33,10 +33,11 @@ class Pass(Enum):
 
 
 class Reply(Enum):
-    """What clients are told; the value is what operators read (A20)."""
+    """What clients are told; the value is what operators read (A20, A34)."""
 
     RESET = "reset"  # in answer to a refused segment
     UNREACHABLE = "unreachable"  # in answer to a refused datagram
+    FAILURE = "reset-on-failure"  # to the client of a failed server's connection
     OVER_LIMIT = "over-limit"  # nothing: too many have been told just now
     NOT_SENT = "not-sent"  # nothing: the kernel did not take the packet
 

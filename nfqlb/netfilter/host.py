@@ -51,7 +51,7 @@ def _rights(config: Config, found: Facts) -> Iterator[Finding]:
     if not found.net_raw and replies_to_clients(config):
         yield Finding(
             "error",
-            'no right to send resets to clients, which reject = "reset" asks for',
+            'no right to send resets to clients, which reject or on_failure = "reset" asks for',
             "run as root, or with CAP_NET_RAW too",
         )
 

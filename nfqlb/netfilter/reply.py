@@ -16,8 +16,8 @@ _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 def replies_to_clients(config: Config) -> bool:
-    """Whether a configuration has clients told of what is refused (R114)."""
-    return any(virtual.reject == "reset" for virtual in config.virtuals)
+    """Whether a configuration has clients told of what is refused (R114, A34)."""
+    return any(virtual.reject == "reset" or virtual.on_failure == "reset" for virtual in config.virtuals)
 
 
 class ReplySockets:

@@ -19,7 +19,7 @@ from nfqlb.core.rewriting import MODULUS
 from nfqlb.core.segment import ACK, FIN, RST, SYN, Segment
 from nfqlb.core.verdict import Drop, Outcome, Pass, Refusal
 from nfqlb.packet.decode import IcmpError, TcpPacket, decode
-from nfqlb.packet.reply import intact, reset_for, unreachable_for
+from nfqlb.packet.reply import intact, reset, reset_for, unreachable_for
 from nfqlb.packet.translate import (
     CHECKSUM_NOT_READY,
     SUPER_PACKET,
@@ -89,7 +89,7 @@ class PacketPath:
     def take_replies(self) -> list[bytes]:
         """The packets that are to go to clients, since it was last asked: IP packets, whole."""
         replies, self._replies = self._replies, []
-        return replies
+        return replies + [reset(order) for order in self.director.take_resets()]
 
     def judge(  # noqa: C901  the path of every packet reads in one place, and calls would cost it
         self, buffer: bytearray, start: int, end: int, hook: int, info: int

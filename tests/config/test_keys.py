@@ -169,7 +169,7 @@ KEYS = (
     Key("virtual", "predict", "now", ('"now"',), (), ('"next"',), NO_TEXT),
     Key("virtual", "backup", "", ('""',), ('"web2"',), (), NO_NAME),
     Key("virtual", "reject", "drop", ('"drop"',), ('"reset"',), (), NO_TEXT),
-    Key("virtual", "on_failure", "keep", ('"keep"',), (), ('"reset"', '"drop"'), NO_TEXT),
+    Key("virtual", "on_failure", "keep", ('"keep"',), ('"reset"', '"drop"'), (), NO_TEXT),
     Key("virtual", "synguard", 0.0, ("0",), (), ("1", "100"), NO_NUMBER),
     Key("virtual", "shadow", "", ('""',), (), (*SCHEDULERS, '"fastest-response"'), NO_TEXT),
     Key("virtual", "datapath", "rewrite", ('"rewrite"',), (), ('"offload"',), NO_TEXT),

@@ -59,6 +59,16 @@ def test_most_refusals_are_nobodys_business(reason: Drop | Pass) -> None:
         assert action is (Action.RESET if with_reset else Action.DROP)
 
 
+def test_a_virtual_server_that_resets_on_failure_tells_strays() -> None:
+    """R186 (A34): they may be a failed server's clients; who is new is treated as `reject` says."""
+    lab = web("drop", "reset")
+    assert told(lab, lab.call().ack(), ACK) is Action.RESET
+    assert told(lab, lab.call().reset(), RST) is Action.DROP
+    assert told(lab, lab.dial(), SYN) is Action.DROP
+    lab = web("drop", "drop")
+    assert told(lab, lab.call().ack(), ACK) is Action.DROP
+
+
 WORDS = {
     Action.DROP: "dropped",
     Action.PASS: "passed on",

@@ -86,7 +86,7 @@ def test_an_interface_that_does_not_exist_is_named_with_those_that_do() -> None:
 
 @pytest.mark.parametrize(
     ("keys", "errors"),
-    [({}, 0), ({"reject": "reset"}, 1)],
+    [({}, 0), ({"reject": "reset"}, 1), ({"on_failure": "reset"}, 1), ({"on_failure": "drop"}, 0)],
 )
 def test_resets_need_a_right_of_their_own(keys: dict[str, str], errors: int) -> None:
     """R114: and only they do."""

@@ -3,7 +3,7 @@
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,14 @@ import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.packet import Raw
 
-from nfqlb.demo.appliance import Appliance, balancing, configuration, virtual
+from nfqlb.demo.appliance import Appliance, balancing, command, configuration, python_path, virtual
 from nfqlb.demo.lab import ROUTED_VIP, SECOND_VIP, VIP, Host, Lab
-from nfqlb.demo.web import serve
+from nfqlb.demo.programs import run
+from nfqlb.demo.web import document, serve
 from nfqlb.netfilter.reply import ReplySockets
 from nfqlb.packet.reply import unreachable_for
-from tests.netns.asking import PREFIX, ask, summary, wait_until
+from nfqlb.runtime.protocol import ControlError
+from tests.netns.asking import PREFIX, ask, rows, summary, wait_until
 from tests.netns.site import ACK, FIN, RST, craft, entered
 
 ALL = ("web1", "web2")
@@ -185,6 +187,18 @@ def _anew(packet: IP) -> bytes:
     return bytes(again)
 
 
+def test_the_right_to_send(lab: Lab) -> None:
+    """R114: without it, a gateway that is to tell its clients does not start, and says what is missing."""
+    path = lab.directory / "rights.toml"
+    bare = ("setpriv", "--bounding-set", "-net_raw", "--inh-caps", "-net_raw")
+    for keys, status in (('reject = "reset"', 1), ("", 0)):
+        path.write_text(configuration(lab, gateway=keys))
+        argv = (*bare, *command("check", "--host", str(path)))
+        done = run(lab.gateway.namespace, argv, check=False, extra_environment=python_path())
+        assert done.returncode == status, done.stdout + done.stderr
+        assert ("CAP_NET_RAW" in done.stdout + done.stderr) == bool(status)
+
+
 def test_a_gateway_with_rules_of_its_own(lab: Lab) -> None:
     """R114: replies are INVALID to conntrack, so no NAT rule changes them; a filter must let them out."""
     masquerade = ("-t", "nat", "-A", "POSTROUTING", "-o", "outside", "-j", "MASQUERADE")
@@ -240,3 +254,141 @@ def test_a_flood_is_not_answered_one_for_one(lab: Lab) -> None:
         assert 1000 <= told["reset"] <= 1000 * (1 + took)
         assert told["reset"] + told["over-limit"] == whole["drops"]["no-connection"]
         assert ask(lab.client).server in ALL
+
+
+# ---- connections of a failed server
+
+
+def failing(lab: Lab, on_failure: str, reject: str = "drop") -> str:
+    """A gateway whose first server fails with the first connection that it does not answer."""
+    real = "failure_threshold = 1\nfailure_clients = 1\nretry = 3600"
+    several = [
+        virtual("web", ALL, scheduler="round-robin", on_failure=on_failure, reject=reject),
+        virtual("far", ALL, address=ROUTED_VIP, scheduler="round-robin", on_failure=on_failure),
+    ]
+    return configuration(lab, *several, reals=dict.fromkeys(ALL, real))
+
+
+class Download:
+    """A connection in the middle of a download."""
+
+    def __init__(self, host: Host, address: str) -> None:
+        with entered(host.namespace):
+            self.socket = socket.create_connection((address, 80), timeout=10)
+        self.port: int = self.socket.getsockname()[1]
+        self.socket.sendall(b"GET /film/long HTTP/1.1\r\nHost: lab\r\n\r\n")
+        self.received = len(self.socket.recv(20_000))
+
+    def drain(self, patience: float = 10.0) -> OSError | None:
+        """Read until no more comes: the error that ends it, None where it ends well."""
+        self.socket.settimeout(patience)
+        try:
+            while block := self.socket.recv(65_536):
+                self.received += len(block)
+        except OSError as error:
+            return error
+        return None
+
+
+@contextmanager
+def downloads(lab: Lab, address: str, count: int = 2) -> Iterator[list[Download]]:
+    """So many downloads of one client."""
+    document(lab, "long", 20)
+    found: list[Download] = []
+    try:
+        found.extend(Download(lab.client, address) for _ in range(count))
+        yield found
+    finally:
+        for each in found:
+            each.socket.close()
+
+
+def failed(lab: Lab, appliance: Appliance) -> bool:
+    """Whether the silent server has failed by now; a request that it does not answer does that."""
+    ask(lab.client)
+    return any(row["state"] == "failed" for row in rows(appliance, "reals"))
+
+
+def carriers(appliance: Appliance, *those: Download) -> list[str | None]:
+    """Which servers the gateway has these downloads on."""
+    ports = {row["client_port"]: row["real"] for row in rows(appliance, "connections", limit=1000)}
+    return [ports.get(each.port) for each in those]
+
+
+@pytest.mark.parametrize("address", [VIP, ROUTED_VIP])
+def test_the_clients_of_a_failed_server_are_told(lab: Lab, address: str) -> None:
+    """R186 (A34): "reset": a download whose server is cut off is over once the server has failed."""
+    with balancing(lab, failing(lab, "reset")) as appliance, downloads(lab, address) as (cut, other):
+        assert carriers(appliance, cut, other) == ["web1", "web2"]
+        with silent(lab.servers[0]):
+            wait_until(lambda: failed(lab, appliance), "the server's failure")
+            assert isinstance(cut.drain(), ConnectionResetError)
+            assert carriers(appliance, cut, other) == [None, "web2"]
+            assert replies(appliance) == {"reset-on-failure": 1}
+            assert isinstance(other.drain(0.5), TimeoutError), "it goes on, slowly"
+            assert again(lab, address, cut.port).startswith("web2 ")
+        assert drops(appliance).get("internal-error", 0) == 0
+
+
+def again(lab: Lab, address: str, port: int) -> str:
+    """A request from the very port of a connection that was reset: conntrack may still know that one."""
+    url = f"http://{address}/"
+    return lab.client.run("curl", "-sS", "--max-time", "10", "--local-port", str(port), url).stdout
+
+
+@pytest.mark.parametrize(("reject", "refused"), [("drop", False), ("reset", True)])
+def test_connections_of_a_failed_server_are_forgotten(lab: Lab, reject: str, refused: bool) -> None:
+    """R186 (A34): "drop": what their clients send then is rejected as anything without a connection."""
+    config = failing(lab, "drop", reject=reject)
+    with balancing(lab, config) as appliance, downloads(lab, VIP) as (cut, other), silent(lab.servers[0]):
+        wait_until(lambda: failed(lab, appliance), "the server's failure")
+        wait_until(lambda: carriers(appliance, cut, other) == [None, "web2"], "the connection's end")
+        assert "reset-on-failure" not in replies(appliance)
+        if refused:  # a word of it is enough: that it has room for more, say
+            with suppress(OSError):
+                cut.socket.sendall(b"still there?")
+            assert isinstance(cut.drain(), ConnectionResetError)
+        else:
+            before = drops(appliance).get("no-connection", 0)
+            cut.socket.sendall(b"still there?")
+            wait_until(lambda: drops(appliance).get("no-connection", 0) > before, "the refused segment")
+            assert isinstance(cut.drain(0.5), TimeoutError)
+            assert replies(appliance) == {}
+
+
+def test_connections_of_a_failed_server_go_on(lab: Lab) -> None:
+    """R186 (A34): "keep": the server comes back, and nothing was lost."""
+    with balancing(lab, failing(lab, "keep")) as appliance, downloads(lab, VIP) as (cut, other):
+        with silent(lab.servers[0]):
+            wait_until(lambda: failed(lab, appliance), "the server's failure")
+            assert carriers(appliance, cut, other) == ["web1", "web2"]
+        before = cut.received
+        assert isinstance(cut.drain(2.0) or TimeoutError(), TimeoutError)
+        assert cut.received > before
+        assert replies(appliance) == {}
+
+
+def test_a_worker_that_knows_no_numbers(lab: Lab) -> None:
+    """R186 (A34): after a restart an idle client is told with its next packet, not before."""
+    with balancing(lab, failing(lab, "reset")) as appliance:
+        with entered(lab.client.namespace):
+            idle = socket.create_connection((VIP, 80), timeout=10)
+        with idle, silent(lab.servers[0]):
+            killed = appliance.kill_worker()
+            wait_until(lambda: restarted(appliance, killed), "the next worker")
+            wait_until(lambda: failed(lab, appliance), "the server's failure")
+            idle.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                idle.recv(1)
+            idle.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            with pytest.raises(ConnectionResetError):
+                idle.recv(1)
+        assert replies(appliance) == {"reset": 1}
+
+
+def restarted(appliance: Appliance, killed: int) -> bool:
+    """Whether another worker than this answers."""
+    try:
+        return appliance.worker != killed
+    except ControlError:
+        return False

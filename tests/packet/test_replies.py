@@ -12,9 +12,10 @@ from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6
 from scapy.packet import Raw
 
 from nfqlb.core.reject import POLICY, Action, Kind, Side
+from nfqlb.core.segment import Reset
 from nfqlb.core.verdict import Drop
 from nfqlb.packet.path import ACCEPT, DROP, FORWARD, OUTPUT, PREROUTING
-from nfqlb.packet.reply import intact, reset_for, unreachable_for
+from nfqlb.packet.reply import intact, reset, reset_for, unreachable_for
 from nfqlb.packet.translate import CHECKSUM_NOT_READY, SUPER_PACKET
 from tests.packet.packets import (
     ACK,
@@ -266,3 +267,11 @@ def test_unreachables_of_both_versions(port: int, size: int, six: bool) -> None:
     without = bytearray(made)
     without[transport + 6 : transport + 8] = bytes(2)
     assert intact(without, len(made), transport, key_of(found), 17) is not six
+
+
+def test_resets_that_nobody_asked_for() -> None:
+    """R186 (A34): with the number that the client expects, and an acknowledgement where one is due."""
+    here = ip_address(PLACE.virtual).packed + ip_address(PLACE.client).packed
+    key = here + (80).to_bytes(2, "big") + (40_001).to_bytes(2, "big")
+    assert reset(Reset(key, 77, None)) == reset_by_scapy(PLACE, RST, 77, 0)
+    assert reset(Reset(key, 77, 0)) == reset_by_scapy(PLACE, RST | ACK, 77, 0)
