@@ -16,7 +16,6 @@ EVERY_PORT = False  # whether a virtual server may do without `port`
 
 WORKING: Mapping[tuple[str, str], tuple[object, ...]] = {
     ("gateway", "datapath"): ("rewrite",),
-    ("gateway", "reject"): ("drop",),
     ("gateway", "metrics"): ("",),
     ("virtual", "protocol"): ("tcp",),
     ("virtual", "scheduler"): (
@@ -31,7 +30,6 @@ WORKING: Mapping[tuple[str, str], tuple[object, ...]] = {
     ("virtual", "ageing"): (4.0,),
     ("virtual", "clamp"): (0.0,),
     ("virtual", "predict"): ("now",),
-    ("virtual", "on_failure"): ("keep",),
     ("virtual", "synguard"): (0.0,),
     ("virtual", "shadow"): ("",),
     ("virtual", "datapath"): ("rewrite",),

@@ -14,8 +14,10 @@ from nfqlb.core.failure import FailureWatch
 from nfqlb.core.fpa import FpaTable
 from nfqlb.core.keys import client_of, destination_of, flipped, reverse_key
 from nfqlb.core.operation import Operation
+from nfqlb.core.outage import Outage
 from nfqlb.core.placement import Placement
-from nfqlb.core.segment import ACK, FIN, RST, SYN, Segment
+from nfqlb.core.reject import Action, Rejection
+from nfqlb.core.segment import ACK, FIN, RST, SYN, Reset, Segment
 from nfqlb.core.server import RealServer, VirtualServer
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
@@ -26,8 +28,11 @@ from nfqlb.core.snapshot import (
     VirtualSnapshot,
 )
 from nfqlb.core.states import BY_CODE, TRANSITIONS, Event, State
-from nfqlb.core.table import IDLE_CHECK, ConnectionTable, Recorder
+from nfqlb.core.table import ConnectionTable, Recorder
 from nfqlb.core.verdict import Drop, Outcome, Refusal, Tally
+
+#: Ending a connection and telling its client takes so many times what a look at one takes.
+_ENDING_COSTS = 16
 
 
 class Director:
@@ -53,17 +58,19 @@ class Director:
         ]
         self.fpas = FpaTable(config.gateway.max_sticky)
         self.chronicle = Chronicle(self.virtual_servers, keeper)
-        self.watch = FailureWatch(self.chronicle.real_changed)
+        self.watch = FailureWatch(
+            on_change=self.chronicle.real_changed, on_failure=lambda real: self._outage.failed(real)
+        )
         self.operation = Operation(
             self.real_servers, self.virtual_servers, self.fpas, self.watch, self.chronicle
         )
         active = any(virtual.scope is not None and virtual.scope.active for virtual in self.virtual_servers)
-        shortest = min((real.idle_timeout for real in config.reals), default=config.timeouts.idle)
         self.table = ConnectionTable(
             config.gateway.max_connections,
             half_open=config.timeouts.half_open,
             closing=config.timeouts.closing,
-            idle_check=min(IDLE_CHECK, shortest / 4),
+            count_on=config.gateway.count_on,
+            close_on=config.gateway.close_on,
             recorder=recorder,
             on_silence=lambda connection, now: self._placement.silent(connection, now),
             on_eviction=self.watch.ended,
@@ -73,18 +80,29 @@ class Director:
             virtual.spec.address.packed + virtual.port.to_bytes(2, "big"): virtual
             for virtual in self.virtual_servers
         }
+        self._outage = Outage(self.virtual_servers, self.table, self.tally)
+        self._rejection = Rejection(self._by_destination, self.tally)
         self._placement = Placement(self.table, self.fpas, self.watch, self.tally, self._by_destination)
 
     def refuse(self, reason: Refusal) -> Refusal:
         """Count a refusal and return it."""
         return self.tally.refuse(reason)
 
+    def reply_to(self, reason: Refusal, key: bytes, flags: int | None, now: float) -> Action:
+        """What a client is told of its packet, refused for `reason` (R114, A20): see `reject`."""
+        return self._rejection.reply_to(reason, key, flags, now)
+
+    def take_resets(self) -> list[Reset]:
+        """The resets that clients of failed servers are to get, since it was last asked (A34)."""
+        resets, self._outage.resets = self._outage.resets, []
+        return resets
+
     # --- what a client sends (fig 5, client line 202)
 
     def client_syn(self, segment: Segment, now: float) -> Outcome:
         """A SYN without ACK from the client line (R108-R112)."""
         known = self.table.inbound.get(segment.key)
-        if known is not None and known.state is State.CLOSED:
+        if known is not None and known.state.ended:
             self.table.remove(known, now)  # the port is used again (A18)
         elif known is not None and known.state.quick:
             return known  # the server's challenge ACK settles it (RFC 5961 section 4)
@@ -170,7 +188,8 @@ class Director:
         share = (budget + 1) // 2
         dropped = self.fpas.expire(now, share)
         looked = self.table.expire(now, budget - dropped)
-        return dropped >= share or looked >= budget - dropped
+        more = self._outage.step(now, (budget + _ENDING_COSTS - 1) // _ENDING_COSTS)
+        return more or dropped >= share or looked >= budget - dropped
 
     def _happened(self, connection: Connection, event: Event | None, now: float) -> None:
         connection.seen = now

@@ -16,11 +16,17 @@ from nfqlb.core.server import Link, RealServer, VirtualServer
 class FailureWatch:
     """Watches all real servers of one director.
 
-    `on_change` is told of each whose health changed: the server, its state before, and when.
+    `on_change` is told of each whose health changed: the server, its state before, and when;
+    `on_failure` of each that fails, after that.
     """
 
-    def __init__(self, on_change: Callable[[RealServer, ServerState, float], None] | None = None) -> None:
+    def __init__(
+        self,
+        on_change: Callable[[RealServer, ServerState, float], None] | None = None,
+        on_failure: Callable[[RealServer], None] | None = None,
+    ) -> None:
         self._on_change = on_change
+        self._on_failure = on_failure
         self._failed: dict[str, RealServer] = {}
         # by virtual server, its two newest clients and when each was last seen: enough to tell whether
         # anybody but a given client was about
@@ -46,6 +52,8 @@ class FailureWatch:
         if real.health.ditched(evidence, alone=self._alone(link.virtual, evidence, real), test=test):
             self._failed[real.spec.name] = real
             self._changed(real, now)
+            if self._on_failure is not None:
+                self._on_failure(real)
 
     def answered(self, connection: Connection, now: float) -> None:
         """A server answered a SYN: it is alive (A25). One that was tested comes back (R182)."""

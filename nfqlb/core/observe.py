@@ -21,7 +21,6 @@ from nfqlb.core.snapshot import (
     VirtualSnapshot,
 )
 from nfqlb.core.spec import Address
-from nfqlb.core.states import State
 
 if TYPE_CHECKING:
     from nfqlb.core.director import Director
@@ -36,6 +35,7 @@ def totals(director: "Director") -> Totals:
         sticky=len(director.fpas),
         sticky_limit=director.fpas.limit,
         drops=director.tally.drops(),
+        replies=director.tally.replies(),
     )
 
 
@@ -150,8 +150,8 @@ def connections(
 ) -> list[ConnectionSnapshot]:
     """At most `limit` connections: live ones, newest first, then those that only linger."""
     table = director.table.inbound
-    live = (each for each in reversed(table.values()) if each.state is not State.CLOSED)
-    ended = (each for each in reversed(table.values()) if each.state is State.CLOSED)
+    live = (each for each in reversed(table.values()) if not each.state.ended)
+    ended = (each for each in reversed(table.values()) if each.state.ended)
     wanted: Iterable[Connection] = chain(live, ended)
     if client is not None:
         packed = client.packed

@@ -13,7 +13,6 @@ from nfqlb.core.failure import FailureWatch, testable_by_bound
 from nfqlb.core.fpa import FpaTable
 from nfqlb.core.keys import client_of, reverse_key
 from nfqlb.core.server import Link, RealServer, VirtualServer
-from nfqlb.core.states import State
 from nfqlb.core.verdict import Drop
 
 Allowed = Callable[[Link], bool]
@@ -108,7 +107,7 @@ class Selection:
 
         def ended(link: Link) -> bool:
             other = self._outbound.get(reverse_key(key, link))
-            return link.real is not avoid and other is not None and other.state is State.CLOSED
+            return link.real is not avoid and other is not None and other.state.ended
 
         client = client_of(key)
         return self._scheduled(virtual, client, now, free) or self._scheduled(virtual, client, now, ended)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from nfqlb.core.connection import Connection
 
 #: IP protocol numbers (IANA).
-PROTOCOLS = {"tcp": 6, "udp": 17}
+TCP = 6
+PROTOCOLS = {"tcp": TCP, "udp": 17}
 
 
 class RealServer:
@@ -119,10 +120,12 @@ class Link:
     `position` is its place in the search order. `port` is the real server's port (A21).
     `inbound` and `outbound` are the changes of headers that all of its connections share.
     `stands_for` is the link that this one is the backup of, None for a server of its own right.
+    `members` are its connections where they must be found when the server fails, else None.
     """
 
     __slots__ = (
-        "connections", "inbound", "outbound", "port", "position", "real", "stands_for", "total", "virtual",
+        "connections", "inbound", "members", "outbound", "port", "position", "real", "stands_for", "total",
+        "virtual",
     )  # fmt: skip
 
     def __init__(
@@ -140,6 +143,7 @@ class Link:
         self.stands_for = stands_for
         self.connections = 0
         self.total = 0
+        self.members: set[Connection] | None = None
         self.inbound, self.outbound = rewritings(
             virtual.spec.address.packed, virtual.port, real.address, port
         )

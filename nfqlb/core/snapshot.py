@@ -5,7 +5,7 @@ nothing else. Ages are in seconds before the moment of the snapshot; addresses a
 of `ipaddress`, ports in host order.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nfqlb.core.spec import Address
 
@@ -116,7 +116,10 @@ class StickySnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """The director as a whole: live connections, all ever made, limits, and packets dropped by reason."""
+    """The director as a whole: live connections, all ever made, limits, packets dropped by reason.
+
+    `replies` says what clients were told of packets that were refused, by kind.
+    """
 
     connections: int
     connections_total: int
@@ -124,3 +127,4 @@ class Totals:
     sticky: int
     sticky_limit: int
     drops: dict[str, int]
+    replies: dict[str, int] = field(default_factory=dict)

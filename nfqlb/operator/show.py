@@ -49,6 +49,7 @@ def summary(document: JSON) -> list[str]:
         *((f"queue {_number(queue, 'number'):.0f}", _queue(queue)) for queue in _list(whole, "queues")),
         *_unkept(_number(_part(whole, "journal"), "lost")),
         *_dropped(_part(whole, "drops")),
+        *_told(whole),
     ]
     return facts(pairs)
 
@@ -231,12 +232,20 @@ def _unkept(lost: float) -> list[tuple[str, str]]:
 
 
 def _dropped(drops: JSONObject) -> list[tuple[str, str]]:
-    reasons = [reason for reason in drops if _number(drops, reason)]
-    if not reasons:
-        return [("dropped", "no packets")]
-    width = max(len(count(_number(drops, reason))) for reason in reasons)
-    said = [f"{count(_number(drops, reason)):>{width}} {reason}" for reason in reasons]
-    return list(zip(["dropped", *[""] * (len(said) - 1)], said, strict=True))
+    return _listed("dropped", drops) or [("dropped", "no packets")]
+
+
+def _told(whole: JSONObject) -> list[tuple[str, str]]:
+    """What clients were told of packets that were refused; nothing where nobody was told anything."""
+    return _listed("replies", _part(whole, "replies"))
+
+
+def _listed(title: str, numbers: JSONObject) -> list[tuple[str, str]]:
+    """One row for each number that is not 0, the title before the first."""
+    names = [name for name in numbers if _number(numbers, name)]
+    width = max((len(count(_number(numbers, name))) for name in names), default=0)
+    said = [f"{count(_number(numbers, name)):>{width}} {name}" for name in names]
+    return list(zip([title, *[""] * (len(said) - 1)], said, strict=True)) if said else []
 
 
 def _times(number: float) -> str:

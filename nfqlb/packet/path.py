@@ -14,10 +14,12 @@ from struct import Struct
 
 from nfqlb.core.connection import Connection
 from nfqlb.core.director import Director
+from nfqlb.core.reject import Action
 from nfqlb.core.rewriting import MODULUS
 from nfqlb.core.segment import ACK, FIN, RST, SYN, Segment
-from nfqlb.core.verdict import Drop, Outcome, Pass
+from nfqlb.core.verdict import Drop, Outcome, Pass, Refusal
 from nfqlb.packet.decode import IcmpError, TcpPacket, decode
+from nfqlb.packet.reply import intact, reset, reset_for, unreachable_for
 from nfqlb.packet.translate import (
     CHECKSUM_NOT_READY,
     SUPER_PACKET,
@@ -44,6 +46,7 @@ LOOKAHEAD = 64
 #: Headers and quotations lie in these many bytes; the payload of a super-packet need not be copied.
 _HEADERS_SIZE = 1500
 
+_TCP, _UDP = 6, 17
 _KERNEL_SUMS = CHECKSUM_NOT_READY | SUPER_PACKET
 _NEVER = 1 << 30
 _NO_PORT = bytes(2)
@@ -81,6 +84,12 @@ class PacketPath:
         self.now = now
         self._inbound = director.table.inbound.get
         self._outbound = director.table.outbound.get
+        self._replies: list[bytes] = []
+
+    def take_replies(self) -> list[bytes]:
+        """The packets that are to go to clients, since it was last asked: IP packets, whole."""
+        replies, self._replies = self._replies, []
+        return replies + [reset(order) for order in self.director.take_resets()]
 
     def judge(  # noqa: C901  the path of every packet reads in one place, and calls would cost it
         self, buffer: bytearray, start: int, end: int, hook: int, info: int
@@ -100,6 +109,7 @@ class PacketPath:
             if hook == PREROUTING:
                 connection = self._syn(key, flags, numbers) if flags & SYN else self._inbound(key)
                 if isinstance(connection, Drop):
+                    self._reply(connection, key, flags, buffer, start, end, start + 20, info)
                     return DROP
                 if connection is not None:
                     if flags & _OPENS_CHANGES_ENDS == ACK and connection.state.quick:
@@ -148,9 +158,12 @@ class PacketPath:
         decoded = decode(packet, end - start)
         if isinstance(decoded, TcpPacket):
             outcome = self._decide(decoded, hook)
-            if not isinstance(outcome, Connection):
-                return _verdict(outcome)
             transport = start + decoded.transport_at
+            if not isinstance(outcome, Connection):
+                if hook == PREROUTING:
+                    key, flags, _ = decoded.segment
+                    self._reply(outcome, key, flags, buffer, start, end, transport, info)
+                return _verdict(outcome)
             if hook == PREROUTING:
                 translate_inbound(buffer, start, end, transport, outcome.link.inbound, info)
             else:
@@ -159,6 +172,26 @@ class PacketPath:
         if isinstance(decoded, IcmpError):
             return self._judge_error(decoded, buffer, start, end, hook)
         return _verdict(self.director.refuse(decoded))
+
+    def _reply(
+        self, reason: Refusal, key: bytes, flags: int | None, buffer: bytearray, start: int, end: int,
+        transport: int, info: int,
+    ) -> None:  # fmt: skip
+        """Let a client know that its packet was refused, where the policy says so.
+
+        `transport` is where its TCP or UDP header begins; `flags` are TCP's, None for a datagram.
+        """
+        action = self.director.reply_to(reason, key, flags, self.now)
+        if action is Action.DROP:
+            return
+        protocol = _UDP if flags is None else _TCP
+        if not info & _KERNEL_SUMS and not intact(buffer, end, transport, key, protocol):
+            return
+        packet = bytes(memoryview(buffer)[start : min(end, start + _HEADERS_SIZE)])
+        if action is Action.RESET:
+            self._replies.append(reset_for(key, packet, transport - start, end - start))
+        elif action is Action.UNREACHABLE:
+            self._replies.append(unreachable_for(key, packet))
 
     def _decide(self, packet: TcpPacket, hook: int) -> Outcome:
         """What the director says of a segment: a SYN may open a connection, all else must have one (R117)."""

@@ -27,6 +27,7 @@ from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.neighbours import Neighbours
 from nfqlb.netfilter.queue import PacketQueue
 from nfqlb.netfilter.queue_status import read_queues
+from nfqlb.netfilter.reply import ReplySockets, replies_to_clients
 from nfqlb.netfilter.state import Claim, Record
 from nfqlb.runtime import orders, views
 from nfqlb.runtime.channel import SupervisorChannel, WorkerChannel, pair
@@ -94,6 +95,7 @@ class Supervisor:
         self._listen_to_signals()
         self._new = self._bind(config.gateway.queue, _NEW_LENGTH, _NEW_RECEIVE_BUFFER)
         self._established = self._bind(config.gateway.queue + 1, _LENGTH, _RECEIVE_BUFFER)
+        self._replies = self._open_replies()
         undo.callback(self._end_worker)
         self._control = Server(Path(config.gateway.socket), self._selector, self._answer)
         undo.callback(self._control.close)
@@ -114,6 +116,19 @@ class Supervisor:
             ) from None
         self._undo.callback(queue.close)
         return queue
+
+    def _open_replies(self) -> ReplySockets | None:
+        """The sockets by which clients are told of what is refused, where they are to be."""
+        if not replies_to_clients(self._config):
+            return None
+        try:
+            sockets = ReplySockets({virtual.address.version for virtual in self._config.virtuals})
+        except OSError as error:
+            raise KernelError(
+                f'no raw socket, which "reset" needs: {error.strerror}; run as root, or with CAP_NET_RAW'
+            ) from None
+        self._undo.callback(sockets.close)
+        return sockets
 
     def _listen_to_signals(self) -> None:
         ours, theirs = socket.socketpair()
@@ -198,7 +213,9 @@ class Supervisor:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the supervisor decides
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._control.abandon()
-        worker = Worker(self._config, self._new, self._established, WorkerChannel(channel), self._journal)
+        worker = Worker(
+            self._config, self._new, self._established, WorkerChannel(channel), self._journal, self._replies
+        )
         signal.signal(signal.SIGTERM, lambda *_: worker.stop())
         worker.run(self._say_serving)
 

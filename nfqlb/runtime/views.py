@@ -98,6 +98,7 @@ def counts(totals: Totals, losses: Losses | None = None) -> JSONObject:
         },
         "sticky": {"now": totals.sticky, "limit": totals.sticky_limit},
         "drops": dict(sorted(totals.drops.items())),
+        "replies": dict(sorted(totals.replies.items())),
     }
 
 
@@ -125,6 +126,7 @@ def summary(worker: Mapping[str, JSON], gateway: GatewayStatus) -> JSONObject:
         ],
         "journal": worker["journal"],
         "drops": worker["drops"],
+        "replies": worker["replies"],
     }
 
 

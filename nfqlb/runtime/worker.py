@@ -17,8 +17,9 @@ from selectors import EVENT_WRITE
 
 from nfqlb.core.director import Director
 from nfqlb.core.spec import Config
-from nfqlb.core.verdict import Drop
+from nfqlb.core.verdict import Drop, Reply
 from nfqlb.netfilter.queue import PacketQueue
+from nfqlb.netfilter.reply import ReplySockets
 from nfqlb.packet.path import PacketPath
 from nfqlb.runtime import news, orders
 from nfqlb.runtime.channel import WorkerChannel
@@ -41,7 +42,11 @@ _QUIET = 10.0  # seconds between two log lines about failed judgements
 
 
 class Worker:
-    """One worker's life. `new` is the queue of SYNs, `established` that of everything else."""
+    """One worker's life.
+
+    `new` is the queue of SYNs, `established` that of everything else; `replies` goes to clients whose
+    packets are refused, None where they are not to know.
+    """
 
     def __init__(
         self,
@@ -50,11 +55,13 @@ class Worker:
         established: PacketQueue,
         channel: WorkerChannel,
         journal: Journal,
+        replies: ReplySockets | None = None,
     ) -> None:
         self._new = new
         self._established = established
         self._channel = channel
         self._journal = journal
+        self._replies = replies
         self._stopping = False
         self._complained = -_QUIET
         now = time.monotonic()
@@ -125,6 +132,14 @@ class Worker:
                 timer = now + _TIMER
             if chronicle.touched:
                 self._tell(now)
+            if self._replies is not None:
+                self._reply(self._replies)
+
+    def _reply(self, sockets: ReplySockets) -> None:
+        """Send what is to go to clients; what the kernel does not take is lost, as any packet may be."""
+        for packet in self._path.take_replies():
+            if not sockets.send(packet):
+                self.director.tally.reply(Reply.NOT_SENT)
 
     def _answer(self, poll: select.poll, now: float, interest: int) -> int:
         """Answer what the supervisor asks; returns what the channel waits for from now on."""

@@ -18,13 +18,24 @@ MEASURES: Mapping[str, Callable[[int, float], float]] = {
 }
 
 
+_LIVE = {State.SYN_SENT, State.SYN_RECEIVED, State.ESTABLISHED, State.FIN_CLIENT, State.FIN_SERVER}
+#: By each word of `count_on` and `close_on`: the states that it lets count.
+COUNTED: Mapping[str, set[State]] = {
+    "syn": {*_LIVE, State.CLOSED},
+    "syn-ack": {*_LIVE, State.CLOSED} - {State.SYN_SENT},
+    "fin": _LIVE - {State.FIN_CLIENT, State.FIN_SERVER},
+    "both": _LIVE,
+    "time-out": {*_LIVE, State.CLOSED},
+}
+
+
 def audit(director: Director) -> None:
     """Fail if a counter of any real server, link or the table differs from what the table holds.
 
     Also: both indexes hold the same connections under the right keys, and every scheduler
     that compares chooses what a plain search over the recounted numbers chooses.
     """
-    table = director.table
+    table, gateway = director.table, director.config.gateway
     found = list(table.inbound.values())
     assert {id(each) for each in found} == {id(each) for each in table.outbound.values()}
     assert len(table.inbound) == len(table.outbound) == len(table)
@@ -33,11 +44,11 @@ def audit(director: Director) -> None:
         assert connection.outbound == _reverse(connection)
         assert table.outbound[connection.outbound] is connection
         assert connection.state is not State.GONE
-    live = [each for each in found if each.state is not State.CLOSED]
+    live = [each for each in found if each.state in COUNTED[gateway.count_on] & COUNTED[gateway.close_on]]
     assert table.counted == len(live)
     on_real = Counter(each.link.real.spec.name for each in live)
     on_link = Counter(id(each.link) for each in live)
-    unanswered = Counter(each.link.real.spec.name for each in live if each.state is State.SYN_SENT)
+    unanswered = Counter(each.link.real.spec.name for each in found if each.state is State.SYN_SENT)
     for name, real in director.real_servers.items():
         assert real.connections == on_real[name], name
         assert real.unanswered == unanswered[name], name

@@ -84,11 +84,20 @@ class Scenario:
         recorder: Recorder | None = None,
         keeper: Keeper | None = None,
         strict: spec.Strict | None = None,
+        count_on: str = "syn",
+        close_on: str = "both",
         now: float = 5000.0,
     ) -> None:
         several = [virtuals] if isinstance(virtuals, spec.Virtual) else list(virtuals)
         self.config = spec.Config(
-            spec.Gateway(("eth0",), ("eth1",), max_connections=max_connections, max_sticky=max_sticky),
+            spec.Gateway(
+                ("eth0",),
+                ("eth1",),
+                max_connections=max_connections,
+                max_sticky=max_sticky,
+                count_on=count_on,
+                close_on=close_on,
+            ),
             tuple(real_servers),
             tuple(several),
             spec.Timeouts(half_open=half_open, closing=closing),

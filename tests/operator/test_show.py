@@ -23,6 +23,7 @@ SUMMARY: JSONObject = {
     ],
     "journal": {"lost": 0},
     "drops": {"cut": 0, "malformed": 3, "no-connection": 1200},
+    "replies": {"over-limit": 20, "reset": 1180},
 }
 SHOP: JSONObject = {
     "name": "shop",
@@ -174,11 +175,14 @@ def test_summary() -> None:
         "queue 1      1 packet waiting, dropped 1,200 (queue full) and 3 (socket full)\n"
         "dropped          3 malformed\n"
         "             1,200 no-connection\n"
+        "replies         20 over-limit\n"
+        "             1,180 reset\n"
     )
 
 
 def test_summary_of_a_gateway_to_which_nothing_has_happened() -> None:
-    quiet: JSONObject = {**SUMMARY, "worker": {"pid": None, "restarts": 0}, "queues": [], "drops": {"cut": 0}}
+    nothing: JSONObject = {"queues": [], "drops": {"cut": 0}, "replies": {}}
+    quiet: JSONObject = {**SUMMARY, "worker": {"pid": None, "restarts": 0}, **nothing}
     assert shown("summary", quiet) == (
         "nfqlb        1.2.3, rewrite datapath\n"
         "state        running, up for 3h12m\n"

@@ -29,6 +29,7 @@ TOTALS = Totals(
     sticky=3,
     sticky_limit=500,
     drops={"no-connection": 7, "malformed": 1},
+    replies={"reset": 5},
 )
 VIRTUAL = VirtualSnapshot(
     name="shop",
@@ -156,6 +157,7 @@ def test_summary_is_made_of_what_worker_and_supervisor_know() -> None:
         ],
         "journal": {"lost": 4},
         "drops": {"malformed": 1, "no-connection": 7},
+        "replies": {"reset": 5},
     }
 
 
