@@ -69,7 +69,9 @@ POLICY: Mapping[tuple[Side, Kind], tuple[Action, Action]] = {
 }  # fmt: skip
 
 #: The reasons of refusals that a client may be told of. All others: it has sent nothing of ours, or nonsense.
-_TOLD = frozenset((Drop.NO_SERVER, Drop.COLLISION, Drop.TABLE_FULL, Drop.NO_CONNECTION))
+_TOLD = frozenset(
+    (Drop.NO_SERVER, Drop.OUT_OF_SERVICE, Drop.COLLISION, Drop.TABLE_FULL, Drop.NO_CONNECTION)
+)
 _REPLIES = {Action.RESET: Reply.RESET, Action.UNREACHABLE: Reply.UNREACHABLE}
 
 

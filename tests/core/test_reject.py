@@ -53,7 +53,10 @@ def test_most_refusals_are_nobodys_business(reason: Drop | Pass) -> None:
     """R114 (A20): what is malformed, cut, a fragment or for nobody gets no reply; nor what a server sent."""
     lab = web("reset")
     key = lab.call().key
-    with_reset = reason in (Drop.NO_CONNECTION, Drop.NO_SERVER, Drop.COLLISION, Drop.TABLE_FULL)
+    told = (
+        Drop.NO_CONNECTION, Drop.NO_SERVER, Drop.OUT_OF_SERVICE, Drop.COLLISION, Drop.TABLE_FULL
+    )  # fmt: skip
+    with_reset = reason in told
     for flags in (SYN, ACK):
         action = lab.director.reply_to(reason, key, flags, lab.now)
         assert action is (Action.RESET if with_reset else Action.DROP)
