@@ -13,6 +13,7 @@ from nfqlb.config.draft import Draft, Entry
 from nfqlb.config.model import RealTable, VirtualTable
 from nfqlb.config.report import KeyPath, Problem, did_you_mean, show
 from nfqlb.config.values import NO_SERVER
+from nfqlb.core.response import FASTEST_RESPONSE
 from nfqlb.core.spec import Address
 
 Check = Callable[[Draft], Iterator[Problem]]
@@ -118,6 +119,16 @@ def _every_port(draft: Draft) -> Iterator[Problem]:
                 message = f"{show(f'{server.real}:{server.port}')} has a port, the virtual server has none"
                 hint = f'give the virtual server a port, or write just "{server.real}"'
                 yield Problem((*virtual.path, "servers", index), message, hint)
+
+
+def _response_times(draft: Draft) -> Iterator[Problem]:
+    """Only TCP tells what is a response."""
+    for virtual in draft.virtuals:
+        values = virtual.values
+        for key in ("scheduler", "shadow"):
+            if values.protocol == "udp" and getattr(values, key) == FASTEST_RESPONSE:
+                message = f"{show(FASTEST_RESPONSE)} goes by response times, which UDP does not tell"
+                yield Problem((*virtual.path, key), message, "any other scheduler will do")
 
 
 def _servers(draft: Draft) -> Iterator[Problem]:
@@ -272,6 +283,7 @@ _CHECKS: tuple[Check, ...] = (
     _real_addresses,
     _overlaps,
     _every_port,
+    _response_times,
     _servers,
     _backups,
     _sticky,

@@ -129,6 +129,7 @@ class VirtualTable(TableModel):
     ] = 4.0
     clamp: Number = 0.0
     predict: Literal["now", "next"] = "now"
+    response_start: Literal["request", "syn", "syn-ack"] = "request"
     backup: NameOrNothing = ""
     reject: Literal["drop", "reset"] | None = None  # None: as `[gateway]` has it
     on_failure: Literal["keep", "reset", "drop"] = "keep"

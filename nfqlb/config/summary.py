@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from nfqlb.core.spec import Address, Config, Gateway, Real, Timeouts, Virtual
 
-_WEIGHTLESS = ("round-robin", "least-connections")
+_WEIGHTLESS = ("round-robin", "least-connections", "fastest-response")
 _DURATION_UNITS = ((86400, "d"), (3600, "h"), (60, "m"))
 
 

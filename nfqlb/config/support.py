@@ -18,23 +18,9 @@ WORKING: Mapping[tuple[str, str], tuple[object, ...]] = {
     ("gateway", "datapath"): ("rewrite",),
     ("gateway", "metrics"): ("",),
     ("virtual", "protocol"): ("tcp",),
-    ("virtual", "scheduler"): (
-        "weighted-least-connections",
-        "least-connections",
-        "round-robin",
-        "weighted-round-robin",
-        "source-hash",
-        "maglev",
-        "power-of-two",
-    ),
-    ("virtual", "ageing"): (4.0,),
-    ("virtual", "clamp"): (0.0,),
-    ("virtual", "predict"): ("now",),
     ("virtual", "synguard"): (0.0,),
     ("virtual", "shadow"): ("",),
     ("virtual", "datapath"): ("rewrite",),
-    ("strict", "ratio"): (False,),
-    ("strict", "every_packet"): (False,),
 }
 """Table and key -> the values that work, the default first. Keys that are not here work in full."""
 

@@ -6,6 +6,7 @@ link, and a few values that are shared or small; all that is the same for every 
 of a link (addresses, ports, checksum differences) is in the link.
 """
 
+from nfqlb.core.response import Interval
 from nfqlb.core.server import Link
 from nfqlb.core.states import State
 
@@ -27,6 +28,9 @@ class Connection:
     `client_numbers` and `server_numbers` are the sequence and acknowledgement number of the
     side's newest segment (8 bytes, network order; empty where unknown, as after a restart).
     `attempts` are the SYNs sent to the present server, 0 once that is held to have ditched it.
+    `interval` is the response time under measurement, None where nothing is measured (any more).
+    `quick` says that a plain segment of the server changes nothing but its numbers and `seen`; the
+    client's does neither where `interval` is None too.
     `opened` and `seen` are seconds. `place` is the journal's record.
     """
 
@@ -34,10 +38,12 @@ class Connection:
         "attempts",
         "client_numbers",
         "inbound",
+        "interval",
         "link",
         "opened",
         "outbound",
         "place",
+        "quick",
         "seen",
         "server_numbers",
         "state",
@@ -54,6 +60,17 @@ class Connection:
         self.server_numbers = b""
         self.attempts = 1
         self.place = -1
+        self.interval: Interval | None = None
+        self.quick = False
+
+    def settle(self) -> None:
+        """Follow a change of state or of measuring: may plain segments take the short path?
+
+        An ended connection is not measured any more.
+        """
+        if self.state.ended:
+            self.interval = None
+        self.quick = self.state.quick and (self.interval is None or not self.interval.armed)
 
     def same_syn(self, numbers: bytes) -> bool:
         """Whether a SYN with these numbers repeats the one this connection was made for (R111, A18)."""
@@ -77,6 +94,15 @@ class Connection:
         if not self.client_numbers:
             return True
         return 0 < _ahead(numbers[4:8], self.client_numbers[:4]) <= RESET_WINDOW
+
+    def new_data_end(self, size: int, end: int) -> int | None:
+        """The sequence number after the client's newest segment with `size` bytes of data.
+
+        None if that is not past `end`, the same of earlier ones (-1: none seen): a repetition, or too
+        far ahead to be the client's own (A3b).
+        """
+        own = (int.from_bytes(self.client_numbers[:4], "big") + size) & _WRAP
+        return own if end < 0 or 0 < (own - end) & _WRAP <= IN_FLIGHT else None
 
     def client_reset_fits(self, numbers: bytes) -> bool:
         """Whether a reset from the client lies inside the window (RFC 5961 section 3).

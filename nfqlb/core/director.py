@@ -17,7 +17,8 @@ from nfqlb.core.operation import Operation
 from nfqlb.core.outage import Outage
 from nfqlb.core.placement import Placement
 from nfqlb.core.reject import Action, Rejection
-from nfqlb.core.segment import ACK, FIN, RST, SYN, Reset, Segment
+from nfqlb.core.response import Interval
+from nfqlb.core.segment import ACK, FIN, NO_STAMP, RST, SYN, Reset, Segment, Stamp
 from nfqlb.core.server import RealServer, VirtualServer
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
@@ -53,8 +54,7 @@ class Director:
             real.name: RealServer(real, now, strict_syn_limit=strict.syn_limit) for real in config.reals
         }
         self.virtual_servers = [
-            VirtualServer(virtual, self.real_servers, strict_refresh=strict.refresh)
-            for virtual in config.virtuals
+            VirtualServer(virtual, self.real_servers, strict=strict) for virtual in config.virtuals
         ]
         self.fpas = FpaTable(config.gateway.max_sticky)
         self.chronicle = Chronicle(self.virtual_servers, keeper)
@@ -107,6 +107,9 @@ class Director:
         elif known is not None and known.state.quick:
             return known  # the server's challenge ACK settles it (RFC 5961 section 4)
         elif known is not None and known.same_syn(segment.numbers):
+            measuring = known.link.virtual.measuring
+            if known.interval is not None and measuring is not None:
+                measuring.repeated(known.interval, segment.stamp, now)
             self._placement.repeated(known, now)
             return known
         elif known is not None:
@@ -118,16 +121,28 @@ class Director:
         connection = self.table.inbound.get(segment.key)
         if connection is None:
             return self.refuse(Drop.NO_CONNECTION)
-        self.client_sent(connection, segment.flags, segment.numbers, now)
+        self.client_sent(connection, segment.flags, segment.numbers, now, segment.size, segment.stamp)
         return connection
 
-    def client_sent(self, connection: Connection, flags: int, numbers: bytes, now: float) -> None:
-        """A client's segment, not a SYN, changes its connection."""
+    def client_sent(
+        self,
+        connection: Connection,
+        flags: int,
+        numbers: bytes,
+        now: float,
+        size: int = 0,
+        stamp: Stamp = NO_STAMP,
+    ) -> None:
+        """A client's segment, not a SYN, changes its connection; `size` and `stamp` as in `Segment`."""
         event = _client_event(connection, flags, numbers)
         if event is Event.RESET and connection.state is State.SYN_SENT:
             self.watch.ended(connection, now)
         if _believable(connection, flags, event):
             connection.client_numbers = numbers
+            if size and connection.interval is not None:
+                measuring = connection.link.virtual.measuring
+                assert measuring is not None
+                measuring.requested(connection, connection.interval, size, stamp, now)
         self._happened(connection, event, now)
 
     # --- what a server sends (server line 204)
@@ -137,17 +152,45 @@ class Director:
         connection = self.table.outbound.get(segment.key)
         if connection is None:
             return self.refuse(Drop.SERVER_UNKNOWN)
-        self.server_sent(connection, segment.flags, segment.numbers, now)
+        self.server_sent(connection, segment.flags, segment.numbers, now, segment.size, segment.stamp)
         return connection
 
-    def server_sent(self, connection: Connection, flags: int, numbers: bytes, now: float) -> None:
-        """A server's segment changes its connection."""
+    def server_sent(
+        self,
+        connection: Connection,
+        flags: int,
+        numbers: bytes,
+        now: float,
+        size: int = 0,
+        stamp: Stamp = NO_STAMP,
+    ) -> None:
+        """A server's segment changes its connection; `size` and `stamp` as in `Segment`."""
         event = _server_event(connection, flags, numbers)
         if event is Event.RESET and connection.state is State.SYN_SENT:
             self._placement.refused(connection, now)
         if _believable(connection, flags, event):
             connection.server_numbers = numbers
+            interval = connection.interval
+            if interval is not None and (size or event is Event.SYN_ACK):
+                self._measure(connection, interval, event, size, stamp, now)
         self._happened(connection, event, now)
+
+    def _measure(
+        self,
+        connection: Connection,
+        interval: Interval,
+        event: Event | None,
+        size: int,
+        stamp: Stamp,
+        now: float,
+    ) -> None:
+        """What a server's segment means for the interval; before its connection may end, and not count."""
+        measuring = connection.link.virtual.measuring
+        assert measuring is not None
+        if event is Event.SYN_ACK:
+            measuring.accepted(interval, stamp, now)
+        if size and interval.armed:
+            measuring.responded(connection, interval, stamp, now)
 
     # --- errors about packets that were sent earlier
 
@@ -226,6 +269,8 @@ class Director:
             return False
         connection.opened = opened
         connection.place = place
+        if virtual.measuring is not None:
+            connection.interval = virtual.measuring.restored()
         self.table.restore(connection, state, now)
         self._placement.rebind(connection, now)
         return True

@@ -1,6 +1,6 @@
 """Makes the snapshots: reads the director's running state, changes nothing."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from itertools import chain, islice
 from math import fsum
@@ -10,6 +10,7 @@ from nfqlb.core.admission import ServerState
 from nfqlb.core.chronicle import state_of
 from nfqlb.core.connection import Connection
 from nfqlb.core.health import Evidence
+from nfqlb.core.response import FASTEST_RESPONSE, Linear
 from nfqlb.core.server import RealServer, VirtualServer
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
@@ -20,7 +21,7 @@ from nfqlb.core.snapshot import (
     Totals,
     VirtualSnapshot,
 )
-from nfqlb.core.spec import Address
+from nfqlb.core.spec import Address, Virtual
 
 if TYPE_CHECKING:
     from nfqlb.core.director import Director
@@ -79,14 +80,14 @@ def _links(virtual: VirtualServer) -> Iterator[LinkSnapshot]:
 
 def reals(director: "Director", now: float) -> list[RealSnapshot]:
     """Every real server."""
-    behind: dict[str, dict[str, None]] = {name: {} for name in director.real_servers}
+    behind: dict[str, dict[str, Virtual]] = {name: {} for name in director.real_servers}
     for virtual in director.virtual_servers:
         for link in virtual.everybody:
-            behind[link.real.spec.name][virtual.spec.name] = None
-    return [_real(real, tuple(behind[name]), now) for name, real in director.real_servers.items()]
+            behind[link.real.spec.name][virtual.spec.name] = virtual.spec
+    return [_real(real, behind[name], now) for name, real in director.real_servers.items()]
 
 
-def _real(real: RealServer, virtuals: tuple[str, ...], now: float) -> RealSnapshot:
+def _real(real: RealServer, virtuals: Mapping[str, Virtual], now: float) -> RealSnapshot:
     return RealSnapshot(
         name=real.spec.name,
         address=real.spec.address,
@@ -100,10 +101,19 @@ def _real(real: RealServer, virtuals: tuple[str, ...], now: float) -> RealSnapsh
         unanswered=real.unanswered,
         ditched_no_answer=real.health.no_answer,
         ditched_reset=real.health.reset,
-        response=None,
-        predicted=None,
-        virtuals=virtuals,
+        response=real.response.last,
+        predicted=_predicted(real, virtuals.values(), now),
+        virtuals=tuple(virtuals),
     )
+
+
+def _predicted(real: RealServer, virtuals: Iterable[Virtual], now: float) -> float | None:
+    """As the first virtual server sees it that goes by response time, else the first; not below 0 (A15)."""
+    if real.response.last is None:
+        return None
+    virtual = min(virtuals, key=lambda each: each.scheduler != FASTEST_RESPONSE)
+    connections = real.connections + (virtual.predict == "next")
+    return max(0.0, real.response.predicted(connections, Linear(virtual.ageing), now))
 
 
 def _reason(real: RealServer) -> str:

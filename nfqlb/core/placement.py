@@ -12,6 +12,7 @@ from nfqlb.core.failure import FailureWatch
 from nfqlb.core.fpa import FpaTable
 from nfqlb.core.health import Ditch
 from nfqlb.core.keys import client_of, destination_of, reverse_key
+from nfqlb.core.response import Interval
 from nfqlb.core.segment import Segment
 from nfqlb.core.selection import BACKUP, STICKY, TEST, Choice, Selection
 from nfqlb.core.server import Link, VirtualServer
@@ -51,6 +52,8 @@ class Placement:
             return self._tally.refuse(Drop.TABLE_FULL)
         connection = Connection(segment.key, outbound, choice.link, now)
         connection.client_numbers = segment.numbers
+        if virtual.measuring is not None:
+            connection.interval = Interval(virtual.measuring.arms_at_syn, segment.stamp, now)
         self._table.add(connection, now)
         self._assigned(connection, choice, now)
         return connection

@@ -12,17 +12,25 @@ RST = 0x04
 ACK = 0x10
 
 
+#: When the kernel received a packet: seconds and microseconds of the wall clock; empty where it did not say.
+Stamp = tuple[int, ...]
+NO_STAMP: Stamp = ()
+
+
 class Segment(NamedTuple):
     """One TCP segment as the director sees it.
 
     `key` is source address, destination address, source port, destination port in network
     order, as in the packet (R019). `numbers` are its sequence and acknowledgement number,
-    8 bytes in network order.
+    8 bytes in network order. `size` is how many bytes of data it carries, `stamp` when the kernel
+    received it.
     """
 
     key: bytes
     flags: int
     numbers: bytes
+    size: int = 0
+    stamp: Stamp = NO_STAMP
 
 
 class Reset(NamedTuple):

@@ -86,6 +86,7 @@ class Selection:
     ) -> Choice | None:
         """The desired scheduler's choice, the startup scheduler's in its stead, or the backup (R133-R139)."""
         scheduler = virtual.scheduler
+        scheduler.now = now
         link = scheduler.choose(client, virtual.last, allowed)
         if link is None:
             backup = virtual.backup

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from nfqlb.core import spec
 from nfqlb.core.admission import ServerState
 from nfqlb.core.health import Condition, Health
+from nfqlb.core.response import FASTEST_RESPONSE, Measuring, ResponseTime
 from nfqlb.core.rewriting import rewritings
 from nfqlb.core.schedulers import RoundRobin, Scheduler, make_scheduler
 
@@ -33,12 +34,15 @@ class RealServer:
     operator gave it; `state` what it really is, since `since`. `serving` is whether
     clients are sent to it, or would be if it had room, `serving_since` when that last began, by
     whatever way (R101). `tester` is the connection that tests it. Sticky assignments before `bound_from`
-    have been cleared: a successor must not restore them.
+    have been cleared: a successor must not restore them. `response` is its response time, taken
+    from all of its connections, whatever virtual server they came through (R094); `timed` are the
+    links whose virtual server goes by it.
     """
 
     __slots__ = (
-        "address", "bad_from", "bound_from", "connections", "health", "links", "serving", "serving_since",
-        "setting", "since", "spec", "standing_by", "state", "tester", "total", "unanswered", "weight",
+        "address", "bad_from", "bound_from", "connections", "health", "links", "response", "serving",
+        "serving_since", "setting", "since", "spec", "standing_by", "state", "tester", "timed", "total",
+        "unanswered", "weight",
     )  # fmt: skip
 
     def __init__(self, real: spec.Real, now: float, *, strict_syn_limit: bool = False) -> None:
@@ -60,6 +64,8 @@ class RealServer:
         self.bound_from = 0.0
         self.links: list[Link] = []
         self.standing_by: list[Link] = []
+        self.response = ResponseTime()
+        self.timed: list[Link] = []
 
     @property
     def full(self) -> bool:
@@ -100,6 +106,12 @@ class RealServer:
         for link in self.links:
             link.virtual.updated(link)
         for link in self.standing_by:
+            link.virtual.updated(link)
+
+    def responded(self, took: float, now: float, *, clamp: float, raw: bool) -> None:
+        """A response took so many seconds; see `ResponseTime.sample`."""
+        self.response.sample(took, self.connections, now, clamp=clamp, raw=raw)
+        for link in self.timed:
             link.virtual.updated(link)
 
     def _present_state(self) -> ServerState:
@@ -183,17 +195,20 @@ class VirtualServer:
     None where stickiness is off (A10). `scheduler` is the desired one (318); `startup`, where there
     is one, acts in its stead while a server starts up, and `actual` names the one that acted last
     (320). `backup` is the link for when no other may be chosen (316). `setting` is the state that the
-    operator gave it; for `bound_from` see `RealServer`.
+    operator gave it; for `bound_from` see `RealServer`. `measuring` says how response times are
+    measured, None where they are not (UDP does not tell what is a response).
     """
 
     __slots__ = (
-        "_capacity", "_counted", "actual", "backup", "bound_from", "connections", "last", "link_at", "links",
-        "port", "protocol", "scheduler", "scope", "setting", "spec", "startup", "total",
+        "_capacity", "_counted", "_unmeasured", "actual", "backup", "bound_from", "connections", "last",
+        "link_at", "links", "measuring", "port", "protocol", "scheduler", "scope", "setting", "spec",
+        "startup", "total",
     )  # fmt: skip
 
     def __init__(
-        self, virtual: spec.Virtual, reals: dict[str, RealServer], *, strict_refresh: bool = False
+        self, virtual: spec.Virtual, reals: dict[str, RealServer], *, strict: spec.Strict | None = None
     ) -> None:
+        strict = strict or spec.Strict()
         if virtual.port is None:
             raise ValueError(f"virtual server {virtual.name}: every-port virtual servers are not supported")
         self.spec = virtual
@@ -202,9 +217,10 @@ class VirtualServer:
         self.last = -1
         self.connections = 0
         self.total = 0
-        self.scope = _scope(virtual, strict_refresh)
+        self.scope = _scope(virtual, strict.refresh)
         self.setting = ServerState.IN_SERVICE
         self.bound_from = 0.0
+        self.measuring = Measuring(virtual, strict) if virtual.protocol == "tcp" else None
         self.links: list[Link] = []
         for server in virtual.servers:
             self._add(reals[server.real], server.port or virtual.port, None)
@@ -218,6 +234,9 @@ class VirtualServer:
         self.startup = RoundRobin(self.links) if virtual.startup == RoundRobin.name else None
         self._counted = [_counted(link) for link in self.links]
         self._capacity = fsum(self._counted)
+        self._unmeasured: set[int] = set()  # positions; kept where a startup scheduler waits for them
+        for link in self.links:
+            self._await(link)
         self.actual = self.scheduler.name
 
     @property
@@ -229,6 +248,8 @@ class VirtualServer:
         link = Link(self, real, port, len(self.links), stands_for)
         self.links.append(link)
         real.links.append(link)
+        if self.measuring is not None and self.measuring.used:
+            real.timed.append(link)
         return link
 
     def _add_backups(self, link: Link, reals: dict[str, RealServer]) -> None:
@@ -248,14 +269,27 @@ class VirtualServer:
             if self._counted[link.position] != _counted(link):
                 self._counted[link.position] = _counted(link)
                 self._capacity = fsum(self._counted)
+            self._await(link)
+
+    def _await(self, link: Link) -> None:
+        """Remember whether a link that may be chosen has still to be measured, where that matters (R102)."""
+        if self.startup is None or self.scheduler.name != FASTEST_RESPONSE:
+            return
+        if link.available and link.real.response.last is None:
+            self._unmeasured.add(link.position)
+        else:
+            self._unmeasured.discard(link.position)
 
     def starts_up(self, link: Link, now: float) -> bool:
         """Whether the server that the desired scheduler chose is starting up (R135, A11).
 
         It is for `startup_time` seconds after it came into service, while it has less than
         `startup_share` per cent of its weighted fair share of this virtual server's connections
-        (R097, R101).
+        (R097, R101). Under fastest-response they all are, while one that may be chosen has not been
+        measured yet (R102).
         """
+        if self._unmeasured:
+            return True
         if now - link.real.serving_since >= self.spec.startup_time:
             return False
         fair = self.connections * link.real.weight / self._capacity

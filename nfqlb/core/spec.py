@@ -80,7 +80,8 @@ class Virtual:
     """`[[virtual]]`: one virtual server (the patent's virtual machine).
 
     `port` None means every port. `sticky` is in seconds, 0 is off; `sticky_mask` is a
-    prefix length. `predict` is "now" or "next" (A15b).
+    prefix length. `ageing` divides the age of a response time, `clamp` is in per cent, 0 is off (A16);
+    `predict` is "now" or "next" (A15b), `response_start` is "request", "syn" or "syn-ack" (R084).
     """
 
     name: str
@@ -99,6 +100,7 @@ class Virtual:
     ageing: float = 4.0
     clamp: float = 0.0
     predict: str = "now"
+    response_start: str = "request"
     backup: str = ""
     reject: str = "drop"
     on_failure: str = "keep"

@@ -115,6 +115,7 @@ class ConnectionTable:
         if connection.link.members is not None:
             connection.link.members.add(connection)
         connection.state = state
+        connection.settle()
         self._count(connection.link, self._counts[state], state.unanswered)
         if state.timeout is not None:
             idle = state.timeout is Timeout.IDLE
@@ -160,6 +161,8 @@ class ConnectionTable:
     def _set_state(self, connection: Connection, state: State, now: float) -> None:
         old = connection.state
         connection.state = state
+        if state.quick:
+            connection.settle()
         counts = self._counts
         counted = counts[state] - counts[old]
         if counted or old.unanswered != state.unanswered:

@@ -16,8 +16,11 @@ from sys import byteorder
 
 from nfqlb.packet.path import CHANGED, DROP
 
-#: Judges the packet in buffer[start:end]: (buffer, start, end, hook, checksum information) -> verdict.
-Judge = Callable[[bytearray, int, int, int, int], int]
+#: Judges the packet in buffer[start:end]:
+#: (buffer, start, end, hook, checksum information, where the time stamp is or 0) -> verdict.
+Judge = Callable[[bytearray, int, int, int, int, int], int]
+#: Where a message's payload attribute begins, and where its time stamp stands (0: it has none).
+Place = tuple[int, int]
 
 _SUBSYSTEM = 3 << 8  # NFNL_SUBSYS_QUEUE
 MSG_PACKET = _SUBSYSTEM
@@ -28,6 +31,7 @@ _MSG_ERROR = 2  # NLMSG_ERROR
 _REQUEST = 1
 
 _ATTRIBUTE_PACKET_HEADER = 1
+_ATTRIBUTE_TIMESTAMP = 4
 _ATTRIBUTE_PAYLOAD = 10
 _ATTRIBUTE_SKB_INFO = 14
 _ATTRIBUTE_VERDICT_HEADER = 2
@@ -37,6 +41,7 @@ _NF_DROP = b"\0\0\0\0"
 _KIND_AT = 4
 _FIRST_ATTRIBUTE = 20  # after the netlink header and nfgenmsg
 _PACKET_HEADER_SIZE = 11
+_STAMP_SIZE = 20
 _ID_AT, _HOOK_AT = 24, 30  # NFQA_PACKET_HDR always comes first
 #: So many bytes of a message tell a packet's id.
 ID_END = _ID_AT + 4
@@ -52,9 +57,9 @@ _header = Struct("=IHHIIBBH").pack
 _verdict_header = Struct("=HH4s4s").pack
 
 
-#: Reads all attribute headers of a layout, what it reads where the layout fits, and the payload's place.
-#: A plain tuple of small numbers: it is compared for every packet.
-_Layout = tuple[Callable[[bytearray, int], tuple[int, ...]], tuple[int, ...], int]
+#: Reads all attribute headers of a layout, what it reads where the layout fits, the payload's place,
+#: and that with the time stamp's. Plain tuples of small numbers: they are compared for every packet.
+_Layout = tuple[Callable[[bytearray, int], tuple[int, ...]], tuple[int, ...], int, Place]
 
 
 class QueueMessages:
@@ -69,41 +74,46 @@ class QueueMessages:
         self._layouts: list[_Layout] = []
         self._id = int.from_bytes(number.to_bytes(2, "big"), byteorder)
 
-    def payload_at(self, buffer: bytearray, got: int) -> int:
-        """Where the payload's attribute begins in a message of `got` bytes; 0 if it holds no packet."""
-        for read, fixed, at in self._layouts:
+    def find(self, buffer: bytearray, got: int) -> Place | None:
+        """Where payload and time stamp are in a message of `got` bytes; None if it holds no packet."""
+        for read, fixed, at, place in self._layouts:
             # past `got` an older message's payload may still stand
             if read(buffer, _FIRST_ATTRIBUTE) == fixed and at < got:
-                return at
+                return place
         return self._learn(buffer, got)
 
-    def _learn(self, buffer: bytearray, got: int) -> int:
+    def _learn(self, buffer: bytearray, got: int) -> Place | None:
         """The same for a message of a layout not seen before, which is remembered."""
         if got < ID_END + 8 or _kind(buffer, _KIND_AT)[0] != MSG_PACKET:
-            return 0
+            return None
         if _attribute(buffer, _FIRST_ATTRIBUTE) != (_PACKET_HEADER_SIZE, _ATTRIBUTE_PACKET_HEADER):
-            return 0
+            return None
         shape = "="
         at = _FIRST_ATTRIBUTE
+        stamp_at = 0
         while at + 4 <= got:
             size, kind = _attribute(buffer, at)
             if size < 4 or at + size > got:
-                return 0
+                return None
             if kind == _ATTRIBUTE_PAYLOAD:
                 read = Struct(shape + "2xH").unpack_from
+                place = (at, stamp_at)
                 if len(self._layouts) < _MAX_LAYOUTS:
-                    self._layouts.append((read, read(buffer, _FIRST_ATTRIBUTE), at))
-                return at
+                    self._layouts.append((read, read(buffer, _FIRST_ATTRIBUTE), at, place))
+                return place
+            if kind == _ATTRIBUTE_TIMESTAMP and size == _STAMP_SIZE:
+                stamp_at = at + 4
             padded = (size + 3) & ~3
             shape += f"HH{padded - 4}x"
             at += padded
-        return 0
+        return None
 
-    def answer(self, buffer: bytearray, view: memoryview, at: int) -> memoryview:
-        """Judge the packet whose attribute is at `at`; the verdict message, written just before the packet.
+    def answer(self, buffer: bytearray, view: memoryview, place: Place) -> memoryview:
+        """Judge the packet at a place that was found; the verdict message, written just before the packet.
 
         `view` is of the same buffer. A judgement that raises is counted and drops the packet.
         """
+        at, stamp_at = place
         info_size, info_kind, flags, size = _tail(buffer, at - 8)
         info = flags if info_kind == _ATTRIBUTE_SKB_INFO and info_size == 8 else 0
         packet_id = buffer[_ID_AT:ID_END]
@@ -112,7 +122,8 @@ class QueueMessages:
         verdict = DROP
         self.handled += 1
         try:
-            verdict = self.judge(buffer, start, end, buffer[_HOOK_AT], info)  # type: ignore[misc]  # set by the worker
+            # judge is set by the worker
+            verdict = self.judge(buffer, start, end, buffer[_HOOK_AT], info, stamp_at)  # type: ignore[misc]
         except Exception as error:  # noqa: BLE001  whatever went wrong, the packet needs its verdict
             self.failed += 1
             self.on_error(error)

@@ -41,10 +41,21 @@ _BATCH = 16
 _BATCH_BYTES = 130_000
 _SEND_BUFFER = 1 << 20
 
+_SO_TIMESTAMP = 29
 _SO_SNDBUFFORCE = 32
 _CONFIG_PARAMS, _CONFIG_MASK, _CONFIG_FLAGS = 2, 4, 5
 _FLAG_GSO = 4
 _COPY_PACKET = 2
+
+
+def ask_for_stamps() -> socket.socket:
+    """A socket that makes the kernel stamp what it receives, on the whole machine, until it is closed.
+
+    Without any that asks (SO_TIMESTAMP, socket(7)), packets are queued without NFQA_TIMESTAMP.
+    """
+    asking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    asking.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMP, 1)
+    return asking
 
 
 class PacketQueue(QueueMessages):
@@ -124,11 +135,11 @@ class PacketQueue(QueueMessages):
                     raise
                 self.overruns += 1
                 continue
-            at = self.payload_at(buffer, got)
-            if not at:
+            place = self.find(buffer, got)
+            if place is None:
                 self._set_aside(buffer, got)
                 return False
-            verdicts.append(self.answer(buffer, view, at))
+            verdicts.append(self.answer(buffer, view, place))
             size += got
             if size > _BATCH_BYTES:
                 break

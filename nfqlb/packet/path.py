@@ -16,7 +16,7 @@ from nfqlb.core.connection import Connection
 from nfqlb.core.director import Director
 from nfqlb.core.reject import Action
 from nfqlb.core.rewriting import MODULUS
-from nfqlb.core.segment import ACK, FIN, RST, SYN, Segment
+from nfqlb.core.segment import ACK, FIN, NO_STAMP, RST, SYN, Segment, Stamp
 from nfqlb.core.verdict import Drop, Outcome, Pass, Refusal
 from nfqlb.packet.decode import IcmpError, TcpPacket, decode
 from nfqlb.packet.reply import intact, reset, reset_for, unreachable_for
@@ -58,6 +58,7 @@ _put_sum_address = Struct("!H4s").pack_into
 _put_sum = Struct("!H").pack_into
 _put_address = Struct("4s").pack_into
 _put_port = Struct("2s").pack_into
+_read_stamp = Struct("!QQ").unpack_from  # seconds and microseconds
 
 
 def _least_lengths() -> list[int]:
@@ -92,12 +93,13 @@ class PacketPath:
         return replies + [reset(order) for order in self.director.take_resets()]
 
     def judge(  # noqa: C901  the path of every packet reads in one place, and calls would cost it
-        self, buffer: bytearray, start: int, end: int, hook: int, info: int
+        self, buffer: bytearray, start: int, end: int, hook: int, info: int, stamp_at: int
     ) -> int:
         """The verdict on the IPv4 packet in `buffer[start:end]`, which is changed in place.
 
         `hook` is where it was queued, `info` what the kernel says of its checksum
-        (NFQA_SKB_INFO). The buffer must go on for `LOOKAHEAD` bytes after `start`.
+        (NFQA_SKB_INFO), `stamp_at` where the time stands at which it was received (NFQA_TIMESTAMP),
+        0 if nowhere. The buffer must go on for `LOOKAHEAD` bytes after `start`.
         """
         version, total, fragment, protocol, ip_sum, key, numbers, flags, tcp_sum = _read(buffer, start)
         if (
@@ -107,16 +109,25 @@ class PacketPath:
             and not fragment & 0x3FFF
         ):
             if hook == PREROUTING:
-                connection = self._syn(key, flags, numbers) if flags & SYN else self._inbound(key)
-                if isinstance(connection, Drop):
-                    self._reply(connection, key, flags, buffer, start, end, start + 20, info)
-                    return DROP
+                if flags & SYN:
+                    stamp = _read_stamp(buffer, stamp_at) if stamp_at else NO_STAMP
+                    connection = self._syn(key, flags, numbers, stamp)
+                    if isinstance(connection, Drop):
+                        self._reply(connection, key, flags, buffer, start, end, start + 20, info)
+                        return DROP
+                else:
+                    connection = self._inbound(key)
                 if connection is not None:
-                    if flags & _OPENS_CHANGES_ENDS == ACK and connection.state.quick:
+                    if (
+                        flags & _OPENS_CHANGES_ENDS == ACK
+                        and connection.quick
+                        and connection.interval is None
+                    ):
                         connection.client_numbers = numbers
                         connection.seen = self.now
                     elif not flags & SYN:
-                        self.director.client_sent(connection, flags, numbers, self.now)
+                        size = total - _LEAST_LENGTH[flags]
+                        self._client_sent(connection, flags, numbers, size, buffer, stamp_at)
                     address, port, network, transport = connection.link.inbound
                     _put_sum(buffer, start + 10, (ip_sum - network) % MODULUS)
                     _put_address(buffer, start + 16, address)
@@ -129,11 +140,12 @@ class PacketPath:
             elif hook == FORWARD:
                 connection = self._outbound(key)
                 if connection is not None:
-                    if flags & _OPENS_CHANGES_ENDS == ACK and connection.state.quick:
+                    if flags & _OPENS_CHANGES_ENDS == ACK and connection.quick:
                         connection.server_numbers = numbers
                         connection.seen = self.now
                     else:
-                        self.director.server_sent(connection, flags, numbers, self.now)
+                        size = total - _LEAST_LENGTH[flags]
+                        self._server_sent(connection, flags, numbers, size, buffer, stamp_at)
                     address, port, network, transport = connection.link.outbound
                     _put_sum_address(buffer, start + 10, (ip_sum - network) % MODULUS, address)
                     _put_port(buffer, start + 20, port)
@@ -142,26 +154,47 @@ class PacketPath:
                     elif not info & SUPER_PACKET:
                         finish_transport_sum(buffer, end, start + 20, network)
                     return CHANGED
-        return self._judge_unusual(buffer, start, end, hook, info)
+        return self._judge_unusual(buffer, start, end, hook, info, stamp_at)
 
-    def _syn(self, key: bytes, flags: int, numbers: bytes) -> Connection | Drop | None:
+    def _syn(self, key: bytes, flags: int, numbers: bytes, stamp: Stamp) -> Connection | Drop | None:
         """A well-formed segment with SYN from the client line; None if it is one for a closer look."""
         if flags & ACK or key[:4] == key[4:8] or _NO_PORT in (key[8:10], key[10:12]):
             return None
-        outcome = self.director.client_syn(Segment(key, flags & 0xFFF, numbers), self.now)
+        outcome = self.director.client_syn(Segment(key, flags & 0xFFF, numbers, 0, stamp), self.now)
         assert not isinstance(outcome, Pass)  # a SYN to us is ours
         return outcome
 
-    def _judge_unusual(self, buffer: bytearray, start: int, end: int, hook: int, info: int) -> int:
+    def _client_sent(
+        self, connection: Connection, flags: int, numbers: bytes, size: int, buffer: bytearray, stamp_at: int
+    ) -> None:
+        """A client's segment, with `size` bytes of data, that changes its connection or what is measured."""
+        measured = size and stamp_at and connection.interval is not None
+        stamp = _read_stamp(buffer, stamp_at) if measured else NO_STAMP
+        self.director.client_sent(connection, flags, numbers, self.now, size, stamp)
+
+    def _server_sent(
+        self, connection: Connection, flags: int, numbers: bytes, size: int, buffer: bytearray, stamp_at: int
+    ) -> None:
+        """The same for a server's segment."""
+        measured = (size or flags & SYN) and stamp_at and connection.interval is not None
+        stamp = _read_stamp(buffer, stamp_at) if measured else NO_STAMP
+        self.director.server_sent(connection, flags, numbers, self.now, size, stamp)
+
+    def _judge_unusual(
+        self, buffer: bytearray, start: int, end: int, hook: int, info: int, stamp_at: int
+    ) -> int:
         """Everything but a SYN and a segment of a known flow."""
         packet = bytes(memoryview(buffer)[start : min(end, start + _HEADERS_SIZE)])
         decoded = decode(packet, end - start)
         if isinstance(decoded, TcpPacket):
-            outcome = self._decide(decoded, hook)
             transport = start + decoded.transport_at
+            size = end - transport - (buffer[transport + 12] >> 4) * 4
+            stamp = _read_stamp(buffer, stamp_at) if stamp_at else NO_STAMP
+            segment = decoded.segment._replace(size=size, stamp=stamp)
+            outcome = self._decide(segment, hook)
             if not isinstance(outcome, Connection):
                 if hook == PREROUTING:
-                    key, flags, _ = decoded.segment
+                    key, flags = segment.key, segment.flags
                     self._reply(outcome, key, flags, buffer, start, end, transport, info)
                 return _verdict(outcome)
             if hook == PREROUTING:
@@ -193,16 +226,16 @@ class PacketPath:
         elif action is Action.UNREACHABLE:
             self._replies.append(unreachable_for(key, packet))
 
-    def _decide(self, packet: TcpPacket, hook: int) -> Outcome:
+    def _decide(self, segment: Segment, hook: int) -> Outcome:
         """What the director says of a segment: a SYN may open a connection, all else must have one (R117)."""
-        flags = packet.segment.flags
+        flags = segment.flags
         if _absurd(flags):
             return self.director.refuse(Drop.MALFORMED)
         if hook != PREROUTING:
-            return self.director.server_segment(packet.segment, self.now)
+            return self.director.server_segment(segment, self.now)
         if flags & (SYN | ACK) == SYN:
-            return self.director.client_syn(packet.segment, self.now)
-        return self.director.client_segment(packet.segment, self.now)
+            return self.director.client_syn(segment, self.now)
+        return self.director.client_segment(segment, self.now)
 
     def _judge_error(self, error: IcmpError, buffer: bytearray, start: int, end: int, hook: int) -> int:
         """An ICMP error follows the connection of the packet it quotes; others' pass (A20)."""

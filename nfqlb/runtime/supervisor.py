@@ -25,7 +25,7 @@ from nfqlb.core.spec import Config
 from nfqlb.netfilter import address, host, rules, sysctl
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.neighbours import Neighbours
-from nfqlb.netfilter.queue import PacketQueue
+from nfqlb.netfilter.queue import PacketQueue, ask_for_stamps
 from nfqlb.netfilter.queue_status import read_queues
 from nfqlb.netfilter.reply import ReplySockets, replies_to_clients
 from nfqlb.netfilter.state import Claim, Record
@@ -96,6 +96,7 @@ class Supervisor:
         self._new = self._bind(config.gateway.queue, _NEW_LENGTH, _NEW_RECEIVE_BUFFER)
         self._established = self._bind(config.gateway.queue + 1, _LENGTH, _RECEIVE_BUFFER)
         self._replies = self._open_replies()
+        undo.enter_context(ask_for_stamps())  # response times are differences of stamps
         undo.callback(self._end_worker)
         self._control = Server(Path(config.gateway.socket), self._selector, self._answer)
         undo.callback(self._control.close)

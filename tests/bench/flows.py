@@ -27,6 +27,7 @@ _OPENING_RATE = 1000.0  # connections a second while a table is filled
 _GRAIN = 0.05  # connections of so many seconds share a time stamp, as in the worker
 _SPARE = 10_000  # places left for the decisions that are measured
 _ACK_PSH = ACK | 0x08
+_MICRO = 1_000_000
 
 _key = Struct("!IIHH").pack
 _ip = Struct("!BBHHHBBHII").pack
@@ -34,6 +35,7 @@ _tcp = Struct("!HHIIHHHH").pack
 _message = Struct("=IHHIIBBH").pack
 _packet_header = Struct("!IHB").pack
 _attribute = Struct("=HH").pack
+_time_stamp = Struct("!QQ").pack
 
 
 def config(servers: int, scheduler: str, connections: int) -> Config:
@@ -60,6 +62,7 @@ class Filled:
         self.now = 0.0
         self.director = Director(config(servers, scheduler, connections), now=0.0, recorder=recorder)
         self._positions = array("H", bytes(2 * connections))
+        self._said = 0  # bytes by which sequence numbers have moved on, for all flows alike
 
     def fill(self) -> None:
         """Open the connections as traffic would: handshake and a segment each way, time passing by."""
@@ -85,23 +88,29 @@ class Filled:
         self.director.client_segment(
             Segment(client_key(flow), ACK, _numbers(number + 1, ~number + 1)), self.now
         )
-        connection.client_numbers = _numbers(number + 1, ~number + 1)
-        connection.server_numbers = _numbers(~number + 1, number + 1)
+        size, second = len(_PAYLOAD), int(self.now)
+        asked, answered = _numbers(number + 1, ~number + 1), _numbers(~number + 1, number + 1 + size)
+        self.director.client_segment(Segment(client_key(flow), _ACK_PSH, asked, size, (second, 1)), self.now)
+        self.director.server_segment(
+            Segment(connection.outbound, _ACK_PSH, answered, size, (second, 1000)), self.now
+        )
         return connection
 
     def data(self, flow: int, *, reply: bool) -> bytes:
-        """The message with a data segment of an established flow, from its client or its server."""
+        """The message with a data segment of an established flow, from its client or its server; new data."""
         client, port = _CLIENTS + flow // _PORTS, 1024 + flow % _PORTS
+        self._said += len(_PAYLOAD)
+        number, stamp = flow + self._said & 0xFFFF_FFFF, round(self.now * _MICRO) + self._said
         if reply:
             server = _SERVERS + self._positions[flow]
-            return message(packet(server, PORT, client, port, _ACK_PSH, flow), FORWARD, flow)
-        return message(packet(client, port, VIP, PORT, _ACK_PSH, flow), PREROUTING, flow)
+            return message(packet(server, PORT, client, port, _ACK_PSH, number), FORWARD, flow, stamp)
+        return message(packet(client, port, VIP, PORT, _ACK_PSH, number), PREROUTING, flow, stamp)
 
 
 def syn(flow: int) -> bytes:
     """The message with the SYN of a flow."""
     client, port = _CLIENTS + flow // _PORTS, 1024 + flow % _PORTS
-    return message(packet(client, port, VIP, PORT, SYN, flow), PREROUTING, flow)
+    return message(packet(client, port, VIP, PORT, SYN, flow), PREROUTING, flow, flow + 1)
 
 
 def packet(source: int, source_port: int, target: int, target_port: int, flags: int, number: int) -> bytes:
@@ -118,12 +127,16 @@ def packet(source: int, source_port: int, target: int, target_port: int, flags: 
     )
 
 
-def message(payload: bytes, hook: int, number: int) -> bytes:
-    """What nfnetlink_queue sends for a packet (nfqnl_build_packet_message), in its order of attributes."""
+def message(payload: bytes, hook: int, number: int, stamp: int) -> bytes:
+    """What nfnetlink_queue sends for a packet (nfqnl_build_packet_message), in its order of attributes.
+
+    `stamp` is when it was received, in microseconds.
+    """
     parts = (
         _attribute(11, 1) + _packet_header(number & 0x7FFF_FFFF, 0x0800, hook) + b"\0",
         _attribute(8, 5) + bytes(4),  # incoming interface
         _attribute(16, 9) + bytes(12),  # hardware address
+        _attribute(20, 4) + _time_stamp(*divmod(stamp, _MICRO)),
         _attribute(4 + len(payload), 10) + payload + bytes(-len(payload) % 4),
     )
     body = b"".join(parts)

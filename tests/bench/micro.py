@@ -4,7 +4,8 @@ The worker's own objects (queue, packet path, director, journal) get messages fr
 the kernel, so no system call is in the figures; handing out the messages is measured by itself and
 subtracted. All tables are alive at once and measured in turn, over random flows, each time different ones.
 
-packet     a data segment of an established flow, half of them replies: message read, judged, verdict written
+packet     a data segment of an established flow, half of them replies: message read, judged, verdict written;
+           under fastest-response each is new data, so that requests are timed and responses give samples
 opening    a SYN that opens a connection: read, decoded, decided, entered, recorded in the journal
 decision   the director's part of that alone: choose a server, enter the connection, count
 choice     the scheduler's part of that alone: choose, and rank the chosen server anew
@@ -42,6 +43,7 @@ _PACKETS = 20_000  # of one measurement
 _OPENINGS = 1_000
 _KINDS = ("packet", "opening", "decision", "choice")
 _WLC = "weighted-least-connections"
+_FASTEST = "fastest-response"
 _SHORT = {_WLC: "wlc", "round-robin": "rr", "least-connections": "lc"}  # as in IPVS
 _FEW, _MANY = 10, 1000
 _SMALL = 1000
@@ -57,7 +59,8 @@ class Shape:
     scheduler: str = _WLC
 
     def __str__(self) -> str:
-        return f"{_SHORT[self.scheduler]}, {self.servers:,} servers, {self.connections:,} connections"
+        scheduler = _SHORT.get(self.scheduler, self.scheduler)
+        return f"{scheduler}, {self.servers:,} servers, {self.connections:,} connections"
 
 
 class Bench:
@@ -192,7 +195,7 @@ def _memory_in_fresh_process(connections: int, directory: Path) -> dict[str, flo
 
 def _shapes(connections: int) -> list[Shape]:
     tables = [Shape(servers, count) for servers in (_FEW, _MANY) for count in (_SMALL, connections)]
-    others = ("round-robin", "least-connections")
+    others = ("round-robin", "least-connections", _FASTEST)
     return tables + [Shape(servers, _SMALL, name) for name in others for servers in (_FEW, _MANY)]
 
 
@@ -238,7 +241,7 @@ def _targets(connections: int) -> list[Target]:
         *(Target("choice", Shape(_MANY, count), Shape(_FEW, count), 3.0) for count in (_SMALL, connections)),
         *(
             Target("choice", Shape(_MANY, _SMALL, name), Shape(_FEW, _SMALL, name), 3.0)
-            for name in ("round-robin", "least-connections")
+            for name in ("round-robin", "least-connections", _FASTEST)
         ),
     ]
 

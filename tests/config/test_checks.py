@@ -250,3 +250,12 @@ def test_a_virtual_server_may_be_quiesced_whole(good_with: Parts) -> None:
 
 def test_a_real_server_may_be_in_no_virtual_server(good_with: Parts) -> None:
     assert len(parse(good_with().replace('"web1", "web2"', '"web1"'), "gw.toml").reals) == 2
+
+
+@pytest.mark.parametrize("key", ["scheduler", "shadow"])
+def test_udp_has_no_response_times(key: str, good_with: Parts, findings: Findings) -> None:
+    """R011: nothing tells which datagram answers which; the same is fine for TCP."""
+    wrong = good_with(virtual=f'protocol = "udp"\n{key} = "fastest-response"')
+    message = '"fastest-response" goes by response times, which UDP does not tell'
+    assert told(findings(wrong)) == [(f"virtual[shop].{key}", message)]
+    assert told(findings(wrong.replace('"udp"', '"tcp"'))) == []

@@ -53,6 +53,7 @@ WORDS = (
     "none",
     "now",
     "assignment",
+    "syn",
     "activity",
     "",
     "a b",

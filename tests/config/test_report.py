@@ -30,7 +30,7 @@ address = "10.0.0.2"
 name = "shop"
 address = "192.0.2.10"
 port = 80
-scheduler = "fastest-response"
+scheduler = "fastest-responce"
 servers = [
     "web1:8080",   # the new one
     "wbe2",
@@ -59,11 +59,12 @@ gw.toml:17: error: real[web2].weight: "2" is a text (allowed: 0, or a number fro
    17 |  weight = "2"
       |           ^^^
       hint: without the quotes: 2
-gw.toml:23: error: virtual[shop].scheduler: "fastest-response" is not supported yet \
-(allowed now: "weighted-least-connections", "least-connections", "round-robin", "weighted-round-robin", \
-"source-hash", "maglev" or "power-of-two")
-   23 | scheduler = "fastest-response"
+gw.toml:23: error: virtual[shop].scheduler: "fastest-responce" is not known \
+(allowed: "round-robin", "weighted-round-robin", "least-connections", "weighted-least-connections", \
+"fastest-response", "source-hash", "maglev" or "power-of-two")
+   23 | scheduler = "fastest-responce"
       |             ^^^^^^^^^^^^^^^^^^
+      hint: did you mean "fastest-response"?
 gw.toml:26: error: virtual[shop].servers: no [[real]] is named "wbe2"
    26 |     "wbe2",
       |     ^^^^^^

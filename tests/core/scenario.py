@@ -13,7 +13,7 @@ from nfqlb.core import spec
 from nfqlb.core.chronicle import Keeper
 from nfqlb.core.connection import Connection
 from nfqlb.core.director import Director
-from nfqlb.core.segment import ACK, FIN, RST, SYN, Segment
+from nfqlb.core.segment import ACK, FIN, NO_STAMP, RST, SYN, Segment, Stamp
 from nfqlb.core.snapshot import ConnectionSnapshot, RealSnapshot, VirtualSnapshot
 from nfqlb.core.table import Recorder
 from nfqlb.core.verdict import Drop, Outcome, Pass
@@ -70,7 +70,10 @@ def virtual(
 
 
 class Scenario:
-    """A gateway's director, and a clock (`now`, seconds) that only `wait` moves."""
+    """A gateway's director, and a clock (`now`, seconds) that only `wait` moves.
+
+    `wall` is what the kernel's clock, which stamps the packets, is ahead of it; None: no stamps.
+    """
 
     def __init__(
         self,
@@ -105,7 +108,14 @@ class Scenario:
         )
         self.now = now
         self.director = Director(self.config, now=now, recorder=recorder, keeper=keeper)
+        self.wall: float | None = 1_700_000_000.0
         self._port = 40_000
+
+    def stamp(self) -> Stamp:
+        """When the kernel receives a packet now."""
+        if self.wall is None:
+            return NO_STAMP
+        return divmod(round((self.now + self.wall) * 1_000_000), 1_000_000)
 
     def call(
         self, to: str = "", *, client: str = "192.0.2.1", port: int | None = None, isn: int = 1000
@@ -219,7 +229,7 @@ class Call:
         if isn is not None:
             self.isn = isn
         self.client_next = (self.isn + 1) & _WRAP
-        segment = Segment(self.key, SYN, _numbers(self.isn, 0))
+        segment = Segment(self.key, SYN, _numbers(self.isn, 0), 0, self._scenario.stamp())
         self.outcome = self._scenario.director.client_syn(segment, self._scenario.now)
         if isinstance(self.outcome, Connection):
             link = self.outcome.link
@@ -233,7 +243,7 @@ class Call:
 
     def says(self, size: int = 100) -> Self:
         """The client sends data."""
-        self.client_sends(ACK | PUSH)
+        self.client_sends(ACK | PUSH, size=size)
         self.client_next = (self.client_next + size) & _WRAP
         return self
 
@@ -248,12 +258,12 @@ class Call:
         return self.client_sends(RST, sequence=self.client_next + past)
 
     def client_sends(
-        self, flags: int, *, sequence: int | None = None, acknowledges: int | None = None
+        self, flags: int, *, sequence: int | None = None, acknowledges: int | None = None, size: int = 0
     ) -> Self:
         """Any segment from the client line, whoever may have sent it."""
         number = self.client_next if sequence is None else sequence
         numbers = _numbers(number, self.server_next if acknowledges is None else acknowledges)
-        segment = Segment(self.key, flags, numbers)
+        segment = Segment(self.key, flags, numbers, size, self._scenario.stamp())
         self.outcome = self._scenario.director.client_segment(segment, self._scenario.now)
         return self
 
@@ -268,7 +278,7 @@ class Call:
 
     def hears(self, size: int = 1000) -> Self:
         """The server sends data."""
-        self.server_sends(ACK | PUSH)
+        self.server_sends(ACK | PUSH, size=size)
         self.server_next = (self.server_next + size) & _WRAP
         return self
 
@@ -291,12 +301,12 @@ class Call:
         return self.server_sends(RST | ACK, sequence=0)
 
     def server_sends(
-        self, flags: int, *, sequence: int | None = None, acknowledges: int | None = None
+        self, flags: int, *, sequence: int | None = None, acknowledges: int | None = None, size: int = 0
     ) -> Self:
         """Any segment in reply direction from the server line."""
         number = self.server_next if sequence is None else sequence
         numbers = _numbers(number, self.client_next if acknowledges is None else acknowledges)
-        segment = Segment(self._answering, flags, numbers)
+        segment = Segment(self._answering, flags, numbers, size, self._scenario.stamp())
         self.outcome = self._scenario.director.server_segment(segment, self._scenario.now)
         return self
 

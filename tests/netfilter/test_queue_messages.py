@@ -12,6 +12,7 @@ from nfqlb.netfilter.messages import (
     MSG_CONFIG,
     MSG_VERDICT,
     MSG_VERDICT_BATCH,
+    Place,
     QueueMessages,
     id_in,
     id_of,
@@ -22,6 +23,7 @@ from nfqlb.packet.path import ACCEPT, CHANGED, DROP, FORWARD, OUTPUT, PREROUTING
 NUMBER = 0x0102
 BUFFER = 131_072
 LARGEST = 65_531
+STAMP = (1_700_000_000, 10)  # seconds and microseconds
 #: What the kernel may put between packet header and payload, in its order (nfqnl_build_packet_message).
 OPTIONAL: dict[str, tuple[int, bytes]] = {
     "indev": (5, b"\0\0\0\2"),
@@ -32,7 +34,7 @@ OPTIONAL: dict[str, tuple[int, bytes]] = {
     "priority": (20, b"\0\0\0\6"),
     "hardware address": (9, b"\0\6\0\0" + bytes.fromhex("08000e000003") + b"\0\0"),
     "vlan": (0x8000 | 18, pack("=HHHH", 6, 2, 0x81, 0) + pack("=HHHH", 6, 1, 10, 0)),
-    "time stamp": (4, pack("!QQ", 1_700_000_000, 10)),
+    "time stamp": (4, pack("!QQ", *STAMP)),
     "user": (16, b"\0\0\0\0"),
     "group": (17, b"\0\0\0\0"),
 }
@@ -71,23 +73,25 @@ class Desk:
         self.view = memoryview(self.buffer)
         self.verdict = verdict
         self.seen: Seen = []
+        self.stamps: list[tuple[int, ...] | None] = []
         self.change: Callable[[bytearray, int, int], None] = lambda buffer, start, end: None
 
-    def _judge(self, buffer: bytearray, start: int, end: int, hook: int, info: int) -> int:
+    def _judge(self, buffer: bytearray, start: int, end: int, hook: int, info: int, stamp_at: int) -> int:
         self.seen.append((bytes(buffer[start:end]), hook, info))
+        self.stamps.append(unpack_from("!QQ", buffer, stamp_at) if stamp_at else None)
         self.change(buffer, start, end)
         return self.verdict
 
-    def read(self, message: bytes) -> int:
+    def read(self, message: bytes) -> Place | None:
         """Receive a message; where its payload is."""
         self.buffer[: len(message)] = message
-        return self.messages.payload_at(self.buffer, len(message))
+        return self.messages.find(self.buffer, len(message))
 
     def take(self, message: bytes) -> bytes:
         """Receive a message with a packet; the answer, copied."""
-        at = self.read(message)
-        assert at
-        return bytes(self.messages.answer(self.buffer, self.view, at))
+        place = self.read(message)
+        assert place
+        return bytes(self.messages.answer(self.buffer, self.view, place))
 
 
 def parsed(answer: bytes) -> tuple[int, int, bytes | None]:
@@ -129,8 +133,9 @@ def test_changed_bytes_go_out_uncopied() -> None:
         buffer[start:end] = b"CHANGED"
 
     desk.change = change
-    at = desk.read(packet_message(b"packet!"))
-    answer = desk.messages.answer(desk.buffer, desk.view, at)
+    place = desk.read(packet_message(b"packet!"))
+    assert place
+    answer = desk.messages.answer(desk.buffer, desk.view, place)
     assert answer.obj is desk.buffer
     assert parsed(bytes(answer)) == (7, 1, b"CHANGED")
 
@@ -146,12 +151,13 @@ def test_changed_bytes_go_out_uncopied() -> None:
     ), min_size=1, max_size=20)
 )  # fmt: skip
 def test_attributes_come_and_go(packets: list[tuple[tuple[str, ...], int | None, bytes, int, int]]) -> None:
-    """R106: mark, time stamp, priority and the like move the payload from packet to packet; it is found."""
+    """R106, R188: mark, priority and the like move payload and time stamp; both are found."""
     desk = Desk(CHANGED)
     for with_, info, payload, hook, packet_id in packets:
         message = packet_message(payload, packet_id=packet_id, hook=hook, info=info, with_=with_)
         assert parsed(desk.take(message)) == (packet_id, 1, payload)
         assert desk.seen[-1] == (payload, hook, info or 0)
+        assert desk.stamps[-1] == (STAMP if "time stamp" in with_ else None)
 
 
 @pytest.mark.parametrize("known_first", [False, True])
@@ -191,6 +197,25 @@ def test_address_that_imitates_checksum_information() -> None:
         assert desk.seen == [(b"packet", FORWARD, 0)]
 
 
+@pytest.mark.parametrize("size", [0, 8, 12, 15, 17, 24])
+def test_time_stamp_of_another_size(size: int) -> None:
+    """R188: a time stamp that is none is not read; the packet is found all the same."""
+    message = packet_message(b"packet", with_=("indev",))
+    desk = Desk()
+    odd = message[:32] + attribute(4, bytes(range(1, size + 1))) + message[32:]
+    desk.take(odd)
+    assert (desk.seen, desk.stamps) == ([(b"packet", FORWARD, 0)], [None])
+
+
+def test_time_stamp_is_read_before_the_verdict_is_written() -> None:
+    """R188: the verdict stands where the last attributes stood, also those of the packet's time."""
+    desk = Desk(CHANGED)
+    for packet_id in range(1, 4):
+        answer = desk.take(packet_message(b"packet", packet_id=packet_id, with_=("time stamp",)))
+        assert parsed(answer) == (packet_id, 1, b"packet")
+    assert desk.stamps == [STAMP] * 3
+
+
 def test_unknown_checksum_information() -> None:
     """R167: bits that a later kernel may add do not hide those that we know."""
     desk = Desk()
@@ -204,7 +229,7 @@ def test_message_without_packet(known: bool) -> None:
     desk = Desk()
     if known:
         desk.take(packet_message(b"an older packet"))
-    assert desk.read(packet_message(None)) == 0
+    assert desk.read(packet_message(None)) is None
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -213,7 +238,7 @@ def test_report_of_an_error(known: bool) -> None:
     desk = Desk(CHANGED)
     answer = desk.take(packet_message(bytes(range(200)))) if known else bytes(232)
     report = pack("=IHHII", 20 + len(answer), 2, 0, 0, 0) + pack("=i", -2) + answer
-    assert desk.read(report) == 0
+    assert desk.read(report) is None
     assert is_error(desk.buffer, len(report))
     assert not is_error(packet_message(b"packet"), 100)
     assert not is_error(report, 19)
@@ -225,21 +250,21 @@ def test_attribute_too_small_to_be_one(value: int) -> None:
     """R106: an attribute of less than its header would stop the search for ever; it ends it instead."""
     message = bytearray(packet_message(b"packet"))
     message[32:34] = pack("=H", value)
-    assert Desk().read(bytes(message)) == 0
+    assert Desk().read(bytes(message)) is None
 
 
 def test_attribute_past_the_end() -> None:
     """R106: a length that leads past the message is not followed."""
     whole = packet_message(b"packet" * 10)
     for size in range(len(whole) - 1):
-        assert Desk().read(whole[:size]) == 0
+        assert Desk().read(whole[:size]) is None
 
 
 def test_other_kinds_of_messages() -> None:
     """R106: neither another subsystem's message nor one whose first attribute is another one."""
     message = packet_message(b"packet")
-    assert Desk().read(message[:4] + pack("=H", 0x0203) + message[6:]) == 0
-    assert Desk().read(message[:20] + pack("=HH", 11, 9) + message[24:]) == 0
+    assert Desk().read(message[:4] + pack("=H", 0x0203) + message[6:]) is None
+    assert Desk().read(message[:20] + pack("=HH", 11, 9) + message[24:]) is None
 
 
 def test_judgement_that_raises() -> None:

@@ -22,7 +22,7 @@ import pytest
 from pyroute2 import netns
 
 from nfqlb.demo.lab import Lab
-from nfqlb.netfilter.messages import MSG_VERDICT
+from nfqlb.netfilter.messages import MSG_VERDICT, Place
 from nfqlb.netfilter.queue import COPY_RANGE, PacketQueue
 from nfqlb.netfilter.queue_status import QueueStatus, read_queues
 from nfqlb.packet.path import ACCEPT, CHANGED, DROP, PREROUTING
@@ -131,11 +131,11 @@ def line(space: str) -> Iterator[Line]:
     line.close()
 
 
-def accept(_buffer: bytearray, _start: int, _end: int, _hook: int, _info: int) -> int:
+def accept(_buffer: bytearray, _start: int, _end: int, _hook: int, _info: int, _stamp_at: int) -> int:
     return ACCEPT
 
 
-def same(_buffer: bytearray, _start: int, _end: int, _hook: int, _info: int) -> int:
+def same(_buffer: bytearray, _start: int, _end: int, _hook: int, _info: int, _stamp_at: int) -> int:
     return CHANGED
 
 
@@ -168,10 +168,10 @@ def test_sizes(line: Line, judge: Callable[..., int], extras: str) -> None:
     seen = []
     shapes = set()
 
-    def look(buffer: bytearray, start: int, end: int, hook: int, info: int) -> int:
+    def look(buffer: bytearray, start: int, end: int, hook: int, info: int, stamp_at: int) -> int:
         seen.append((end - start, int.from_bytes(buffer[start + 2 : start + 4], "big"), hook, info))
         shapes.add(tuple(kinds(buffer, start)))
-        return judge(buffer, start, end, hook, info)
+        return judge(buffer, start, end, hook, info, stamp_at)
 
     with bound() as queue, stamping:
         queue.judge = look
@@ -217,7 +217,7 @@ def test_longer_packet_is_handed_over_cut(line: Line) -> None:
     """R114: beyond 65,531 bytes the kernel cuts; the packet's own length tells, and it can be dropped."""
     seen = []
 
-    def look(buffer: bytearray, start: int, end: int, _hook: int, _info: int) -> int:
+    def look(buffer: bytearray, start: int, end: int, _hook: int, _info: int, _stamp_at: int) -> int:
         seen.append((end - start, int.from_bytes(buffer[start + 2 : start + 4], "big")))
         return DROP
 
@@ -255,7 +255,7 @@ def test_super_packets(mtu: int) -> None:
     kinds = set()
     longest = 0
 
-    def finish(buffer: bytearray, start: int, end: int, _hook: int, info: int) -> int:
+    def finish(buffer: bytearray, start: int, end: int, _hook: int, info: int, _stamp_at: int) -> int:
         nonlocal longest
         if end - start != int.from_bytes(buffer[start + 2 : start + 4], "big"):
             return DROP
@@ -293,7 +293,7 @@ def test_super_packets(mtu: int) -> None:
 def test_mixed_verdicts_in_one_batch(line: Line) -> None:
     """R106, R168: dropped, accepted and changed ones, long and short, answered by one system call."""
 
-    def judge(buffer: bytearray, start: int, end: int, _hook: int, _info: int) -> int:
+    def judge(buffer: bytearray, start: int, end: int, _hook: int, _info: int, _stamp_at: int) -> int:
         number = int(buffer[start + _HEADERS : end].split(b" ")[0])
         if number % 3 == CHANGED:
             buffer[end - 1 : end] = b"!"
@@ -318,7 +318,7 @@ def test_judgement_that_raises(line: Line) -> None:
     """R106: the packet is dropped and counted; those before and after it get their own verdicts."""
     told: list[Exception] = []
 
-    def judge(buffer: bytearray, start: int, end: int, _hook: int, _info: int) -> int:
+    def judge(buffer: bytearray, start: int, end: int, _hook: int, _info: int, _stamp_at: int) -> int:
         if int(buffer[start + _HEADERS : end]) % 5 == 0:
             raise LookupError("no verdict")
         return ACCEPT
@@ -336,7 +336,7 @@ def test_judgement_that_raises(line: Line) -> None:
 def test_what_ends_the_program_ends_it_after_the_answers(line: Line) -> None:
     """R106: Ctrl-C between two packets: those judged before are answered."""
 
-    def judge(buffer: bytearray, start: int, end: int, _hook: int, _info: int) -> int:
+    def judge(buffer: bytearray, start: int, end: int, _hook: int, _info: int, _stamp_at: int) -> int:
         if int(buffer[start + _HEADERS : end]) == 5:
             raise KeyboardInterrupt
         return ACCEPT
@@ -446,8 +446,8 @@ def test_message_of_unknown_shape_is_dropped(line: Line) -> None:
     """R106: what we do not understand but NetfilterQueue does gets a verdict too: a drop, counted."""
 
     class Blind(PacketQueue):
-        def payload_at(self, buffer: bytearray, got: int) -> int:
-            return super().payload_at(buffer, got) if self.unreadable == 2 else 0
+        def find(self, buffer: bytearray, got: int) -> Place | None:
+            return super().find(buffer, got) if self.unreadable == 2 else None
 
     queue = Blind(NUMBER, length=100, receive_buffer=1 << 20)
     try:
@@ -466,7 +466,7 @@ def test_message_of_unknown_shape_is_dropped(line: Line) -> None:
 def killed_at(queue: PacketQueue, number: int) -> None:
     """A worker that is killed while it judges this packet: those of its batch are read and not answered."""
 
-    def judge(buffer: bytearray, start: int, end: int, _hook: int, _info: int) -> int:
+    def judge(buffer: bytearray, start: int, end: int, _hook: int, _info: int, _stamp_at: int) -> int:
         if int(buffer[start + _HEADERS : end]) == number:
             os.kill(os.getpid(), signal.SIGKILL)
         return ACCEPT

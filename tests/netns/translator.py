@@ -30,7 +30,9 @@ class Translator:
         self.inbound = dict(pairs)
         self.outbound = {real: virtual for virtual, real in pairs}
 
-    def judge(self, queue: int, buffer: bytearray, start: int, end: int, hook: int, info: int) -> int:
+    def judge(
+        self, queue: int, buffer: bytearray, start: int, end: int, hook: int, info: int, _stamp_at: int
+    ) -> int:
         """Logs a packet, translates it if it is ours, and lets it pass."""
         payload = bytes(buffer[start:end])
         ip = dpkt.ip.IP(payload) if payload[0] >> 4 == 4 else dpkt.ip6.IP6(payload)

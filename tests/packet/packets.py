@@ -153,6 +153,7 @@ class World:
 
     place: Place = field(default_factory=Place)
     filler: int = 0xA5
+    scheduler: str = "weighted-least-connections"
     reject: str = "drop"
     weight: float = 1
 
@@ -160,20 +161,29 @@ class World:
         place = self.place
         virtual = Virtual(
             "web", IPv4Address(place.virtual), (Server("web1", place.real_port),), port=place.virtual_port,
-            reject=self.reject,
+            scheduler=self.scheduler, reject=self.reject,
         )  # fmt: skip
         reals = (Real("web1", IPv4Address(place.real), weight=self.weight),)
         self.director = Director(Config(Gateway(("out",), ("in",)), reals, (virtual,)), now=0.0)
         self.path = PacketPath(self.director, 1.0)
 
-    def judge(self, packet: bytes, hook: int = PREROUTING, info: int = 0) -> tuple[int, bytes]:
-        """The verdict and the packet after it; nothing around the packet, and nothing refused, may change."""
+    def judge(
+        self, packet: bytes, hook: int = PREROUTING, info: int = 0, stamp: float | None = None
+    ) -> tuple[int, bytes]:
+        """The verdict and the packet after it; nothing around the packet, and nothing refused, may change.
+
+        `stamp` is when the kernel received it, in seconds; as in a message it stands before the packet.
+        """
         around = bytes([self.filler])
         after = around * (LOOKAHEAD + 7)
-        buffer = bytearray(around * START + packet + after)
+        before = around * START
+        if stamp is not None:
+            seconds, part = divmod(round(stamp * 1_000_000), 1_000_000)
+            before = around + seconds.to_bytes(8, "big") + part.to_bytes(8, "big") + around * (START - 17)
+        buffer = bytearray(before + packet + after)
         end = START + len(packet)
-        verdict = self.path.judge(buffer, START, end, hook, info)
-        assert buffer[:START] == around * START
+        verdict = self.path.judge(buffer, START, end, hook, info, 0 if stamp is None else 1)
+        assert buffer[:START] == before
         assert buffer[end:] == after
         result = bytes(buffer[START:end])
         assert verdict == CHANGED or result == packet

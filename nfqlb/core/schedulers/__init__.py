@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nfqlb.core import spec
 from nfqlb.core.schedulers.base import Ranked, Scheduler
+from nfqlb.core.schedulers.fastest_response import FastestResponse
 from nfqlb.core.schedulers.least_connections import LeastConnections
 from nfqlb.core.schedulers.maglev import Maglev
 from nfqlb.core.schedulers.power_of_two import PowerOfTwo
@@ -26,6 +27,7 @@ SCHEDULERS: dict[str, Callable[[Sequence["Link"]], Scheduler]] = {
     WeightedRoundRobin.name: WeightedRoundRobin,
     LeastConnections.name: LeastConnections,
     WeightedLeastConnections.name: WeightedLeastConnections,
+    FastestResponse.name: FastestResponse,
     SourceHash.name: SourceHash,
     Maglev.name: Maglev,
     PowerOfTwo.name: PowerOfTwo,

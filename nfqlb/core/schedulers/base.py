@@ -17,9 +17,13 @@ if TYPE_CHECKING:  # servers are built with their scheduler; a scheduler only re
 
 
 class Scheduler(ABC):
-    """Chooses a link for a new connection. Its state belongs to one virtual server."""
+    """Chooses a link for a new connection. Its state belongs to one virtual server.
+
+    `now` is the moment of the choice; whoever asks for one sets it before. Few schedulers heed it.
+    """
 
     name: str
+    now: float = 0.0
 
     @abstractmethod
     def update(self, link: "Link") -> None:
@@ -48,11 +52,13 @@ class Ranked(Scheduler):
     """A scheduler that takes the available link with the lowest indicium (fig 7B, R143-R150).
 
     Links whose servers have too many unanswered SYNs are ranked apart: the best of those bad
-    machines is taken only where there is no good one (R147, R150).
+    machines is taken only where there is no good one (R147, R150). `rank` gives the numbers to
+    compare where these are not the indicia themselves, but in the same order.
     """
 
-    def __init__(self, links: Sequence["Link"]) -> None:
+    def __init__(self, links: Sequence["Link"], rank: Callable[["Link"], float] | None = None) -> None:
         self._links = links
+        self._rank = rank or self.indicium
         self._good = Ranking([inf] * len(links))
         self._bad = Ranking([inf] * len(links))
         for link in links:
@@ -64,7 +70,7 @@ class Ranked(Scheduler):
 
     def update(self, link: "Link") -> None:
         """Rank the link anew."""
-        rank = self.indicium(link) if link.available else inf
+        rank = self._rank(link) if link.available else inf
         if link.real.overloaded:
             self._good.set(link.position, inf)
             self._bad.set(link.position, rank)
@@ -89,4 +95,4 @@ class Ranked(Scheduler):
     def _choose_among(self, links: list["Link"], last: int) -> "Link | None":
         """The same choice by a plain search: for the rare case that some links are refused."""
         in_turn = sorted(links, key=lambda each: (each.position <= last, each.position))
-        return min(in_turn, key=lambda each: (each.real.overloaded, self.indicium(each)), default=None)
+        return min(in_turn, key=lambda each: (each.real.overloaded, self._rank(each)), default=None)
