@@ -11,7 +11,7 @@ from typing import Any
 
 from nfqlb.config.checks import check_all, sticky_bits
 from nfqlb.config.draft import Draft, Entry, read_tables
-from nfqlb.config.model import RealTable, VirtualTable
+from nfqlb.config.model import GatewayTable, RealTable, VirtualTable
 from nfqlb.config.report import ConfigError, Finding, KeyPath, Problem, printable, spell
 from nfqlb.config.scanner import KeyPlaces
 from nfqlb.config.values import NAME
@@ -147,7 +147,7 @@ def _build(draft: Draft) -> Config:
     return Config(
         gateway=Gateway(**{**dict(gateway), **sides}),
         reals=tuple(_real(entry, timeouts) for entry in draft.reals),
-        virtuals=tuple(_virtual(entry, gateway.datapath) for entry in draft.virtuals),
+        virtuals=tuple(_virtual(entry, gateway) for entry in draft.virtuals),
         timeouts=timeouts,
         strict=Strict(**dict(draft.strict.values)),
     )
@@ -159,13 +159,14 @@ def _real(entry: Entry[RealTable], timeouts: Timeouts) -> Real:
     return Real(**{**dict(entry.values), **filled})
 
 
-def _virtual(entry: Entry[VirtualTable], datapath: str) -> Virtual:
+def _virtual(entry: Entry[VirtualTable], gateway: GatewayTable) -> Virtual:
     values = entry.values
     bits = sticky_bits(entry)
     assert bits is not None  # an address is required
     filled = {
         "servers": tuple(Server(ref.real, ref.port or values.port) for ref in values.servers),
         "sticky_mask": bits[1],
-        "datapath": values.datapath or datapath,
+        "reject": values.reject or gateway.reject,
+        "datapath": values.datapath or gateway.datapath,
     }
     return Virtual(**{**dict(values), **filled})

@@ -68,6 +68,8 @@ class GatewayTable(TableModel):
     socket: SocketPath = "/run/nfqlb/control.sock"
     secure: Switch = False
     reject: Literal["drop", "reset"] = "drop"
+    count_on: Literal["syn", "syn-ack"] = "syn"
+    close_on: Literal["both", "fin", "time-out"] = "both"
     other_ports: Literal["drop", "host"] = "drop"
     metrics: Metrics = ""
 
@@ -129,6 +131,7 @@ class VirtualTable(TableModel):
     predict: Literal["now", "next"] = "now"
     response_start: Literal["request", "syn", "syn-ack"] = "request"
     backup: NameOrNothing = ""
+    reject: Literal["drop", "reset"] | None = None  # None: as `[gateway]` has it
     on_failure: Literal["keep", "reset", "drop"] = "keep"
     synguard: Number = 0.0
     shadow: Annotated[Literal["", SchedulerName], BeforeValidator(parse_scheduler)] = ""

@@ -16,11 +16,8 @@ EVERY_PORT = False  # whether a virtual server may do without `port`
 
 WORKING: Mapping[tuple[str, str], tuple[object, ...]] = {
     ("gateway", "datapath"): ("rewrite",),
-    ("gateway", "reject"): ("drop",),
     ("gateway", "metrics"): ("",),
     ("virtual", "protocol"): ("tcp",),
-    ("virtual", "sticky_refresh"): ("assignment", "never"),
-    ("virtual", "on_failure"): ("keep",),
     ("virtual", "synguard"): (0.0,),
     ("virtual", "shadow"): ("",),
     ("virtual", "datapath"): ("rewrite",),

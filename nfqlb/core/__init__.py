@@ -5,6 +5,7 @@
 - `placement`: which server a connection gets, first and, where that does not answer, again.
 - `server`: virtual servers, real servers and the links between them.
 - `connection`, `states`, `table`: connections, their states as a table, and the bounded index.
+- `reject`: what becomes of packets without a connection. `outage`: of a failed server's connections.
 - `fpa`: stickiness.
 - `schedulers`: one scheduler a file, behind one base class and a registry.
 - `snapshot`: immutable pictures of all that, the only thing that is shown.

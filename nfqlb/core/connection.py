@@ -68,7 +68,7 @@ class Connection:
 
         An ended connection is not measured any more.
         """
-        if not self.state.counted:
+        if self.state.ended:
             self.interval = None
         self.quick = self.state.quick and (self.interval is None or not self.interval.armed)
 

@@ -8,23 +8,31 @@ established flows do not come here (see `table`).
 from collections.abc import Iterator
 
 from nfqlb.core import observe, spec
+from nfqlb.core.chronicle import Chronicle, Keeper
 from nfqlb.core.connection import Connection
 from nfqlb.core.failure import FailureWatch
 from nfqlb.core.fpa import FpaTable
 from nfqlb.core.keys import client_of, destination_of, flipped, reverse_key
+from nfqlb.core.operation import Operation
+from nfqlb.core.outage import Outage
 from nfqlb.core.placement import Placement
-from nfqlb.core.segment import ACK, FIN, NO_STAMP, RST, SYN, Segment, Stamp
+from nfqlb.core.reject import Action, Rejection
+from nfqlb.core.segment import ACK, FIN, NO_STAMP, RST, SYN, Reset, Segment, Stamp
 from nfqlb.core.server import RealServer, VirtualServer
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
+    FailureSnapshot,
     RealSnapshot,
     StickySnapshot,
     Totals,
     VirtualSnapshot,
 )
 from nfqlb.core.states import BY_CODE, TRANSITIONS, Event, State
-from nfqlb.core.table import IDLE_CHECK, ConnectionTable, Recorder
+from nfqlb.core.table import ConnectionTable, Recorder
 from nfqlb.core.verdict import Drop, Outcome, Refusal, Tally
+
+#: Ending a connection and telling its client takes so many times what a look at one takes.
+_ENDING_COSTS = 16
 
 
 class Director:
@@ -34,7 +42,10 @@ class Director:
     refusal, already counted. `now` is in seconds of a monotonic clock.
     """
 
-    def __init__(self, config: spec.Config, *, now: float, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self, config: spec.Config, *, now: float, recorder: Recorder | None = None,
+        keeper: Keeper | None = None,
+    ) -> None:  # fmt: skip
         self.config = config
         self.tally = Tally()
         strict = config.strict
@@ -45,33 +56,52 @@ class Director:
             VirtualServer(virtual, self.real_servers, strict=strict) for virtual in config.virtuals
         ]
         self.fpas = FpaTable(config.gateway.max_sticky)
-        self.watch = FailureWatch()
-        shortest = min((real.idle_timeout for real in config.reals), default=config.timeouts.idle)
+        self.chronicle = Chronicle(self.virtual_servers, keeper)
+        self.watch = FailureWatch(
+            on_change=self.chronicle.real_changed, on_failure=lambda real: self._outage.failed(real)
+        )
+        self.operation = Operation(
+            self.real_servers, self.virtual_servers, self.fpas, self.watch, self.chronicle
+        )
+        active = any(virtual.scope is not None and virtual.scope.active for virtual in self.virtual_servers)
         self.table = ConnectionTable(
             config.gateway.max_connections,
             half_open=config.timeouts.half_open,
             closing=config.timeouts.closing,
-            idle_check=min(IDLE_CHECK, shortest / 4),
+            count_on=config.gateway.count_on,
+            close_on=config.gateway.close_on,
             recorder=recorder,
             on_silence=lambda connection, now: self._placement.silent(connection, now),
             on_eviction=self.watch.ended,
+            on_gone=(lambda connection: self._placement.gone(connection)) if active else None,
         )
         self._by_destination = {
             virtual.spec.address.packed + virtual.port.to_bytes(2, "big"): virtual
             for virtual in self.virtual_servers
         }
+        self._outage = Outage(self.virtual_servers, self.table, self.tally)
+        self._rejection = Rejection(self._by_destination, self.tally)
         self._placement = Placement(self.table, self.fpas, self.watch, self.tally, self._by_destination)
 
     def refuse(self, reason: Refusal) -> Refusal:
         """Count a refusal and return it."""
         return self.tally.refuse(reason)
 
+    def reply_to(self, reason: Refusal, key: bytes, flags: int | None, now: float) -> Action:
+        """What a client is told of its packet, refused for `reason` (R114, A20): see `reject`."""
+        return self._rejection.reply_to(reason, key, flags, now)
+
+    def take_resets(self) -> list[Reset]:
+        """The resets that clients of failed servers are to get, since it was last asked (A34)."""
+        resets, self._outage.resets = self._outage.resets, []
+        return resets
+
     # --- what a client sends (fig 5, client line 202)
 
     def client_syn(self, segment: Segment, now: float) -> Outcome:
         """A SYN without ACK from the client line (R108-R112)."""
         known = self.table.inbound.get(segment.key)
-        if known is not None and known.state is State.CLOSED:
+        if known is not None and known.state.ended:
             self.table.remove(known, now)  # the port is used again (A18)
         elif known is not None and known.state.quick:
             return known  # the server's challenge ACK settles it (RFC 5961 section 4)
@@ -188,7 +218,8 @@ class Director:
         share = (budget + 1) // 2
         dropped = self.fpas.expire(now, share)
         looked = self.table.expire(now, budget - dropped)
-        return dropped >= share or looked >= budget - dropped
+        more = self._outage.step(now, (budget + _ENDING_COSTS - 1) // _ENDING_COSTS)
+        return more or dropped >= share or looked >= budget - dropped
 
     def _happened(self, connection: Connection, event: Event | None, now: float) -> None:
         connection.seen = now
@@ -210,7 +241,8 @@ class Director:
 
         `inbound` is its key, `server` the real server's address and port (network order),
         `code` its state's and `place` its record. Its client is bound to its server again where
-        stickiness is on. `restored` must follow the last one.
+        stickiness is on. What was kept of servers comes first (`operation.restore`), and `restored`
+        must follow the last one.
         """
         virtual = self._by_destination.get(destination_of(inbound))
         state = BY_CODE.get(code, State.GONE)
@@ -227,14 +259,14 @@ class Director:
         if virtual.measuring is not None:
             connection.interval = virtual.measuring.restored()
         self.table.restore(connection, state, now)
-        if virtual.scope is not None and now - opened < virtual.scope.interval:
-            self.fpas.restore(virtual.scope, client_of(inbound), link.real, opened)
+        self._placement.rebind(connection, now)
         return True
 
     def restored(self, now: float) -> None:
         """All that a journal remembers is entered: let the schedulers see it."""
         for real in self.real_servers.values():
             real.changed(now)
+        self.chronicle.settle()
 
     # --- what can be seen
 
@@ -255,6 +287,10 @@ class Director:
     ) -> list[ConnectionSnapshot]:
         """At most `limit` connections, of one client or one virtual server where that is given."""
         return observe.connections(self, now, limit=limit, client=client, virtual=virtual)
+
+    def failures(self, now: float, *, limit: int, real: str | None = None) -> list[FailureSnapshot]:
+        """At most `limit` connections that could not be made, of one real server where that is given."""
+        return observe.failures(self, now, limit=limit, real=real)
 
     def sticky(self, now: float) -> Iterator[StickySnapshot]:
         """Every sticky entry that still holds; to be read before anything else happens."""

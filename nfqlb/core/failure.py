@@ -4,6 +4,9 @@ Owns what follows from connections that could or could not be made (R179-R182): 
 server's `Health`, keeps the failed ones at hand, and knows whether other clients were about.
 """
 
+from collections.abc import Callable
+
+from nfqlb.core.admission import ServerState
 from nfqlb.core.connection import Connection
 from nfqlb.core.health import Condition, Ditch, Evidence
 from nfqlb.core.keys import client_of, client_port_of
@@ -11,9 +14,19 @@ from nfqlb.core.server import Link, RealServer, VirtualServer
 
 
 class FailureWatch:
-    """Watches all real servers of one director."""
+    """Watches all real servers of one director.
 
-    def __init__(self) -> None:
+    `on_change` is told of each whose health changed: the server, its state before, and when;
+    `on_failure` of each that fails, after that.
+    """
+
+    def __init__(
+        self,
+        on_change: Callable[[RealServer, ServerState, float], None] | None = None,
+        on_failure: Callable[[RealServer], None] | None = None,
+    ) -> None:
+        self._on_change = on_change
+        self._on_failure = on_failure
         self._failed: dict[str, RealServer] = {}
         # by virtual server, its two newest clients and when each was last seen: enough to tell whether
         # anybody but a given client was about
@@ -38,7 +51,9 @@ class FailureWatch:
         self._end_test(connection)
         if real.health.ditched(evidence, alone=self._alone(link.virtual, evidence, real), test=test):
             self._failed[real.spec.name] = real
-            real.changed(now)
+            self._changed(real, now)
+            if self._on_failure is not None:
+                self._on_failure(real)
 
     def answered(self, connection: Connection, now: float) -> None:
         """A server answered a SYN: it is alive (A25). One that was tested comes back (R182)."""
@@ -47,7 +62,7 @@ class FailureWatch:
             return  # an older connection's answer says nothing of now
         self._end_test(connection)
         if real.health.answered():
-            real.changed(now)
+            self._changed(real, now)
 
     def ended(self, connection: Connection, now: float) -> None:
         """An unanswered connection ended for reasons of its own: if it was a test, another will be one."""
@@ -56,7 +71,7 @@ class FailureWatch:
             real.tester = None
             real.health.give_up_test(now)
             self._failed[real.spec.name] = real
-            real.changed(now)
+            self._changed(real, now)
 
     def test_due(self, virtual: VirtualServer, now: float) -> Link | None:
         """A link of a failed server that it is time to test with the next connection (R182)."""
@@ -78,7 +93,11 @@ class FailureWatch:
         del self._failed[real.spec.name]
         real.tester = connection
         real.health.test()
-        real.changed(now)
+        self._changed(real, now)
+
+    def restored(self, real: RealServer) -> None:
+        """A predecessor found out that the server had failed."""
+        self._failed[real.spec.name] = real
 
     def cleared(self, real: RealServer, now: float) -> None:
         """The operator says the server is well."""
@@ -86,6 +105,12 @@ class FailureWatch:
         real.tester = None
         real.health.clear()
         real.changed(now)
+
+    def _changed(self, real: RealServer, now: float) -> None:
+        before = real.state
+        real.changed(now)
+        if self._on_change is not None:
+            self._on_change(real, before, now)
 
     def _end_test(self, connection: Connection) -> None:
         if connection.link.real.tester is connection:
@@ -96,6 +121,11 @@ class FailureWatch:
         visitors = self._visitors.get(virtual.spec.name, {})
         began = real.health.run_began if real.health.run else evidence.opened
         return all(visitor == evidence.client or at < began for visitor, at in visitors.items())
+
+
+def testable_by_bound(real: RealServer, now: float) -> bool:
+    """Whether a client that is bound to it may test it: nobody else comes to a server being drained."""
+    return real.health.due(now) and real.setting is ServerState.STICKY_ONLY and not real.full
 
 
 def _testable(real: RealServer, now: float) -> bool:

@@ -2,23 +2,44 @@
 
 Owns `FpaTable` (the patent's foreign physical allocations, fig 3D and fig 8): entries by
 scope and masked client address, least recently used first (R066). An entry holds while less
-than the scope's interval has passed since its last assignment (R154-R156, A10). All entries
-of a scope have the same interval, so the least recently used one also runs out first.
+than the scope's interval has passed since its last assignment (R154-R156, A10), or in a scope
+that is `active` since the client's last packet (A6). All entries of a scope have the same
+interval, so the least recently used one also runs out first.
+
+Packets pay nothing for `active`: such an entry holds on to its live connections, and when it would
+run out looks when each was last seen. That is at most once an interval. A connection that ends leaves
+the entry the time of its last packet.
 """
 
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from nfqlb.core.connection import Connection
 from nfqlb.core.server import RealServer, Scope
+
+#: Entries that the search for the least recently used one passes over because their clients turn out to be
+#: active. They go to the end, so the next search finds others.
+_CHANCES = 8
 
 
 @dataclass(slots=True)
 class Fpa:
-    """A sticky entry (fig 3D, R062-R064): the real server, and when the client was last assigned to it."""
+    """A sticky entry (fig 3D, R062-R064): the real server, and when the client was last assigned to it.
+
+    `live` are, in an active scope, the client's connections to it; `assigned` is then its last use, as far
+    as that has been looked up.
+    """
 
     real: RealServer
     assigned: float
+    live: dict[Connection, None] | None = None
+
+    def used(self) -> float:
+        """When it was last used: the last assignment, or the last packet of its live connections."""
+        if not self.live:
+            return self.assigned
+        return max(self.assigned, max(connection.seen for connection in self.live))
 
 
 class FpaTable:
@@ -34,10 +55,13 @@ class FpaTable:
 
     def find(self, scope: Scope, client: bytes, now: float) -> RealServer | None:
         """The real server this client (packed address) is bound to, None if none or no longer (R151-R157)."""
-        entries = self._scopes.get(scope)
-        entry = entries.get(masked(client, scope.prefix)) if entries else None
-        if entry is None or now - entry.assigned >= scope.interval:
+        entry = self._entry(scope, client)
+        if entry is None:
             return None
+        if now - entry.assigned >= scope.interval:
+            entry.assigned = entry.used()
+            if now - entry.assigned >= scope.interval:
+                return None
         return entry.real
 
     def assign(self, scope: Scope, client: bytes, real: RealServer, now: float) -> None:
@@ -46,7 +70,9 @@ class FpaTable:
         key = masked(client, scope.prefix)
         entry = entries.get(key)
         if entry is not None:
-            entry.real = real
+            if entry.real is not real:
+                entry.real = real
+                entry.live = None
             entry.assigned = now
             entries.move_to_end(key)
             return
@@ -61,23 +87,72 @@ class FpaTable:
         Entries that are restored in another order than that of their moments may be forgotten
         late, up to an interval; they hold no longer for that.
         """
-        entries = self._scopes.get(scope)
-        entry = entries.get(masked(client, scope.prefix)) if entries else None
+        entry = self._entry(scope, client)
         if entry is None or entry.assigned <= assigned:
             self.assign(scope, client, real, assigned)
 
+    def follow(self, scope: Scope, client: bytes, connection: Connection) -> None:
+        """In an active scope: the client's connection, whose packets count from now on."""
+        entry = self._entry(scope, client)
+        if entry is not None and entry.real is connection.link.real:
+            if entry.live is None:
+                entry.live = {}
+            entry.live[connection] = None
+
+    def left(self, scope: Scope, client: bytes, connection: Connection) -> None:
+        """In an active scope: the connection is gone; its last packet is not forgotten."""
+        entry = self._entry(scope, client)
+        if entry is None or entry.live is None or connection not in entry.live:
+            return
+        del entry.live[connection]
+        if not entry.live:
+            entry.live = None
+        if connection.seen > entry.assigned:
+            entry.assigned = connection.seen
+            self._scopes[scope].move_to_end(masked(client, scope.prefix))
+
+    def forget(self, real: RealServer) -> int:
+        """Drop every entry that binds to this server; returns how many (A7). Looks at all entries."""
+        before = self._count
+        for entries in self._scopes.values():
+            bound = [client for client, entry in entries.items() if entry.real is real]
+            for client in bound:
+                del entries[client]
+            self._count -= len(bound)
+        return before - self._count
+
+    def clear(self, scope: Scope, client: bytes | None = None) -> int:
+        """Drop a scope's entries, or the one of a client (packed address); returns how many there were."""
+        entries = self._scopes.get(scope)
+        if entries is None:
+            return 0
+        if client is None:
+            dropped = len(entries)
+            entries.clear()
+        else:
+            dropped = int(entries.pop(masked(client, scope.prefix), None) is not None)
+        self._count -= dropped
+        return dropped
+
     def expire(self, now: float, budget: int) -> int:
-        """Drop entries whose interval has passed, at most `budget`; returns how many were dropped."""
-        dropped = 0
+        """Drop entries whose interval has passed, looking at `budget` at most; returns how many it looked at.
+
+        Those whose clients turn out to be active go to the end.
+        """
+        looked = 0
         for scope, entries in self._scopes.items():
-            while entries and dropped < budget:
+            while entries and looked < budget:
                 key, entry = next(iter(entries.items()))
                 if now - entry.assigned < scope.interval:
                     break
-                del entries[key]
-                dropped += 1
-        self._count -= dropped
-        return dropped
+                looked += 1
+                entry.assigned = entry.used()
+                if now - entry.assigned < scope.interval:
+                    entries.move_to_end(key)
+                else:
+                    del entries[key]
+                    self._count -= 1
+        return looked
 
     def entries(self) -> Iterator[tuple[Scope, bytes, Fpa]]:
         """Every entry with its scope and masked client address, least recently used first in each scope."""
@@ -85,14 +160,29 @@ class FpaTable:
             for client, entry in entries.items():
                 yield scope, client, entry
 
+    def _entry(self, scope: Scope, client: bytes) -> Fpa | None:
+        entries = self._scopes.get(scope)
+        return entries.get(masked(client, scope.prefix)) if entries else None
+
     def _evict(self) -> None:
         """Give up the entry that was used longest ago, whichever scope it is in."""
-        oldest = min(
+        for _ in range(_CHANCES):
+            oldest = self._oldest()
+            key, entry = next(iter(oldest.items()))
+            used = entry.used()
+            if used <= entry.assigned:
+                break
+            entry.assigned = used
+            oldest.move_to_end(key)
+        self._oldest().popitem(last=False)
+        self._count -= 1
+
+    def _oldest(self) -> OrderedDict[bytes, Fpa]:
+        """The scope whose first entry was used longest ago, as far as is known."""
+        return min(
             (entries for entries in self._scopes.values() if entries),
             key=lambda entries: next(iter(entries.values())).assigned,
         )
-        oldest.popitem(last=False)
-        self._count -= 1
 
 
 def masked(address: bytes, prefix: int) -> bytes:

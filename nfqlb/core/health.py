@@ -50,8 +50,8 @@ class Health:
     """One real server's health."""
 
     __slots__ = (
-        "clients", "condition", "evidence", "no_answer", "reason", "reset", "retry_at", "run", "run_began",
-        "spec",
+        "clients", "condition", "evidence", "failed_at", "fatal", "no_answer", "reason", "reset", "retry_at",
+        "run", "run_began", "spec",
     )  # fmt: skip
 
     def __init__(self, real: spec.Real) -> None:
@@ -65,6 +65,8 @@ class Health:
         self.retry_at = 0.0
         self.reason = ""
         self.evidence: deque[Evidence] = deque(maxlen=EVIDENCE)
+        self.failed_at = 0.0  # when it last failed, having been well
+        self.fatal: tuple[Evidence, ...] = ()  # what failed it
 
     def ditched(self, evidence: Evidence, *, alone: bool, test: bool = False) -> bool:
         """A connection could not be made (R041); True if that fails the server just now.
@@ -119,6 +121,13 @@ class Health:
         """The test told nothing: its connection ended in another way. Try again after `retry`."""
         self._fail(now, "the test connection ended without an answer")
 
+    def restore(self, reason: str, *, failed_at: float, retry_at: float) -> None:
+        """It has failed, as a predecessor found out."""
+        self.condition = Condition.FAILED
+        self.reason = reason
+        self.failed_at = failed_at
+        self.retry_at = retry_at
+
     def clear(self) -> None:
         """The operator says it is well."""
         self.condition = Condition.WELL
@@ -127,6 +136,9 @@ class Health:
         self.reason = ""
 
     def _fail(self, now: float, reason: str) -> None:
+        if self.condition is Condition.WELL:
+            self.failed_at = now
+            self.fatal = tuple(self.evidence)[-self.run :]
         self.condition = Condition.FAILED
         self.retry_at = now + self.spec.retry
         self.reason = reason

@@ -3,14 +3,18 @@
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from itertools import chain, islice
+from math import fsum
 from typing import TYPE_CHECKING
 
 from nfqlb.core.admission import ServerState
+from nfqlb.core.chronicle import state_of
 from nfqlb.core.connection import Connection
+from nfqlb.core.health import Evidence
 from nfqlb.core.response import FASTEST_RESPONSE, Linear
-from nfqlb.core.server import Link, RealServer, VirtualServer
+from nfqlb.core.server import RealServer, VirtualServer
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
+    FailureSnapshot,
     LinkSnapshot,
     RealSnapshot,
     StickySnapshot,
@@ -18,7 +22,6 @@ from nfqlb.core.snapshot import (
     VirtualSnapshot,
 )
 from nfqlb.core.spec import Address, Virtual
-from nfqlb.core.states import State
 
 if TYPE_CHECKING:
     from nfqlb.core.director import Director
@@ -33,6 +36,7 @@ def totals(director: "Director") -> Totals:
         sticky=len(director.fpas),
         sticky_limit=director.fpas.limit,
         drops=director.tally.drops(),
+        replies=director.tally.replies(),
     )
 
 
@@ -44,38 +48,41 @@ def virtuals(director: "Director", now: float) -> list[VirtualSnapshot]:
             address=virtual.spec.address,
             protocol=virtual.spec.protocol,
             port=virtual.port,
-            state=_virtual_state(virtual),
+            state=state_of(virtual).shown,
             desired=virtual.scheduler.name,
             actual=virtual.actual,
             connections=virtual.connections,
             total=virtual.total,
-            servers=tuple(
-                LinkSnapshot(link.real.spec.name, link.port, link.connections) for link in _everybody(virtual)
-            ),
+            servers=tuple(_links(virtual)),
         )
         for virtual in director.virtual_servers
     ]
 
 
-def _everybody(virtual: VirtualServer) -> list[Link]:
-    """All that may ever serve it, backups last."""
-    return [*virtual.links, virtual.backup] if virtual.backup else virtual.links
-
-
-def _virtual_state(virtual: VirtualServer) -> str:
-    """Failed is where no server may be chosen because of failures, and no backup either (A26)."""
-    everybody = _everybody(virtual)
-    if any(link.available for link in everybody):
-        return ServerState.IN_SERVICE.shown
-    failed = any(link.real.down for link in everybody)
-    return (ServerState.FAILED if failed else ServerState.IN_SERVICE).shown
+def _links(virtual: VirtualServer) -> Iterator[LinkSnapshot]:
+    """Every place, with its share of the connections and the fair one, by weight (A35, R097)."""
+    everybody = virtual.everybody
+    fair = [link.real.weight if link.real.serving and link.active else 0.0 for link in everybody]
+    if virtual.backup is not None and any(fair[:-1]):
+        fair[-1] = 0.0  # it serves where none of the others can
+    capacity = fsum(fair)
+    for link, weight in zip(everybody, fair, strict=True):
+        yield LinkSnapshot(
+            real=link.real.spec.name,
+            port=link.port,
+            connections=link.connections,
+            total=link.total,
+            state=link.real.state.shown,
+            share=link.connections / virtual.connections if virtual.connections else None,
+            fair=weight / capacity if capacity else None,
+        )
 
 
 def reals(director: "Director", now: float) -> list[RealSnapshot]:
     """Every real server."""
     behind: dict[str, dict[str, Virtual]] = {name: {} for name in director.real_servers}
     for virtual in director.virtual_servers:
-        for link in _everybody(virtual):
+        for link in virtual.everybody:
             behind[link.real.spec.name][virtual.spec.name] = virtual.spec
     return [_real(real, behind[name], now) for name, real in director.real_servers.items()]
 
@@ -110,10 +117,11 @@ def _predicted(real: RealServer, virtuals: Iterable[Virtual], now: float) -> flo
 
 
 def _reason(real: RealServer) -> str:
-    if real.setting is not ServerState.IN_SERVICE:
+    set_by_hand = real.setting is not ServerState.IN_SERVICE
+    if real.health.reason and real.state is not real.setting:
+        return f"{real.health.reason}; {real.setting.shown} is set" if set_by_hand else real.health.reason
+    if set_by_hand:
         return "set by the operator"
-    if real.health.reason:
-        return real.health.reason
     if real.full:
         return f"at its maximum of {real.spec.max_connections} connections"
     if real.weight == 0:
@@ -121,13 +129,39 @@ def _reason(real: RealServer) -> str:
     return ""
 
 
+def failures(
+    director: "Director", now: float, *, limit: int, real: str | None = None
+) -> list[FailureSnapshot]:
+    """The latest connections that could not be made, newest first for each real server, at most `limit`."""
+    found = (
+        _failure(each, evidence, now)
+        for name, each in director.real_servers.items()
+        if real in (None, name)
+        for evidence in reversed(each.health.evidence)
+    )
+    return list(islice(found, limit))
+
+
+def _failure(real: RealServer, evidence: Evidence, now: float) -> FailureSnapshot:
+    return FailureSnapshot(
+        real=real.spec.name,
+        state=real.state.shown,
+        ago=now - evidence.at,
+        client=ip_address(evidence.client),
+        client_port=evidence.port,
+        virtual=evidence.virtual,
+        why=evidence.why.value,
+        waited=evidence.at - evidence.opened,
+    )
+
+
 def connections(
     director: "Director", now: float, *, limit: int, client: Address | None, virtual: str | None
 ) -> list[ConnectionSnapshot]:
     """At most `limit` connections: live ones, newest first, then those that only linger."""
     table = director.table.inbound
-    live = (each for each in reversed(table.values()) if each.state is not State.CLOSED)
-    ended = (each for each in reversed(table.values()) if each.state is State.CLOSED)
+    live = (each for each in reversed(table.values()) if not each.state.ended)
+    ended = (each for each in reversed(table.values()) if each.state.ended)
     wanted: Iterable[Connection] = chain(live, ended)
     if client is not None:
         packed = client.packed
@@ -156,7 +190,7 @@ def _connection(connection: Connection, now: float) -> ConnectionSnapshot:
 def sticky(director: "Director", now: float) -> Iterator[StickySnapshot]:
     """Every sticky entry that still holds, one by one: there may be a million."""
     for scope, client, entry in director.fpas.entries():
-        age = now - entry.assigned
+        age = now - entry.used()
         if age < scope.interval:
             yield StickySnapshot(
                 scope=scope.name,

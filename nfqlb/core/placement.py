@@ -40,6 +40,8 @@ class Placement:
         virtual = self._virtuals.get(destination_of(segment.key))
         if virtual is None:
             return self._tally.refuse(Drop.NO_VIRTUAL)
+        if not virtual.setting.new:
+            return self._tally.refuse(Drop.OUT_OF_SERVICE)
         client = client_of(segment.key)
         self._watch.visited(virtual, client, now)
         choice = self._selection.choose(virtual, segment.key, now)
@@ -77,6 +79,30 @@ class Placement:
             virtual.actual = choice.by
         if virtual.scope is not None and (choice.by != STICKY or virtual.scope.refreshed):
             self._fpas.assign(virtual.scope, client_of(connection.inbound), link.real, now)
+            if virtual.scope.active:
+                self._fpas.follow(virtual.scope, client_of(connection.inbound), connection)
+
+    def rebind(self, connection: Connection, now: float) -> None:
+        """Bind the client of a restored connection to its server again, where that still holds (A7).
+
+        When its last packet was nobody knows, so with `activity` the interval runs from now.
+        """
+        link, opened = connection.link, connection.opened
+        scope = link.virtual.scope
+        if scope is None or opened < max(link.real.bound_from, link.virtual.bound_from):
+            return
+        live = scope.active and connection.state is not State.CLOSED
+        if live or now - opened < scope.interval:
+            client = client_of(connection.inbound)
+            self._fpas.restore(scope, client, link.real, opened)
+            if live:
+                self._fpas.follow(scope, client, connection)
+
+    def gone(self, connection: Connection) -> None:
+        """A connection is forgotten; its client's binding remembers its last packet (A6)."""
+        scope = connection.link.virtual.scope
+        if scope is not None and scope.active:
+            self._fpas.left(scope, client_of(connection.inbound), connection)
 
     # --- connections that cannot be made
 

@@ -1,7 +1,7 @@
-"""The facts of one TCP segment that decisions are made from.
+"""The facts of one TCP segment that decisions are made from, and of one that is to be sent.
 
-Owns `Segment` and the names of the TCP flags. The codec makes segments from bytes; tests
-make them from nothing.
+Owns `Segment`, `Reset` and the names of the TCP flags. The codec makes segments from bytes, and
+bytes from resets; tests make segments from nothing.
 """
 
 from typing import NamedTuple
@@ -31,3 +31,15 @@ class Segment(NamedTuple):
     numbers: bytes
     size: int = 0
     stamp: Stamp = NO_STAMP
+
+
+class Reset(NamedTuple):
+    """A TCP reset that a client is to get.
+
+    `key` is as in the packet (virtual server to client), `sequence` its number; `acknowledges` is None for
+    one without ACK.
+    """
+
+    key: bytes
+    sequence: int
+    acknowledges: int | None

@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from nfqlb.core.connection import Connection
-from nfqlb.core.failure import FailureWatch
+from nfqlb.core.failure import FailureWatch, testable_by_bound
 from nfqlb.core.fpa import FpaTable
 from nfqlb.core.keys import client_of, reverse_key
 from nfqlb.core.server import Link, RealServer, VirtualServer
-from nfqlb.core.states import State
 from nfqlb.core.verdict import Drop
 
 Allowed = Callable[[Link], bool]
@@ -60,7 +59,7 @@ class Selection:
     ) -> Choice | None:
         link = self._bound(virtual, key, now)
         if link is not None and (allowed is None or allowed(link)):
-            return Choice(link, STICKY)
+            return Choice(link, TEST if link.real.down else STICKY)
         test = self._watch.test_due(virtual, now)
         if test is not None and allowed is None:
             return Choice(test, TEST)
@@ -77,7 +76,7 @@ class Selection:
         if virtual.scope is None:
             return None
         real = self._fpas.find(virtual.scope, client_of(key), now)
-        if real is None or not real.admits_sticky:
+        if real is None or not (real.admits_sticky or testable_by_bound(real, now)):
             return None
         links = virtual.links_to(real)
         return links[0] if links else None
@@ -109,7 +108,7 @@ class Selection:
 
         def ended(link: Link) -> bool:
             other = self._outbound.get(reverse_key(key, link))
-            return link.real is not avoid and other is not None and other.state is State.CLOSED
+            return link.real is not avoid and other is not None and other.state.ended
 
         client = client_of(key)
         return self._scheduled(virtual, client, now, free) or self._scheduled(virtual, client, now, ended)

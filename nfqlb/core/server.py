@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from nfqlb.core.connection import Connection
 
 #: IP protocol numbers (IANA).
-PROTOCOLS = {"tcp": 6, "udp": 17}
+TCP = 6
+PROTOCOLS = {"tcp": TCP, "udp": 17}
 
 
 class RealServer:
@@ -32,13 +33,14 @@ class RealServer:
     `standing_by` the links that take over where it has failed. `setting` is the state that the
     operator gave it; `state` what it really is, since `since`. `serving` is whether
     clients are sent to it, or would be if it had room, `serving_since` when that last began, by
-    whatever way (R101). `tester` is the connection that tests it. `response` is its response time, taken
+    whatever way (R101). `tester` is the connection that tests it. Sticky assignments before `bound_from`
+    have been cleared: a successor must not restore them. `response` is its response time, taken
     from all of its connections, whatever virtual server they came through (R094); `timed` are the
     links whose virtual server goes by it.
     """
 
     __slots__ = (
-        "address", "bad_from", "connections", "health", "links", "response", "serving",
+        "address", "bad_from", "bound_from", "connections", "health", "links", "response", "serving",
         "serving_since", "setting", "since", "spec", "standing_by", "state", "tester", "timed", "total",
         "unanswered", "weight",
     )  # fmt: skip
@@ -59,6 +61,7 @@ class RealServer:
         self.serving_since = now
         self.health = Health(real)
         self.tester: Connection | None = None
+        self.bound_from = 0.0
         self.links: list[Link] = []
         self.standing_by: list[Link] = []
         self.response = ResponseTime()
@@ -112,12 +115,14 @@ class RealServer:
             link.virtual.updated(link)
 
     def _present_state(self) -> ServerState:
-        if self.setting is not ServerState.IN_SERVICE:
+        if not self.setting.sticky:
             return self.setting
         if self.health.condition is Condition.FAILED:
             return ServerState.FAILED
         if self.health.condition is Condition.TESTING:
             return ServerState.TESTING
+        if self.setting is not ServerState.IN_SERVICE:
+            return self.setting
         return ServerState.MAX_CAPACITY if self.full else ServerState.IN_SERVICE
 
 
@@ -127,10 +132,12 @@ class Link:
     `position` is its place in the search order. `port` is the real server's port (A21).
     `inbound` and `outbound` are the changes of headers that all of its connections share.
     `stands_for` is the link that this one is the backup of, None for a server of its own right.
+    `members` are its connections where they must be found when the server fails, else None.
     """
 
     __slots__ = (
-        "connections", "inbound", "outbound", "port", "position", "real", "stands_for", "total", "virtual",
+        "connections", "inbound", "members", "outbound", "port", "position", "real", "stands_for", "total",
+        "virtual",
     )  # fmt: skip
 
     def __init__(
@@ -148,6 +155,7 @@ class Link:
         self.stands_for = stands_for
         self.connections = 0
         self.total = 0
+        self.members: set[Connection] | None = None
         self.inbound, self.outbound = rewritings(
             virtual.spec.address.packed, virtual.port, real.address, port
         )
@@ -167,7 +175,8 @@ class Link:
 class Scope:
     """Whose clients share sticky entries: one virtual server's, or a sticky group's (A8).
 
-    `refreshed` says whether each new connection renews the interval (A6).
+    `refreshed` says whether each new connection renews the interval, `active` whether every packet of
+    the client's connections does (A6).
     """
 
     name: str
@@ -175,6 +184,7 @@ class Scope:
     interval: float
     prefix: int
     refreshed: bool = True
+    active: bool = False
 
 
 class VirtualServer:
@@ -184,13 +194,15 @@ class VirtualServer:
     it (A29). `link_at` finds a link by real address and port (network order). `scope` is
     None where stickiness is off (A10). `scheduler` is the desired one (318); `startup`, where there
     is one, acts in its stead while a server starts up, and `actual` names the one that acted last
-    (320). `backup` is the link for when no other may be chosen (316). `measuring` says how
-    response times are measured, None where they are not (UDP does not tell what is a response).
+    (320). `backup` is the link for when no other may be chosen (316). `setting` is the state that the
+    operator gave it; for `bound_from` see `RealServer`. `measuring` says how response times are
+    measured, None where they are not (UDP does not tell what is a response).
     """
 
     __slots__ = (
-        "_capacity", "_counted", "_unmeasured", "actual", "backup", "connections", "last", "link_at",
-        "links", "measuring", "port", "protocol", "scheduler", "scope", "spec", "startup", "total",
+        "_capacity", "_counted", "_unmeasured", "actual", "backup", "bound_from", "connections", "last",
+        "link_at", "links", "measuring", "port", "protocol", "scheduler", "scope", "setting", "spec",
+        "startup", "total",
     )  # fmt: skip
 
     def __init__(
@@ -206,6 +218,8 @@ class VirtualServer:
         self.connections = 0
         self.total = 0
         self.scope = _scope(virtual, strict.refresh)
+        self.setting = ServerState.IN_SERVICE
+        self.bound_from = 0.0
         self.measuring = Measuring(virtual, strict) if virtual.protocol == "tcp" else None
         self.links: list[Link] = []
         for server in virtual.servers:
@@ -215,8 +229,7 @@ class VirtualServer:
         self.backup: Link | None = None
         if virtual.backup:
             self.backup = Link(self, reals[virtual.backup], virtual.port, len(self.links))
-        known = [*self.links, self.backup] if self.backup else self.links
-        self.link_at = {link.real.address + link.inbound.port: link for link in reversed(known)}
+        self.link_at = {link.real.address + link.inbound.port: link for link in reversed(self.everybody)}
         self.scheduler: Scheduler = make_scheduler(virtual, self.links)
         self.startup = RoundRobin(self.links) if virtual.startup == RoundRobin.name else None
         self._counted = [_counted(link) for link in self.links]
@@ -225,6 +238,11 @@ class VirtualServer:
         for link in self.links:
             self._await(link)
         self.actual = self.scheduler.name
+
+    @property
+    def everybody(self) -> list[Link]:
+        """All links that may ever serve it, backups last."""
+        return [*self.links, self.backup] if self.backup else self.links
 
     def _add(self, real: RealServer, port: int, stands_for: Link | None) -> Link:
         link = Link(self, real, port, len(self.links), stands_for)
@@ -296,4 +314,5 @@ def _scope(virtual: spec.Virtual, strict_refresh: bool) -> Scope | None:
         interval=virtual.sticky,
         prefix=virtual.sticky_mask,
         refreshed=virtual.sticky_refresh != "never" and not strict_refresh,
+        active=virtual.sticky_refresh == "activity" and not strict_refresh,
     )

@@ -5,18 +5,26 @@ nothing else. Ages are in seconds before the moment of the snapshot; addresses a
 of `ipaddress`, ports in host order.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nfqlb.core.spec import Address
 
 
 @dataclass(frozen=True, slots=True)
 class LinkSnapshot:
-    """A real server's place in one virtual server: its port there and its live connections."""
+    """A real server's place in one virtual server: its port there, its live connections, all ever made.
+
+    `share` is its part of the virtual server's connections, `fair` the part that its weight entitles it
+    to among the servers that take new ones at present (A35, R097); None where there is nothing to share.
+    """
 
     real: str
     port: int | None
     connections: int
+    total: int = 0
+    state: str = "in-service"
+    share: float | None = None
+    fair: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,23 @@ class RealSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class FailureSnapshot:
+    """A connection that a real server could not make: whose, how many seconds `ago`, and `why`.
+
+    `state` is what the server is now. `waited` is how long (seconds) the client had asked by then.
+    """
+
+    real: str
+    state: str
+    ago: float
+    client: Address
+    client_port: int
+    virtual: str
+    why: str
+    waited: float
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectionSnapshot:
     """One live connection: who, through which virtual server, to which real server."""
 
@@ -91,7 +116,10 @@ class StickySnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """The director as a whole: live connections, all ever made, limits, and packets dropped by reason."""
+    """The director as a whole: live connections, all ever made, limits, packets dropped by reason.
+
+    `replies` says what clients were told of packets that were refused, by kind.
+    """
 
     connections: int
     connections_total: int
@@ -99,3 +127,4 @@ class Totals:
     sticky: int
     sticky_limit: int
     drops: dict[str, int]
+    replies: dict[str, int] = field(default_factory=dict)

@@ -25,6 +25,8 @@ class Gateway:
     socket: str = "/run/nfqlb/control.sock"
     secure: bool = False
     reject: str = "drop"
+    count_on: str = "syn"
+    close_on: str = "both"
     other_ports: str = "drop"
     metrics: str = ""
 
@@ -100,6 +102,7 @@ class Virtual:
     predict: str = "now"
     response_start: str = "request"
     backup: str = ""
+    reject: str = "drop"
     on_failure: str = "keep"
     synguard: float = 0.0
     shadow: str = ""

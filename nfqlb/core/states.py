@@ -1,10 +1,11 @@
 """The states of a TCP connection, what each counts for, and what moves one to the next.
 
 Owns two tables. `State` says of each state which time-out runs, whether it counts as a
-connection of its server (R125, R127-R129), whether it counts as an unanswered SYN (R183),
-and whether plain segments may take the short path. `TRANSITIONS` says which event leads
-where; an event that is not listed changes nothing. Counters are moved by nothing else than
-the difference of two states' rows, so no counter can move twice (A17).
+connection of its server (R125-R129; `counting` fills in what the operator chose), whether it
+counts as an unanswered SYN (R183), and whether plain segments may take the short path.
+`TRANSITIONS` says which event leads where; an event that is not listed changes nothing.
+Counters are moved by nothing else than the difference of two states' rows, so no counter can
+move twice (A17).
 """
 
 from enum import Enum, auto
@@ -20,25 +21,42 @@ class Timeout(Enum):
     CLOSING = auto()
 
 
+class Counted(Enum):
+    """Whether a state counts as a connection of its server: always, never, or as the operator chose.
+
+    The value holds the key of `[gateway]` and the words of it under which the state counts.
+    """
+
+    __hash__ = object.__hash__
+
+    NEVER = ("count_on", ())
+    ALWAYS = ("count_on", ("syn", "syn-ack"))
+    BEFORE_ANSWER = ("count_on", ("syn",))  # R125, else R126
+    HALF_CLOSED = ("close_on", ("both", "time-out"))  # not R127
+    CLOSED = ("close_on", ("time-out",))  # R129
+
+
 class State(Enum):
     """A connection's state; the members' values are one row each.
 
     `code` is the byte that stands for the state in the journal; it never changes meaning.
+    `ended`: nothing more is to come of it, only late packets are still translated.
     """
 
-    #               code  shown           time-out           counted unanswered quick
-    SYN_SENT     = (1, "syn-sent",     Timeout.HALF_OPEN, True,  True,  False)  # fmt: skip
-    SYN_RECEIVED = (2, "syn-received", Timeout.HALF_OPEN, True,  False, False)  # fmt: skip
-    ESTABLISHED  = (3, "established",  Timeout.IDLE,      True,  False, True)  # fmt: skip
-    FIN_CLIENT   = (4, "fin-client",   Timeout.IDLE,      True,  False, True)  # fmt: skip
-    FIN_SERVER   = (5, "fin-server",   Timeout.IDLE,      True,  False, True)  # fmt: skip
-    CLOSED       = (6, "closed",       Timeout.CLOSING,   False, False, True)  # fmt: skip
-    GONE         = (0, "gone",         None,              False, False, False)  # fmt: skip
+    #               code  shown           time-out           counted         unanswered quick
+    SYN_SENT     = (1, "syn-sent",     Timeout.HALF_OPEN, Counted.BEFORE_ANSWER, True,  False)  # fmt: skip
+    SYN_RECEIVED = (2, "syn-received", Timeout.HALF_OPEN, Counted.ALWAYS,        False, False)  # fmt: skip
+    ESTABLISHED  = (3, "established",  Timeout.IDLE,      Counted.ALWAYS,        False, True)  # fmt: skip
+    FIN_CLIENT   = (4, "fin-client",   Timeout.IDLE,      Counted.HALF_CLOSED,   False, True)  # fmt: skip
+    FIN_SERVER   = (5, "fin-server",   Timeout.IDLE,      Counted.HALF_CLOSED,   False, True)  # fmt: skip
+    CLOSED       = (6, "closed",       Timeout.CLOSING,   Counted.CLOSED,        False, True)  # fmt: skip
+    ABORTED      = (8, "closed",       Timeout.CLOSING,   Counted.NEVER,         False, True)  # fmt: skip
+    GONE         = (0, "gone",         None,              Counted.NEVER,         False, False)  # fmt: skip
 
     __hash__ = object.__hash__  # members are looked up for every segment that changes a connection
 
     def __init__(
-        self, code: int, shown: str, timeout: Timeout | None, counted: bool, unanswered: bool, quick: bool
+        self, code: int, shown: str, timeout: Timeout | None, counted: Counted, unanswered: bool, quick: bool
     ) -> None:
         self.code = code
         self.shown = shown
@@ -46,6 +64,19 @@ class State(Enum):
         self.counted = counted
         self.unanswered = unanswered
         self.quick = quick
+        self.ended = timeout is Timeout.CLOSING
+
+
+def counting(count_on: str, close_on: str) -> dict[State, bool]:
+    """The column `counted`, as `[gateway] count_on` and `close_on` fill it in (R125-R129, A17).
+
+    A connection counts from its SYN ("syn") or the server's answer ("syn-ack") on, until the first
+    FIN ("fin"), until both directions are closed ("both"), or until it is forgotten ("time-out"). A
+    reset ends it at once in any case.
+    """
+    chosen = {"count_on": count_on, "close_on": close_on}
+    columns = {state: state.counted.value for state in State}
+    return {state: chosen[key] in words for state, (key, words) in columns.items()}
 
 
 class Event(Enum):
@@ -63,23 +94,24 @@ class Event(Enum):
 TRANSITIONS: dict[State, dict[Event, State]] = {
     State.SYN_SENT: {
         Event.SYN_ACK: State.SYN_RECEIVED,
-        Event.RESET: State.CLOSED,
+        Event.RESET: State.ABORTED,
     },
     State.SYN_RECEIVED: {
         Event.ACK: State.ESTABLISHED,
         Event.CLIENT_FIN: State.FIN_CLIENT,
         Event.SERVER_FIN: State.FIN_SERVER,
-        Event.RESET: State.CLOSED,
+        Event.RESET: State.ABORTED,
     },
     State.ESTABLISHED: {
         Event.CLIENT_FIN: State.FIN_CLIENT,
         Event.SERVER_FIN: State.FIN_SERVER,
-        Event.RESET: State.CLOSED,
+        Event.RESET: State.ABORTED,
     },
-    # R128: the connection has ended when both directions are closed.
-    State.FIN_CLIENT: {Event.SERVER_FIN: State.CLOSED, Event.RESET: State.CLOSED},
-    State.FIN_SERVER: {Event.CLIENT_FIN: State.CLOSED, Event.RESET: State.CLOSED},
+    # the connection has ended when both directions are closed
+    State.FIN_CLIENT: {Event.SERVER_FIN: State.CLOSED, Event.RESET: State.ABORTED},
+    State.FIN_SERVER: {Event.CLIENT_FIN: State.CLOSED, Event.RESET: State.ABORTED},
     State.CLOSED: {},
+    State.ABORTED: {},
     State.GONE: {},
 }
 

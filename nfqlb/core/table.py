@@ -13,11 +13,12 @@ from typing import Protocol
 
 from nfqlb.core.connection import Connection
 from nfqlb.core.server import Link
-from nfqlb.core.states import State, Timeout
+from nfqlb.core.states import State, Timeout, counting
 from nfqlb.core.timers import DueQueue
 
-#: An established connection is looked at this often (seconds) to see whether it has been idle too long.
-#: It bounds how long a finished connection is remembered by its queue; idle time-outs are hours.
+#: An established connection is looked at this often (seconds) to see whether it has been idle too long,
+#: or, where its time-out is short, an eighth to a quarter of that. It bounds how long a finished
+#: connection is remembered by its queue; idle time-outs are hours.
 IDLE_CHECK = 60.0
 
 
@@ -58,15 +59,17 @@ class ConnectionTable:
     """All connections, by key (R050, R059, A4, A5). At most `limit` of them.
 
     Before a connection whose SYN was never answered is forgotten, `on_silence` is told if it has timed
-    out, `on_eviction` if it makes room for another.
+    out, `on_eviction` if it makes room for another. `on_gone` is told of every one that is forgotten.
     """
 
     def __init__(
-        self, limit: int, *, half_open: float, closing: float, idle_check: float = IDLE_CHECK,
+        self, limit: int, *, half_open: float, closing: float, count_on: str = "syn", close_on: str = "both",
         recorder: Recorder | None = None, on_silence: Callable[[Connection, float], None] | None = None,
         on_eviction: Callable[[Connection, float], None] | None = None,
+        on_gone: Callable[[Connection], None] | None = None,
     ) -> None:  # fmt: skip
         self.limit = limit
+        self._on_gone = on_gone
         self._on_silence = on_silence
         self._on_eviction = on_eviction
         self.inbound: dict[bytes, Connection] = {}
@@ -74,12 +77,13 @@ class ConnectionTable:
         self.counted = 0
         self.total = 0
         self.reassigned = 0
-        # Live connections come up again and again, maybe more than there is time for: they are last.
         self._queues = {
             Timeout.HALF_OPEN: _queue(Timeout.HALF_OPEN, half_open),
             Timeout.CLOSING: _queue(Timeout.CLOSING, closing),
-            Timeout.IDLE: _queue(Timeout.IDLE, idle_check),
         }
+        self._idle: dict[float, DueQueue[Connection]] = {}  # by how often its members are looked at
+        self._idle_of: dict[float, DueQueue[Connection]] = {}  # the same, by their idle time-out
+        self._counts = counting(count_on, close_on)
         self._recorder: Recorder = recorder or NoRecorder()
 
     def __len__(self) -> int:
@@ -92,6 +96,8 @@ class ConnectionTable:
         """
         self.inbound[connection.inbound] = connection
         self.outbound[connection.outbound] = connection
+        if connection.link.members is not None:
+            connection.link.members.add(connection)
         self._set_state(connection, State.SYN_SENT, now)
         connection.link.total += 1
         connection.link.real.total += 1
@@ -106,11 +112,15 @@ class ConnectionTable:
         """
         self.inbound[connection.inbound] = connection
         self.outbound[connection.outbound] = connection
+        if connection.link.members is not None:
+            connection.link.members.add(connection)
         connection.state = state
         connection.settle()
-        self._count(connection.link, state.counted, state.unanswered)
+        self._count(connection.link, self._counts[state], state.unanswered)
         if state.timeout is not None:
-            self._queues[state.timeout].push(connection, now)
+            idle = state.timeout is Timeout.IDLE
+            queue = self._idle_queue(connection.link) if idle else self._queues[state.timeout]
+            queue.push(connection, now)
 
     def move(self, connection: Connection, state: State, now: float) -> None:
         """Bring a connection to another state; its counts and its time-out follow."""
@@ -121,11 +131,15 @@ class ConnectionTable:
         """Send an unanswered connection to another server; `outbound`, its new key there, must be free."""
         before = connection.link
         del self.outbound[connection.outbound]
-        self._count(before, -1, -1)
+        counted = self._counts[connection.state]
+        self._count(before, -counted, -1)
         connection.link = link
         connection.outbound = outbound
         self.outbound[outbound] = connection
-        self._count(link, 1, 1)
+        if before.members is not None and link.members is not None:  # links of one virtual server
+            before.members.discard(connection)
+            link.members.add(connection)
+        self._count(link, counted, 1)
         link.total += 1
         link.real.total += 1
         self.reassigned += 1
@@ -137,8 +151,12 @@ class ConnectionTable:
         """Forget a connection."""
         del self.inbound[connection.inbound]
         del self.outbound[connection.outbound]
+        if connection.link.members is not None:
+            connection.link.members.discard(connection)
         self._set_state(connection, State.GONE, now)
         self._recorder.ended(connection)
+        if self._on_gone is not None:
+            self._on_gone(connection)
 
     def _set_state(self, connection: Connection, state: State, now: float) -> None:
         old = connection.state
@@ -148,8 +166,10 @@ class ConnectionTable:
                 connection.quick = True
             else:
                 connection.settle()
-        if old.counted != state.counted or old.unanswered != state.unanswered:
-            counted, unanswered = state.counted - old.counted, state.unanswered - old.unanswered
+        counts = self._counts
+        counted = counts[state] - counts[old]
+        if counted or old.unanswered != state.unanswered:
+            unanswered = state.unanswered - old.unanswered
             real = connection.link.real
             overloaded = real.overloaded
             self._count(connection.link, counted, unanswered)
@@ -157,7 +177,31 @@ class ConnectionTable:
                 real.changed(now)
         timeout = state.timeout
         if timeout is not None and timeout is not old.timeout:
-            self._queues[timeout].push(connection, now)
+            idle = timeout is Timeout.IDLE
+            queue = self._idle_queue(connection.link) if idle else self._queues[timeout]
+            queue.push(connection, now)
+
+    def _idle_queue(self, link: Link) -> DueQueue[Connection]:
+        """Where connections of a link wait for their idle time-out."""
+        queue = self._idle_of.get(link.real.spec.idle_timeout)
+        return self._make_idle_queue(link.real.spec.idle_timeout) if queue is None else queue
+
+    def _make_idle_queue(self, idle_timeout: float) -> DueQueue[Connection]:
+        """The queue for a time-out not met before.
+
+        One server's short time-out must not have all others' connections looked at as often, so those
+        wait apart; by powers of two, for there may be as many time-outs as servers.
+        """
+        check = IDLE_CHECK
+        while check > idle_timeout / 4:
+            check /= 2
+        queue = self._idle.get(check)
+        if queue is None:
+            queue = self._idle[check] = _queue(Timeout.IDLE, check)
+            # those that come up most often behind the others, for there may not be time for all
+            self._idle = dict(sorted(self._idle.items(), reverse=True))
+        self._idle_of[idle_timeout] = queue
+        return queue
 
     def _count(self, link: Link, counted: int, unanswered: int) -> None:
         link.connections += counted
@@ -189,7 +233,9 @@ class ConnectionTable:
     def expire(self, now: float, budget: int) -> int:
         """End what has timed out, looking at no more than `budget` connections; returns how many."""
         looked = 0
-        for timeout, queue in self._queues.items():
+        # live connections come up again and again, maybe more than there is time for: they are last
+        idle = ((Timeout.IDLE, queue) for queue in self._idle.values())
+        for timeout, queue in (*self._queues.items(), *idle):
             while looked < budget and (connection := queue.pop_due(now)) is not None:
                 looked += 1
                 if connection.state.timeout is not timeout:

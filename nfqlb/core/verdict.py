@@ -22,6 +22,7 @@ class Drop(Enum):
     CUT = "cut"  # the kernel handed over less than the packet
     MALFORMED = "malformed"
     FRAGMENT = "fragment"  # no ports to look up by (A37)
+    OUT_OF_SERVICE = "out-of-service"  # the operator has taken the virtual server out (R025)
     NO_VIRTUAL = "no-virtual-server"  # a SYN for an address and port that none of ours has
     ERROR = "internal-error"
 
@@ -32,17 +33,28 @@ class Pass(Enum):
     NOT_OURS = "not-ours"
 
 
+class Reply(Enum):
+    """What clients are told; the value is what operators read (A20, A34)."""
+
+    RESET = "reset"  # in answer to a refused segment
+    UNREACHABLE = "unreachable"  # in answer to a refused datagram
+    FAILURE = "reset-on-failure"  # to the client of a failed server's connection
+    OVER_LIMIT = "over-limit"  # nothing: too many have been told just now
+    NOT_SENT = "not-sent"  # nothing: the kernel did not take the packet
+
+
 Refusal = Drop | Pass
 Outcome = Connection | Refusal
 
 
 class Tally:
-    """Counts refusals by reason."""
+    """Counts refusals by reason, and what clients were told of them."""
 
-    __slots__ = ("_counts",)
+    __slots__ = ("_counts", "_replies")
 
     def __init__(self) -> None:
         self._counts: Counter[Refusal] = Counter()
+        self._replies: Counter[Reply] = Counter()
 
     def add(self, reason: Refusal) -> None:
         """Count one."""
@@ -52,6 +64,14 @@ class Tally:
         """Count one and return it."""
         self._counts[reason] += 1
         return reason
+
+    def reply(self, what: Reply) -> None:
+        """Count one reply to a client, or one that was not made."""
+        self._replies[what] += 1
+
+    def replies(self) -> dict[str, int]:
+        """What clients were told, by kind; only kinds that occurred."""
+        return {what.value: count for what, count in self._replies.items()}
 
     def drops(self) -> dict[str, int]:
         """How many packets were dropped, by reason; only reasons that occurred."""

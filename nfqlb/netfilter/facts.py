@@ -18,7 +18,7 @@ from typing import Any
 from nfqlb.core.spec import Address, Config
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.iptables import Iptables
-from nfqlb.netfilter.procfs import may_administer, namespace, readers
+from nfqlb.netfilter.procfs import may_administer, may_send_raw, namespace, readers
 from nfqlb.netfilter.queue_status import QueueStatus, read_queues
 from nfqlb.netfilter.state import DIRECTORY, owner
 
@@ -93,6 +93,7 @@ class Facts:
     queues: tuple[QueueStatus, ...] = ()
     queue_readers: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     net_admin: bool = True
+    net_raw: bool = True
     iptables: str = "nf_tables"
     other_rules: int = 0
     owner: int | None = None
@@ -122,6 +123,7 @@ def read(config: Config, directory: Path = DIRECTORY) -> Facts:
         queues=bound,
         queue_readers={queue.number: tuple(readers(queue.port)) for queue in bound},
         net_admin=may_administer(),
+        net_raw=may_send_raw(),
         iptables=kind,
         other_rules=other_rules,
         owner=_other(directory),

@@ -13,6 +13,7 @@ from nfqlb.core.spec import Config
 from nfqlb.netfilter import facts
 from nfqlb.netfilter.facts import ELSEWHERE, Facts
 from nfqlb.netfilter.render import MAX_PACKET
+from nfqlb.netfilter.reply import replies_to_clients
 from nfqlb.netfilter.state import DIRECTORY
 
 _USUAL_LIMIT = 65_536
@@ -47,6 +48,12 @@ def judge(config: Config, found: Facts) -> list[Finding]:
 def _rights(config: Config, found: Facts) -> Iterator[Finding]:
     if not found.net_admin:
         yield Finding("error", "no right to change the network", "run as root, or with CAP_NET_ADMIN")
+    if not found.net_raw and replies_to_clients(config):
+        yield Finding(
+            "error",
+            'no right to send resets to clients, which reject or on_failure = "reset" asks for',
+            "run as root, or with CAP_NET_RAW too",
+        )
 
 
 def _programs(config: Config, found: Facts) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 _NETLINK_NETFILTER = 12  # include/uapi/linux/netlink.h
 _SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, since Linux 5.14
-_CAP_NET_ADMIN = 12  # include/uapi/linux/capability.h
+_CAP_NET_ADMIN, _CAP_NET_RAW = 12, 13  # include/uapi/linux/capability.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,18 @@ def _open_files(process: Path) -> set[str]:
 
 def may_administer() -> bool:
     """Whether this process has CAP_NET_ADMIN."""
+    return _capable(_CAP_NET_ADMIN)
+
+
+def may_send_raw() -> bool:
+    """Whether this process has CAP_NET_RAW."""
+    return _capable(_CAP_NET_RAW)
+
+
+def _capable(capability: int) -> bool:
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> _CAP_NET_ADMIN & 1)
+            return bool(int(line.split()[1], 16) >> capability & 1)
     return False
 
 

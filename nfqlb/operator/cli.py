@@ -29,7 +29,9 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "run": (),
     "check": (),
     "rules": ("show", "apply", "verify", "remove"),
-    "show": ("summary", "virtuals", "reals", "connections", "sticky"),
+    "show": ("summary", "virtuals", "reals", "connections", "sticky", "failures"),
+    "set": ("real", "virtual"),
+    "clear": ("sticky",),
     "demo": (),
 }
 
@@ -94,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_check(commands.add_parser("check", help="say what is wrong with a configuration, or what it does"))
     _add_rules(commands.add_parser("rules", help="show, apply, verify or remove the iptables rules"))
     _add_show(commands.add_parser("show", help="look at the running gateway"))
+    _add_set(commands.add_parser("set", help="put a server in or out of service, drain it, weigh it anew"))
+    _add_clear(commands.add_parser("clear", help="forget which client is bound to which server"))
     _add_demo(commands.add_parser("demo", help="a gateway with clients and servers, all inside this machine"))
     return parser
 
@@ -136,6 +140,7 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
         "reals": "real servers",
         "connections": "live connections",
         "sticky": "which client is bound to which real server",
+        "failures": "the latest connections that real servers could not make",
     }
     for subject in WORDS["show"]:
         one = subjects.add_parser(subject, help=helps[subject])
@@ -143,11 +148,39 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
         one.add_argument("--json", action="store_true", help="one JSON document; times are in seconds")
         _add_socket(one)
         _add_config(one, required=False)
-        if subject in ("connections", "sticky"):
+        if subject in DEFAULT_LIMITS:
             one.add_argument("--limit", type=_positive, metavar="N", help="at most so many rows")
         if subject == "connections":
             one.add_argument("--client", metavar="ADDRESS", help="those of this client")
             one.add_argument("--virtual", metavar="NAME", help="those of this virtual server")
+        if subject == "failures":
+            one.add_argument("--real", metavar="NAME", help="those of this real server")
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(metavar="KIND", required=True)
+    words = {
+        "real": "in-service, sticky-only, maintenance or out-of-service, weight=N, or both",
+        "virtual": "in-service or out-of-service",
+    }
+    for kind in WORDS["set"]:
+        one = kinds.add_parser(kind, help=f"a {kind} server: {words[kind]}")
+        one.set_defaults(command=_set, kind=kind, parser=one)
+        one.add_argument("name", metavar="NAME", help="its name in the configuration")
+        one.add_argument("words", metavar="STATE" if kind == "virtual" else "STATE|weight=N", nargs="+",
+                         help=words[kind])  # fmt: skip
+        _add_socket(one)
+        _add_config(one, required=False)
+
+
+def _add_clear(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(metavar="WHAT", required=True)
+    one = kinds.add_parser("sticky", help="sticky entries: clients get servers anew")
+    one.set_defaults(command=_clear_sticky)
+    one.add_argument("--virtual", metavar="NAME", help="those of this virtual server, or of its group")
+    one.add_argument("--client", metavar="ADDRESS", help="the one that this client has")
+    _add_socket(one)
+    _add_config(one, required=False)
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
@@ -280,19 +313,45 @@ def _show(options: argparse.Namespace) -> int:
     from nfqlb.operator import show
     from nfqlb.runtime.client import Client
 
-    args: JSONObject = {
-        name: value
-        for name in ("limit", "client", "virtual")
-        if (value := getattr(options, name, None)) is not None
-    }
     with Client(_socket(options)) as client:
-        document = client.call(options.subject, args)
-    if options.json:
-        _say(show.as_json(document))
-    else:
-        limit: int | None = getattr(options, "limit", None) or DEFAULT_LIMITS.get(options.subject)
+        document = client.call(options.subject, _given(options, "limit", "client", "virtual", "real"))
+    limit: int | None = getattr(options, "limit", None) or DEFAULT_LIMITS.get(options.subject)
+    if not options.json:
         _say(show.render(options.subject, document, limit))
+        return 0
+    _say(show.as_json(document))
+    if limit is not None and isinstance(document, list) and len(document) >= limit:
+        print(f"nfqlb: the first {limit}; --limit N shows more", file=sys.stderr)  # noqa: T201
     return 0
+
+
+def _set(options: argparse.Namespace) -> int:
+    from nfqlb.operator.change import wanted
+
+    try:
+        args = wanted(options.words, weighed=options.kind == "real")
+    except ValueError as error:
+        options.parser.error(str(error))
+    return _order(options, f"set-{options.kind}", {"name": options.name, **args})
+
+
+def _clear_sticky(options: argparse.Namespace) -> int:
+    return _order(options, "clear-sticky", _given(options, "virtual", "client"))
+
+
+def _order(options: argparse.Namespace, cmd: str, args: JSONObject) -> int:
+    """Have the gateway carry out an order, and print what it says of it."""
+    from nfqlb.operator.change import said
+    from nfqlb.runtime.client import Client
+
+    with Client(_socket(options)) as client:
+        _say(map(clean, said(client.call(cmd, args))))
+    return 0
+
+
+def _given(options: argparse.Namespace, *names: str) -> JSONObject:
+    """The options that were given, of these."""
+    return {name: value for name in names if (value := getattr(options, name, None)) is not None}
 
 
 def _socket(options: argparse.Namespace) -> Path:

@@ -47,7 +47,9 @@ def summary(document: JSON) -> list[str]:
         ),
         ("sticky", f"{count(_number(sticky, 'now'))} of at most {count(_number(sticky, 'limit'))} entries"),
         *((f"queue {_number(queue, 'number'):.0f}", _queue(queue)) for queue in _list(whole, "queues")),
+        *_unkept(_number(_part(whole, "journal"), "lost")),
         *_dropped(_part(whole, "drops")),
+        *_told(whole),
     ]
     return facts(pairs)
 
@@ -79,10 +81,10 @@ def virtuals(document: JSON) -> list[str]:
             (
                 f"  {_text(server, 'real')}",
                 f"  port {port}" if (port := _port(server, "port")) is not None else "  every port",
-                "",
-                "",
+                f"  {_text(server, 'state')}",
+                _share(server),
                 count(_number(server, "connections")),
-                "",
+                count(_number(server, "total")),
             )
             for server in _list(virtual, "servers")
         ]
@@ -121,6 +123,7 @@ def reals(document: JSON) -> list[str]:
     rows = list(zip(*(cells for _, cells in columns), strict=True))
     lines = table(titles, rows, right=titles[3:])
     told = [(_text(real, "name"), _text(real, "reason")) for real in found if _text(real, "reason")]
+    told += [(_text(real, "name"), wrong) for real in found if (wrong := _wrong_link(real))]
     return [*lines, "", *facts(told)] if told else lines
 
 
@@ -161,30 +164,88 @@ def sticky(document: JSON) -> list[str]:
     return table(("VIRTUAL", "CLIENT", "REAL", "AGE", "EXPIRES"), rows, right=("AGE", "EXPIRES"))
 
 
+def failures(document: JSON) -> list[str]:
+    """Connections that real servers could not make, the latest first for each server."""
+    rows = [
+        (
+            _text(one, "real"),
+            _text(one, "state"),
+            age(_number(one, "ago_s")),
+            endpoint(_text(one, "client"), _port(one, "client_port")),
+            _text(one, "virtual"),
+            _text(one, "why"),
+            age(_number(one, "waited_s")),
+        )
+        for one in _rows(document)
+    ]
+    if not rows:
+        return ["no failures"]
+    titles = ("REAL", "STATE", "AGO", "CLIENT", "VIRTUAL", "WHY", "WAITED")
+    return table(titles, rows, right=("AGO", "WAITED"))
+
+
 SUBJECTS: dict[str, Callable[[JSON], list[str]]] = {
     "summary": summary,
     "virtuals": virtuals,
     "reals": reals,
     "connections": connections,
     "sticky": sticky,
+    "failures": failures,
 }
+
+
+def _share(server: JSONObject) -> str:
+    """A server's part of the connections, and the one that its weight entitles it to."""
+    share, fair = _optional(server, "share"), _optional(server, "fair_share")
+    if share is None:
+        return ""
+    return f"  {share:.0%}" if fair is None else f"  {share:.0%} (fair: {fair:.0%})"
+
+
+def _wrong_link(real: JSONObject) -> str:
+    """What is wrong between the gateway and a server that nobody has taken out; empty if nothing is."""
+    state = _text(real, "neighbour")
+    if _text(real, "state") in ("maintenance", "out-of-service"):
+        return ""
+    if state == "no route":
+        return f"no route to {_text(real, 'address')}"
+    if state in ("failed", "incomplete"):
+        return f"{_text(real, 'address')} does not answer for its link address (neighbour {state})"
+    return ""
 
 
 def _queue(queue: JSONObject) -> str:
     full, sock = _number(queue, "dropped_full"), _number(queue, "dropped_socket")
     waiting = f"{several(_number(queue, 'depth'), 'packet')} waiting"
-    if not full and not sock:
-        return f"{waiting}, none dropped"
-    return f"{waiting}, dropped {count(full)} (queue full) and {count(sock)} (socket full)"
+    dropped = f"dropped {count(full)} (queue full) and {count(sock)} (socket full)" if full or sock else ""
+    worker = [
+        f"{count(_number(queue, name))} {name}"
+        for name in ("overruns", "refused", "unreadable")
+        if _number(queue, name)
+    ]
+    return ", ".join(filter(None, (waiting, dropped or "none dropped", *worker)))
+
+
+def _unkept(lost: float) -> list[tuple[str, str]]:
+    told = f"no room for {count(lost)} records: a new worker would not know them"
+    return [("journal", told)] if lost else []
 
 
 def _dropped(drops: JSONObject) -> list[tuple[str, str]]:
-    reasons = [reason for reason in drops if _number(drops, reason)]
-    if not reasons:
-        return [("dropped", "no packets")]
-    width = max(len(count(_number(drops, reason))) for reason in reasons)
-    said = [f"{count(_number(drops, reason)):>{width}} {reason}" for reason in reasons]
-    return list(zip(["dropped", *[""] * (len(said) - 1)], said, strict=True))
+    return _listed("dropped", drops) or [("dropped", "no packets")]
+
+
+def _told(whole: JSONObject) -> list[tuple[str, str]]:
+    """What clients were told of packets that were refused; nothing where nobody was told anything."""
+    return _listed("replies", _part(whole, "replies"))
+
+
+def _listed(title: str, numbers: JSONObject) -> list[tuple[str, str]]:
+    """One row for each number that is not 0, the title before the first."""
+    names = [name for name in numbers if _number(numbers, name)]
+    width = max((len(count(_number(numbers, name))) for name in names), default=0)
+    said = [f"{count(_number(numbers, name)):>{width}} {name}" for name in names]
+    return list(zip([title, *[""] * (len(said) - 1)], said, strict=True)) if said else []
 
 
 def _times(number: float) -> str:

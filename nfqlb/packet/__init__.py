@@ -3,4 +3,5 @@
 - `path`: what happens to a packet, top to bottom; the short path of established flows is here.
 - `decode`: everything unusual, by dpkt.
 - `translate`: addresses, ports and checksums, changed in place.
+- `reply`: resets and ICMP errors to clients whose packets are refused.
 """

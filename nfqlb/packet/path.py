@@ -14,10 +14,12 @@ from struct import Struct
 
 from nfqlb.core.connection import Connection
 from nfqlb.core.director import Director
+from nfqlb.core.reject import Action
 from nfqlb.core.rewriting import MODULUS
 from nfqlb.core.segment import ACK, FIN, NO_STAMP, RST, SYN, Segment, Stamp
-from nfqlb.core.verdict import Drop, Outcome, Pass
+from nfqlb.core.verdict import Drop, Outcome, Pass, Refusal
 from nfqlb.packet.decode import IcmpError, TcpPacket, decode
+from nfqlb.packet.reply import intact, reset, reset_for, unreachable_for
 from nfqlb.packet.translate import (
     CHECKSUM_NOT_READY,
     SUPER_PACKET,
@@ -44,6 +46,7 @@ LOOKAHEAD = 64
 #: Headers and quotations lie in these many bytes; the payload of a super-packet need not be copied.
 _HEADERS_SIZE = 1500
 
+_TCP, _UDP = 6, 17
 _KERNEL_SUMS = CHECKSUM_NOT_READY | SUPER_PACKET
 _NEVER = 1 << 30
 _NO_PORT = bytes(2)
@@ -82,6 +85,12 @@ class PacketPath:
         self.now = now
         self._inbound = director.table.inbound.get
         self._outbound = director.table.outbound.get
+        self._replies: list[bytes] = []
+
+    def take_replies(self) -> list[bytes]:
+        """The packets that are to go to clients, since it was last asked: IP packets, whole."""
+        replies, self._replies = self._replies, []
+        return replies + [reset(order) for order in self.director.take_resets()]
 
     def judge(  # noqa: C901  the path of every packet reads in one place, and calls would cost it
         self, buffer: bytearray, start: int, end: int, hook: int, info: int, stamp_at: int
@@ -104,6 +113,7 @@ class PacketPath:
                     stamp = _read_stamp(buffer, stamp_at) if stamp_at else NO_STAMP
                     connection = self._syn(key, flags, numbers, stamp)
                     if isinstance(connection, Drop):
+                        self._reply(connection, key, flags, buffer, start, end, start + 20, info)
                         return DROP
                 else:
                     connection = self._inbound(key)
@@ -183,6 +193,9 @@ class PacketPath:
             segment = decoded.segment._replace(size=size, stamp=stamp)
             outcome = self._decide(segment, hook)
             if not isinstance(outcome, Connection):
+                if hook == PREROUTING:
+                    key, flags = segment.key, segment.flags
+                    self._reply(outcome, key, flags, buffer, start, end, transport, info)
                 return _verdict(outcome)
             if hook == PREROUTING:
                 translate_inbound(buffer, start, end, transport, outcome.link.inbound, info)
@@ -192,6 +205,26 @@ class PacketPath:
         if isinstance(decoded, IcmpError):
             return self._judge_error(decoded, buffer, start, end, hook)
         return _verdict(self.director.refuse(decoded))
+
+    def _reply(
+        self, reason: Refusal, key: bytes, flags: int | None, buffer: bytearray, start: int, end: int,
+        transport: int, info: int,
+    ) -> None:  # fmt: skip
+        """Let a client know that its packet was refused, where the policy says so.
+
+        `transport` is where its TCP or UDP header begins; `flags` are TCP's, None for a datagram.
+        """
+        action = self.director.reply_to(reason, key, flags, self.now)
+        if action is Action.DROP:
+            return
+        protocol = _UDP if flags is None else _TCP
+        if not info & _KERNEL_SUMS and not intact(buffer, end, transport, key, protocol):
+            return
+        packet = bytes(memoryview(buffer)[start : min(end, start + _HEADERS_SIZE)])
+        if action is Action.RESET:
+            self._replies.append(reset_for(key, packet, transport - start, end - start))
+        elif action is Action.UNREACHABLE:
+            self._replies.append(unreachable_for(key, packet))
 
     def _decide(self, segment: Segment, hook: int) -> Outcome:
         """What the director says of a segment: a SYN may open a connection, all else must have one (R117)."""

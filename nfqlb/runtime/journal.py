@@ -4,7 +4,8 @@ Owns a file of fixed records in memory-backed storage, mapped into the worker. A
 one record while it lives: written before its first packet is answered, its state's byte changed
 as the connection moves on, and zeroed at its end, so the file never has to be compacted. The
 supervisor opens the file before it forks; the kernel keeps what a killed worker wrote. It is
-valid for one boot and one network namespace only.
+valid for one boot and one network namespace only. What was set and what failed, by name, has a section
+of its own (see `ledger`).
 
 Layout: a header of one page (magic, boot id, namespace cookie, a table of sections), then the
 sections, one for each kind of record. A section says its records' size, where it begins, how
@@ -19,10 +20,13 @@ from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
 
+from nfqlb.core.chronicle import Kept
 from nfqlb.core.connection import Connection
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.procfs import Namespace, namespace
 from nfqlb.netfilter.state import DIRECTORY
+from nfqlb.runtime import ledger
+from nfqlb.runtime.ledger import Ledger
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +41,10 @@ _RESERVED_AT = _SECTION.size - _RESERVED.size
 #: By kind: connections over IPv4, over IPv6. State, protocol, opened (seconds), inbound key, and the real
 #: server's address and port. The state comes first: 0 is a free record.
 _KINDS = {1: Struct("=BBxxI12s6s6x"), 2: Struct("=BBxxI36s18s2x")}
+_NAMES = 3  # the kind of the ledger's section
 _IPV4_KEY = 12
 _CHUNK = 1 << 20  # bytes reserved at a time
+_NAMES_CHUNK = 1 << 16
 _RETRY = 1024  # asking in vain takes 0.1 ms: once storage is used up, not for every connection
 
 _FALLBACK = Path("/dev/shm/nfqlb")  # noqa: S108  memory-backed wherever Linux runs; ownership is checked
@@ -61,9 +67,12 @@ class Record(NamedTuple):
 class _Section:
     """The records of one kind. A record's place is its offset in the file."""
 
-    def __init__(self, kind: int, start: int, capacity: int, entry_at: int) -> None:
+    def __init__(
+        self, kind: int, record: Struct, start: int, capacity: int, entry_at: int, chunk: int = _CHUNK
+    ) -> None:
         self.kind = kind
-        self.record = _KINDS[kind]
+        self.record = record
+        self.chunk = chunk
         self.start = start
         self.capacity = capacity
         self.entry_at = entry_at  # of this section's entry in the header
@@ -79,10 +88,10 @@ class _Section:
 
 
 class Journal:
-    """The open journal, and the recorder of the connection table (`core.table.Recorder`).
+    """The open journal: the recorder of the connection table, the keeper of settings and failures.
 
-    `capacity` is how many connections of each kind it has room for. Raises KernelError where the
-    file cannot be made or mapped.
+    See `core.table.Recorder` and `core.chronicle.Keeper`. `capacity` is how many connections of each kind it
+    has room for. Raises KernelError where the file cannot be made or mapped.
     """
 
     def __init__(
@@ -94,10 +103,15 @@ class Journal:
         self.lost = 0  # connections that found no room; they do not survive the worker
         self._sections: list[_Section] = []
         start = _PAGE
-        for number, kind in enumerate(_KINDS):
-            section = _Section(kind, start, capacity, _SECTIONS_AT + number * _SECTION.size)
+        for number, (kind, record) in enumerate(_KINDS.items()):
+            section = _Section(kind, record, start, capacity, _SECTIONS_AT + number * _SECTION.size)
             self._sections.append(section)
             start = -(-section.end // _PAGE) * _PAGE
+        self._names = _Section(
+            _NAMES, Struct(f"={ledger.PAIR}x"), start, ledger.CAPACITY,
+            _SECTIONS_AT + len(_KINDS) * _SECTION.size, _NAMES_CHUNK,
+        )  # fmt: skip
+        start = -(-self._names.end // _PAGE) * _PAGE
         try:
             directory.mkdir(mode=0o755, parents=True, exist_ok=True)
             _own(directory.stat(follow_symlinks=False), directory)
@@ -112,26 +126,32 @@ class Journal:
         """Map the file; whatever is of another boot, namespace or size counts as empty."""
         page = os.pread(self._file, _PAGE, 0)
         known = os.fstat(self._file).st_size == size and page.startswith(header)
-        if not known or any(
-            page.find(each.header, each.entry_at) != each.entry_at for each in self._sections
-        ):
+        sections = [*self._sections, self._names]
+        if not known or any(page.find(each.header, each.entry_at) != each.entry_at for each in sections):
             os.ftruncate(self._file, 0)
             os.ftruncate(self._file, size)
-            for section in self._sections:
+            for section in sections:
                 os.pwrite(self._file, section.header + bytes(_RESERVED.size), section.entry_at)
             os.pwrite(self._file, header, 0)
         self._map = mmap.mmap(self._file, size)
         self._read_reserved()
+        names = self._names
+        self._ledger = Ledger(
+            self._map,
+            names.start,
+            reserved_to=lambda: names.reserved_to,
+            reserve=lambda: self._reserve(names),
+        )
 
     def _read_reserved(self) -> None:
-        for section in self._sections:
+        for section in (*self._sections, self._names):
             (reserved,) = _RESERVED.unpack_from(self._map, section.entry_at + _RESERVED_AT)
             section.reserved_to = section.start + min(reserved, section.capacity) * section.record.size
 
     def clear(self) -> None:
         """Forget everything."""
         self._read_reserved()
-        for section in self._sections:
+        for section in (*self._sections, self._names):
             for start in range(section.start, section.reserved_to, _CHUNK):
                 end = min(start + _CHUNK, section.reserved_to)
                 self._map[start:end] = bytes(end - start)
@@ -169,6 +189,26 @@ class Journal:
         """Free a record that nobody wants."""
         self._map[place] = 0
         self._sections[place >= self._sections[1].start].free.append(place)
+
+    def kept(self) -> Iterator[Kept]:
+        """What was kept of each server. To be read to its end before anything is kept."""
+        self._read_reserved()
+        yield from self._ledger.records()
+
+    @property
+    def unkept(self) -> int:
+        """Records that found no room, of connections and of servers."""
+        return self.lost + self._ledger.lost
+
+    def forget_name(self, kept: Kept) -> None:
+        """Free the record of a server that is gone."""
+        self._ledger.forget(kept)
+
+    # --- the keeper of settings and failures
+
+    def keep(self, kept: Kept) -> None:
+        """Write what is to be kept of a server; where there is no room, it does not survive the worker."""
+        self._ledger.keep(kept)
 
     # --- the recorder of the connection table
 
@@ -216,7 +256,7 @@ class Journal:
     def _reserve(self, section: _Section) -> bool:
         """Have the storage set aside for more records: writing to a mapping without room would be fatal."""
         size = section.record.size
-        end = min(section.reserved_to + _CHUNK // size * size, section.end)
+        end = min(section.reserved_to + section.chunk // size * size, section.end)
         if end == section.reserved_to or self.lost % _RETRY:
             return False
         try:

@@ -24,7 +24,7 @@ MAX_DEPTH = 16  # nesting of a request; no command needs more than three
 MAX_IDENT = 64  # an id comes back in the reply, so it must not be a way to grow it
 #: Rows in one reply. The director makes them in one go while packets wait: 10,000 take it some 20 ms.
 MAX_LIMIT = 10_000
-DEFAULT_LIMITS = {"connections": 100, "sticky": MAX_LIMIT}
+DEFAULT_LIMITS = {"connections": 100, "sticky": MAX_LIMIT, "failures": 100}
 ROWS_A_PIECE = 64  # rows of a list encoded at a time: about 12 KB, well under a millisecond
 
 

@@ -17,16 +17,19 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from nfqlb import __version__
 from nfqlb.core.spec import Config
 from nfqlb.netfilter import address, host, rules, sysctl
 from nfqlb.netfilter.errors import KernelError
+from nfqlb.netfilter.neighbours import Neighbours
 from nfqlb.netfilter.queue import PacketQueue, ask_for_stamps
 from nfqlb.netfilter.queue_status import read_queues
+from nfqlb.netfilter.reply import ReplySockets, replies_to_clients
 from nfqlb.netfilter.state import Claim, Record
-from nfqlb.runtime import views
+from nfqlb.runtime import orders, views
 from nfqlb.runtime.channel import SupervisorChannel, WorkerChannel, pair
 from nfqlb.runtime.control import Request, Server
 from nfqlb.runtime.journal import Journal
@@ -68,6 +71,7 @@ class Supervisor:
         self._stillborn = 0
         self._serving = mmap.mmap(-1, 1)  # shared with the worker, which sets it when it has taken over
         self._next_birth = 0.0
+        self._neighbours = Neighbours()
 
     def run(self) -> None:
         """Bring the gateway up, serve until a signal says otherwise, take it down. Raises KernelError."""
@@ -91,6 +95,7 @@ class Supervisor:
         self._listen_to_signals()
         self._new = self._bind(config.gateway.queue, _NEW_LENGTH, _NEW_RECEIVE_BUFFER)
         self._established = self._bind(config.gateway.queue + 1, _LENGTH, _RECEIVE_BUFFER)
+        self._replies = self._open_replies()
         undo.enter_context(ask_for_stamps())  # response times are differences of stamps
         undo.callback(self._end_worker)
         self._control = Server(Path(config.gateway.socket), self._selector, self._answer)
@@ -112,6 +117,19 @@ class Supervisor:
             ) from None
         self._undo.callback(queue.close)
         return queue
+
+    def _open_replies(self) -> ReplySockets | None:
+        """The sockets by which clients are told of what is refused, where they are to be."""
+        if not replies_to_clients(self._config):
+            return None
+        try:
+            sockets = ReplySockets({virtual.address.version for virtual in self._config.virtuals})
+        except OSError as error:
+            raise KernelError(
+                f'no raw socket, which "reset" needs: {error.strerror}; run as root, or with CAP_NET_RAW'
+            ) from None
+        self._undo.callback(sockets.close)
+        return sockets
 
     def _listen_to_signals(self) -> None:
         ours, theirs = socket.socketpair()
@@ -163,7 +181,7 @@ class Supervisor:
             self._stillborn = 0 if self._serving[0] else self._stillborn + 1
             logger.warning("worker %d died (%s); starting another", pid, _cause(status))
             if self._stillborn >= _STILLBORN:
-                logger.error("workers die as they start; forgetting the connections they were to take over")
+                logger.error("workers die as they start; forgetting connections, settings and failures")
                 self._journal.clear()
                 self._next_birth = now + _BIRTH_INTERVAL
         if now >= self._next_birth and not self._stopping:
@@ -196,7 +214,9 @@ class Supervisor:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the supervisor decides
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._control.abandon()
-        worker = Worker(self._config, self._new, self._established, WorkerChannel(channel), self._journal)
+        worker = Worker(
+            self._config, self._new, self._established, WorkerChannel(channel), self._journal, self._replies
+        )
         signal.signal(signal.SIGTERM, lambda *_: worker.stop())
         worker.run(self._say_serving)
 
@@ -223,12 +243,21 @@ class Supervisor:
     def _answer(self, request: Request) -> None:
         if self._worker is None:
             raise ControlError("worker-restarting", "the worker is being restarted", "try again in a moment")
-        if request.cmd != "summary":
+        finish = {"summary": self._summary, "reals": self._reals}.get(request.cmd)
+        if request.cmd in orders.ORDERS:
+            finish = partial(_logged, request)
+        if finish is None:
             self._worker.channel.forward(request)
             return
+        finished = finish
         self._worker.channel.call(
-            "summary", request.args, lambda counts: request.reply(self._summary(counts)), request.refuse
+            request.cmd, request.args, lambda result: request.reply(finished(result)), request.refuse
         )
+
+    def _reals(self, rows: JSON) -> JSON:
+        """The worker's rows, with what the kernel knows of each server's link (R037, A36)."""
+        known = self._neighbours.of([real.address for real in self._config.reals])
+        return views.with_neighbours(rows, known)
 
     def _summary(self, counts: JSON) -> JSON:
         assert isinstance(counts, dict)
@@ -246,6 +275,15 @@ class Supervisor:
                 queues=[queue for queue in read_queues() if queue.number in ours],
             ),
         )
+
+
+def _logged(request: Request, result: JSON) -> JSON:
+    """An order was carried out: say what, and who gave it."""
+    who = "the supervisor" if request.peer is None else f"user {request.peer.uid}, process {request.peer.pid}"
+    said = result.get("said") if isinstance(result, dict) else None
+    for line in said if isinstance(said, list) else ():
+        logger.info("%s (ordered by %s)", line, who)
+    return result
 
 
 def run(config: Config, source: str) -> int:

@@ -9,19 +9,21 @@ the processes and queues.
 import difflib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from itertools import islice
 from typing import Protocol
 
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
+    FailureSnapshot,
     RealSnapshot,
     StickySnapshot,
     Totals,
     VirtualSnapshot,
 )
 from nfqlb.core.spec import Address
+from nfqlb.netfilter.neighbours import UNKNOWN, Neighbour
 from nfqlb.netfilter.queue_status import QueueStatus
 from nfqlb.runtime.protocol import DEFAULT_LIMITS, JSON, MAX_LIMIT, ControlError, JSONObject, Request, Result
 
@@ -45,6 +47,9 @@ class Observed(Protocol):
     ) -> Sequence[ConnectionSnapshot]:
         """Live connections, at most `limit` of them."""
 
+    def failures(self, now: float, *, limit: int, real: str | None) -> Sequence[FailureSnapshot]:
+        """The latest connections that could not be made, at most `limit` of them."""
+
     def sticky(self, now: float) -> Iterable[StickySnapshot]:
         """Sticky entries."""
 
@@ -62,9 +67,30 @@ class GatewayStatus:
     queues: Sequence[QueueStatus]
 
 
-def counts(totals: Totals) -> JSONObject:
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """What the worker could not read, answer or keep. Queues are by number.
+
+    `overruns`: reports that the kernel had no room to hand a packet over; `refused`: verdicts that it did not
+    take; `unreadable`: packets in a message of a shape not understood. `unkept` are records that found
+    no room in the journal: connections, and servers.
+    """
+
+    overruns: Mapping[int, int] = field(default_factory=dict)
+    refused: Mapping[int, int] = field(default_factory=dict)
+    unreadable: Mapping[int, int] = field(default_factory=dict)
+    unkept: int = 0
+
+
+def counts(totals: Totals, losses: Losses | None = None) -> JSONObject:
     """The worker's half of `summary`."""
+    losses = losses or Losses()
     return {
+        "losses": {
+            name: {str(number): count for number, count in getattr(losses, name).items()}
+            for name in ("overruns", "refused", "unreadable")
+        },
+        "journal": {"lost": losses.unkept},
         "connections": {
             "now": totals.connections,
             "total": totals.connections_total,
@@ -72,11 +98,14 @@ def counts(totals: Totals) -> JSONObject:
         },
         "sticky": {"now": totals.sticky, "limit": totals.sticky_limit},
         "drops": dict(sorted(totals.drops.items())),
+        "replies": dict(sorted(totals.replies.items())),
     }
 
 
 def summary(worker: Mapping[str, JSON], gateway: GatewayStatus) -> JSONObject:
     """The whole `summary`: the worker's half, as `counts` made it, and what the supervisor knows."""
+    losses = worker["losses"]
+    assert isinstance(losses, dict)
     return {
         "version": gateway.version,
         "datapath": gateway.datapath,
@@ -91,11 +120,18 @@ def summary(worker: Mapping[str, JSON], gateway: GatewayStatus) -> JSONObject:
                 "depth": queue.depth,
                 "dropped_full": queue.dropped_full,
                 "dropped_socket": queue.dropped_socket,
+                **{name: _by_queue(counts, queue.number) for name, counts in losses.items()},
             }
             for queue in gateway.queues
         ],
+        "journal": worker["journal"],
         "drops": worker["drops"],
+        "replies": worker["replies"],
     }
+
+
+def _by_queue(counts: JSON, number: int) -> JSON:
+    return counts.get(str(number), 0) if isinstance(counts, dict) else 0
 
 
 def real(snapshot: RealSnapshot) -> JSONObject:
@@ -118,6 +154,17 @@ def real(snapshot: RealSnapshot) -> JSONObject:
     }
 
 
+def with_neighbours(rows: JSON, known: Mapping[str, Neighbour]) -> JSON:
+    """The rows of `reals`, as the worker made them, with what the kernel knows of each address (A36)."""
+    assert isinstance(rows, list)
+    merged: list[JSON] = []
+    for row in rows:
+        assert isinstance(row, dict)
+        neighbour = known.get(str(row["address"]), UNKNOWN)
+        merged.append({**row, "mac": neighbour.mac, "neighbour": neighbour.state})
+    return merged
+
+
 def virtual(snapshot: VirtualSnapshot) -> JSONObject:
     """One row of `virtuals`."""
     return {
@@ -130,7 +177,15 @@ def virtual(snapshot: VirtualSnapshot) -> JSONObject:
         "connections": snapshot.connections,
         "total": snapshot.total,
         "servers": [
-            {"real": link.real, "port": link.port, "connections": link.connections}
+            {
+                "real": link.real,
+                "port": link.port,
+                "connections": link.connections,
+                "total": link.total,
+                "state": link.state,
+                "share": _part(link.share),
+                "fair_share": _part(link.fair),
+            }
             for link in snapshot.servers
         ],
     }
@@ -148,6 +203,20 @@ def connection(snapshot: ConnectionSnapshot) -> JSONObject:
         "state": snapshot.state,
         "age_s": _seconds(snapshot.age),
         "idle_s": _seconds(snapshot.idle),
+    }
+
+
+def failure(snapshot: FailureSnapshot) -> JSONObject:
+    """One row of `failures`."""
+    return {
+        "real": snapshot.real,
+        "state": snapshot.state,
+        "ago_s": _seconds(snapshot.ago),
+        "client": str(snapshot.client),
+        "client_port": snapshot.client_port,
+        "virtual": snapshot.virtual,
+        "why": snapshot.why,
+        "waited_s": _seconds(snapshot.waited),
     }
 
 
@@ -170,18 +239,21 @@ def answer(director: Observed, cmd: str, args: JSONObject, now: float) -> Result
     """
     command = _COMMANDS.get(cmd)
     if command is None:
-        raise ControlError("unknown-command", f"there is no command {cmd!r}", _suggest(cmd, _COMMANDS))
+        raise ControlError("unknown-command", f"there is no command {cmd!r}", suggest(cmd, _COMMANDS))
     known, produce = command
     for name in args:
         if name not in known:
-            raise _bad(f"{cmd} has no argument {name!r}", _suggest(name, known))
+            raise _bad(f"{cmd} has no argument {name!r}", suggest(name, known))
     return produce(director, args, now)
 
 
-def respond(director: Observed, request: Request, now: float) -> None:
-    """Answer a request, come what may: a defect in a command must not cost the worker its connections."""
+def respond(request: Request, answered: Callable[[str, JSONObject], Result]) -> None:
+    """Answer a request, come what may: a defect in a command must not cost the worker its connections.
+
+    `answered` takes the command and its arguments and returns the result, or raises ControlError.
+    """
     try:
-        request.reply(answer(director, request.cmd, request.args, now))
+        request.reply(answered(request.cmd, request.args))
     except ControlError as error:
         request.refuse(error)
     except Exception:
@@ -206,6 +278,14 @@ def _connections(director: Observed, args: JSONObject, now: float) -> Result:
     return map(connection, director.connections(now, limit=limit, client=client, virtual=name))
 
 
+def _failures(director: Observed, args: JSONObject, now: float) -> Result:
+    limit, name = _limit("failures", args), args.get("real")
+    names = [snapshot.name for snapshot in director.reals(now)]
+    if name is not None and name not in names:
+        raise _bad(f"real: there is no real server {name!r}", suggest(str(name), names))
+    return map(failure, director.failures(now, limit=limit, real=name if isinstance(name, str) else None))
+
+
 def _sticky(director: Observed, args: JSONObject, now: float) -> Result:
     limit = _limit("sticky", args)
     return map(sticky_entry, list(islice(director.sticky(now), limit)))
@@ -217,6 +297,7 @@ _COMMANDS: dict[str, tuple[tuple[str, ...], Callable[[Observed, JSONObject, floa
     "reals": ((), _reals),
     "connections": (("limit", "client", "virtual"), _connections),
     "sticky": (("limit",), _sticky),
+    "failures": (("limit", "real"), _failures),
 }
 COMMANDS = tuple(_COMMANDS)
 
@@ -253,10 +334,10 @@ def _virtual_name(director: Observed, args: JSONObject, now: float) -> str | Non
     names = [snapshot.name for snapshot in director.virtuals(now)]
     if isinstance(name, str) and name in names:
         return name
-    raise _bad(f"virtual: there is no virtual server {name!r}", _suggest(str(name), names))
+    raise _bad(f"virtual: there is no virtual server {name!r}", suggest(str(name), names))
 
 
-def _suggest(word: str, words: Iterable[str]) -> str:
+def suggest(word: str, words: Iterable[str]) -> str:
     """A hint: the nearest of the words, or where there are few of them all."""
     known = list(words)
     near = difflib.get_close_matches(word[:64], known, n=1)
@@ -267,6 +348,11 @@ def _suggest(word: str, words: Iterable[str]) -> str:
 
 def _bad(message: str, hint: str = "") -> ControlError:
     return ControlError("bad-argument", message, hint)
+
+
+def _part(value: float | None) -> float | None:
+    """A share, as a number from 0 to 1."""
+    return None if value is None else round(value, 4)
 
 
 def _seconds(value: float) -> float:

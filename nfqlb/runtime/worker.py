@@ -17,12 +17,15 @@ from selectors import EVENT_WRITE
 
 from nfqlb.core.director import Director
 from nfqlb.core.spec import Config
-from nfqlb.core.verdict import Drop
+from nfqlb.core.verdict import Drop, Reply
 from nfqlb.netfilter.queue import PacketQueue
+from nfqlb.netfilter.reply import ReplySockets
 from nfqlb.packet.path import PacketPath
+from nfqlb.runtime import news, orders
 from nfqlb.runtime.channel import WorkerChannel
 from nfqlb.runtime.journal import Journal
-from nfqlb.runtime.views import respond
+from nfqlb.runtime.protocol import JSONObject, Result
+from nfqlb.runtime.views import Losses, counts, respond
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +42,11 @@ _QUIET = 10.0  # seconds between two log lines about failed judgements
 
 
 class Worker:
-    """One worker's life. `new` is the queue of SYNs, `established` that of everything else."""
+    """One worker's life.
+
+    `new` is the queue of SYNs, `established` that of everything else; `replies` goes to clients whose
+    packets are refused, None where they are not to know.
+    """
 
     def __init__(
         self,
@@ -48,15 +55,17 @@ class Worker:
         established: PacketQueue,
         channel: WorkerChannel,
         journal: Journal,
+        replies: ReplySockets | None = None,
     ) -> None:
         self._new = new
         self._established = established
         self._channel = channel
         self._journal = journal
+        self._replies = replies
         self._stopping = False
         self._complained = -_QUIET
         now = time.monotonic()
-        self.director = Director(config, now=now, recorder=journal)
+        self.director = Director(config, now=now, recorder=journal, keeper=journal)
         self._path = PacketPath(self.director, now)
 
     def stop(self) -> None:
@@ -79,8 +88,11 @@ class Worker:
         self._serve()
 
     def _restore(self) -> None:
-        """Take over the connections that the journal remembers."""
+        """Take over what the journal remembers: what was set and what failed, then the connections."""
         begun = now = time.monotonic()
+        for kept in self._journal.kept():
+            if not self.director.operation.restore(kept, now):
+                self._journal.forget_name(kept)
         restored = 0
         restore, forget = self.director.restore, self._journal.forget
         for place, code, opened, inbound, server in self._journal.records():
@@ -100,7 +112,7 @@ class Worker:
         poll.register(new, select.POLLIN)
         interest = select.POLLIN
         poll.register(channel, interest)
-        path = self._path
+        path, chronicle = self._path, self.director.chronicle
         timer = 0.0
         overdue = False  # more has timed out than one round looked at
         while not self._stopping and not self._channel.lost:
@@ -118,15 +130,47 @@ class Worker:
             if overdue or now >= timer:
                 overdue = self.director.tick(now, _TIMER_BUDGET)
                 timer = now + _TIMER
+            if chronicle.touched:
+                self._tell(now)
+            if self._replies is not None:
+                self._reply(self._replies)
+
+    def _reply(self, sockets: ReplySockets) -> None:
+        """Send what is to go to clients; what the kernel does not take is lost, as any packet may be."""
+        for packet in self._path.take_replies():
+            if not sockets.send(packet):
+                self.director.tally.reply(Reply.NOT_SENT)
 
     def _answer(self, poll: select.poll, now: float, interest: int) -> int:
         """Answer what the supervisor asks; returns what the channel waits for from now on."""
         for request in self._channel.poll():
-            respond(self.director, request, now)
+            respond(request, lambda cmd, args: self._result(cmd, args, now))
         wanted = select.POLLIN | (select.POLLOUT if self._channel.events & EVENT_WRITE else 0)
         if wanted != interest:
             poll.modify(self._channel.fileno(), wanted)
         return wanted
+
+    def _result(self, cmd: str, args: JSONObject, now: float) -> Result:
+        result = orders.answer(self.director, cmd, args, now)
+        return counts(self.director.totals(), self._losses()) if cmd == "summary" else result
+
+    def _losses(self) -> Losses:
+        queues = (self._new, self._established)
+        return Losses(
+            overruns={queue.number: queue.overruns for queue in queues},
+            refused={queue.number: queue.refused for queue in queues},
+            unreadable={queue.number: queue.unreadable for queue in queues},
+            unkept=self._journal.unkept,
+        )
+
+    def _tell(self, now: float) -> None:
+        """Log what has changed its state."""
+        chronicle = self.director.chronicle
+        for line in filter(None, map(news.told, chronicle.drain(now))):
+            logger.log(*line)
+        if chronicle.missed:
+            logger.warning("%d older changes of state were too many to be logged", chronicle.missed)
+            chronicle.missed = 0
 
     def _complain(self, error: Exception) -> None:
         """Count a failed judgement, whose packet was dropped, and say so now and then."""

@@ -18,13 +18,24 @@ MEASURES: Mapping[str, Callable[[int, float], float]] = {
 }
 
 
+_LIVE = {State.SYN_SENT, State.SYN_RECEIVED, State.ESTABLISHED, State.FIN_CLIENT, State.FIN_SERVER}
+#: By each word of `count_on` and `close_on`: the states that it lets count.
+COUNTED: Mapping[str, set[State]] = {
+    "syn": {*_LIVE, State.CLOSED},
+    "syn-ack": {*_LIVE, State.CLOSED} - {State.SYN_SENT},
+    "fin": _LIVE - {State.FIN_CLIENT, State.FIN_SERVER},
+    "both": _LIVE,
+    "time-out": {*_LIVE, State.CLOSED},
+}
+
+
 def audit(director: Director) -> None:
     """Fail if a counter of any real server, link or the table differs from what the table holds.
 
     Also: both indexes hold the same connections under the right keys, and every scheduler
     that compares chooses what a plain search over the recounted numbers chooses.
     """
-    table = director.table
+    table, gateway = director.table, director.config.gateway
     found = list(table.inbound.values())
     assert {id(each) for each in found} == {id(each) for each in table.outbound.values()}
     assert len(table.inbound) == len(table.outbound) == len(table)
@@ -33,22 +44,22 @@ def audit(director: Director) -> None:
         assert connection.outbound == _reverse(connection)
         assert table.outbound[connection.outbound] is connection
         assert connection.state is not State.GONE
-    live = [each for each in found if each.state is not State.CLOSED]
+    live = [each for each in found if each.state in COUNTED[gateway.count_on] & COUNTED[gateway.close_on]]
     assert table.counted == len(live)
     on_real = Counter(each.link.real.spec.name for each in live)
     on_link = Counter(id(each.link) for each in live)
-    unanswered = Counter(each.link.real.spec.name for each in live if each.state is State.SYN_SENT)
+    unanswered = Counter(each.link.real.spec.name for each in found if each.state is State.SYN_SENT)
     for name, real in director.real_servers.items():
         assert real.connections == on_real[name], name
         assert real.unanswered == unanswered[name], name
         assert real.state.shown == _state(real, on_real[name]), name
         if real.tester is not None:
-            assert real.state.shown == "testing", name
+            assert real.health.condition is Condition.TESTING, name
             assert real.tester.link.real is real, name
             assert real.tester.state is State.SYN_SENT, name
             assert table.inbound[real.tester.inbound] is real.tester, name
         else:
-            assert real.state.shown != "testing", name
+            assert real.health.condition is not Condition.TESTING, name
     for virtual in director.virtual_servers:
         everybody = [*virtual.links, virtual.backup] if virtual.backup else virtual.links
         for link in everybody:
@@ -59,8 +70,12 @@ def audit(director: Director) -> None:
 
 
 def _state(real: RealServer, load: int) -> str:
+    if real.setting.shown in ("maintenance", "out-of-service"):
+        return real.setting.shown
     if real.health.condition is not Condition.WELL:
         return str(real.health.condition.value)
+    if real.setting.shown == "sticky-only":
+        return "sticky-only"
     return "max-capacity" if real.spec.max_connections and load >= real.spec.max_connections else "in-service"
 
 
@@ -81,6 +96,8 @@ def plain_choice(virtual: VirtualServer, loads: Counter[str]) -> Link | None:
         load = loads[real.name]
         weight = link.real.weight
         if weight == 0 or (real.max_connections and load >= real.max_connections):
+            continue
+        if link.real.setting.shown != "in-service":
             continue
         if link.real.health.condition is not Condition.WELL or not _active(link):
             continue

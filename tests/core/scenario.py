@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, ip_address
 from typing import Self
 
 from nfqlb.core import spec
+from nfqlb.core.chronicle import Keeper
 from nfqlb.core.connection import Connection
 from nfqlb.core.director import Director
 from nfqlb.core.segment import ACK, FIN, NO_STAMP, RST, SYN, Segment, Stamp
@@ -84,19 +85,29 @@ class Scenario:
         max_connections: int = 1000,
         max_sticky: int = 1000,
         recorder: Recorder | None = None,
+        keeper: Keeper | None = None,
         strict: spec.Strict | None = None,
+        count_on: str = "syn",
+        close_on: str = "both",
         now: float = 5000.0,
     ) -> None:
         several = [virtuals] if isinstance(virtuals, spec.Virtual) else list(virtuals)
         self.config = spec.Config(
-            spec.Gateway(("eth0",), ("eth1",), max_connections=max_connections, max_sticky=max_sticky),
+            spec.Gateway(
+                ("eth0",),
+                ("eth1",),
+                max_connections=max_connections,
+                max_sticky=max_sticky,
+                count_on=count_on,
+                close_on=close_on,
+            ),
             tuple(real_servers),
             tuple(several),
             spec.Timeouts(half_open=half_open, closing=closing),
             strict or spec.Strict(),
         )
         self.now = now
-        self.director = Director(self.config, now=now, recorder=recorder)
+        self.director = Director(self.config, now=now, recorder=recorder, keeper=keeper)
         self.wall: float | None = 1_700_000_000.0
         self._port = 40_000
 

@@ -18,7 +18,10 @@ def test_a_virtual_server() -> None:
     assert (seen.name, str(seen.address), seen.protocol, seen.port) == ("web", VIP, "tcp", 81)
     assert (seen.state, seen.desired, seen.actual) == ("in-service",) + ("least-connections",) * 2
     assert (seen.connections, seen.total) == (1, 2)
-    assert seen.servers == (LinkSnapshot("a", 8080, 1), LinkSnapshot("b", 81, 0))
+    assert seen.servers == (
+        LinkSnapshot("a", 8080, 1, total=1, share=1.0, fair=0.5),
+        LinkSnapshot("b", 81, 0, total=1, share=0.0, fair=0.5),
+    )
 
 
 def test_a_real_server() -> None:

@@ -3,8 +3,9 @@
 import pytest
 
 from nfqlb.core.spec import Config, Gateway
-from nfqlb.core.states import BY_CODE, TRANSITIONS, Event, State, Timeout
+from nfqlb.core.states import BY_CODE, TRANSITIONS, Event, State, Timeout, counting
 from nfqlb.core.verdict import Drop, Pass, Tally
+from tests.core.recount import COUNTED
 from tests.core.scenario import real
 
 
@@ -14,7 +15,7 @@ def test_every_state_has_its_row() -> None:
     assert len(BY_CODE) == len(State)
     assert {code: state.shown for code, state in BY_CODE.items()} == {
         0: "gone", 1: "syn-sent", 2: "syn-received", 3: "established",
-        4: "fin-client", 5: "fin-server", 6: "closed",
+        4: "fin-client", 5: "fin-server", 6: "closed", 8: "closed",
     }  # fmt: skip
 
 
@@ -22,7 +23,7 @@ def test_states_never_go_back() -> None:
     """R129 (A17): so no counter can rise twice; a connection passes each time-out once."""
     order = [
         State.SYN_SENT, State.SYN_RECEIVED, State.ESTABLISHED,
-        State.FIN_CLIENT, State.FIN_SERVER, State.CLOSED,
+        State.FIN_CLIENT, State.FIN_SERVER, State.CLOSED, State.ABORTED,
     ]  # fmt: skip
     stages = [Timeout.HALF_OPEN, Timeout.IDLE, Timeout.CLOSING]
     for state, events in TRANSITIONS.items():
@@ -31,21 +32,34 @@ def test_states_never_go_back() -> None:
             assert following.timeout is not None
             assert state.timeout is not None
             assert stages.index(following.timeout) >= stages.index(state.timeout)
-            assert (following.counted, following.unanswered) <= (state.counted, state.unanswered)
+            assert following.unanswered <= state.unanswered
 
 
-def test_every_live_state_can_be_reset_and_counts() -> None:
-    """R125, R129 (A17): from the SYN to the end, and only then."""
+@pytest.mark.parametrize("count_on", ["syn", "syn-ack"])
+@pytest.mark.parametrize("close_on", ["fin", "both", "time-out"])
+def test_a_connection_counts_from_one_event_to_another(count_on: str, close_on: str) -> None:
+    """R125-R129 (A17): whatever was chosen, it rises once and falls once, and a reset ends it."""
+    counted = counting(count_on, close_on)
+    assert {state for state in State if counted[state]} == COUNTED[count_on] & COUNTED[close_on]
+    for state, events in TRANSITIONS.items():
+        for following in events.values():
+            rises = (state, following) == (State.SYN_SENT, State.SYN_RECEIVED) and count_on == "syn-ack"
+            assert rises or counted[following] <= counted[state]
+    assert not counted[State.ABORTED]
+    assert not counted[State.GONE]
+
+
+def test_every_live_state_can_be_reset() -> None:
+    """R129 (A17): in the middle of a close, too."""
     for state in State:
-        live = state not in (State.CLOSED, State.GONE)
-        assert state.counted is live
-        assert (TRANSITIONS[state].get(Event.RESET) is State.CLOSED) is live
+        live = not state.ended and state is not State.GONE
+        assert (TRANSITIONS[state].get(Event.RESET) is State.ABORTED) is live
 
 
 def test_only_what_is_half_open_is_kept_off_the_short_path() -> None:
     """R078: until the client has proved that it sees the server's answers."""
     assert {state for state in State if state.quick} == {
-        State.ESTABLISHED, State.FIN_CLIENT, State.FIN_SERVER, State.CLOSED,
+        State.ESTABLISHED, State.FIN_CLIENT, State.FIN_SERVER, State.CLOSED, State.ABORTED,
     }  # fmt: skip
     assert {state for state in State if state.unanswered} == {State.SYN_SENT}
 

@@ -92,10 +92,54 @@ def test_each_real_server_has_its_own_interval() -> None:
     assert lab.loads() == {"a": 0, "b": 1, "c": 1}
     lab.wait(270)
     assert lab.loads() == {"a": 0, "b": 1, "c": 1}
-    lab.wait(20)
+    lab.wait(LATE)
     assert lab.loads() == {"a": 0, "b": 0, "c": 1}
     lab.wait(3600)
     assert lab.loads() == {"a": 0, "b": 0, "c": 0}
+
+
+def looked_at(lab: Scenario, seconds: float) -> int:
+    """How many connections are looked at while so much time passes, in steps of a quarter of a second."""
+    table, before = lab.director.table, 0
+    for _ in range(int(seconds * 4)):
+        lab.now += 0.25
+        while looked := table.expire(lab.now, 1000):
+            before += looked
+    return before
+
+
+def test_a_short_interval_is_its_servers_own_affair() -> None:
+    """R046, R061: the others' connections are not looked at more often for it."""
+    patient = [real(name, idle_timeout=3600) for name in "bcd"]
+    alone, beside = (
+        Scenario(virtual("web", "bcd"), patient),
+        Scenario(virtual("web", "abcd"), [real("a", idle_timeout=2), *patient]),
+    )
+    crowd(alone, 300)
+    crowd(beside, 400)
+    assert beside.loads() == {"a": 100, "b": 100, "c": 100, "d": 100}
+    looked_at(alone, 32)  # the half-open time-out's queue has forgotten them by then
+    looked_at(beside, 32)
+    assert beside.loads() == {"a": 0, "b": 100, "c": 100, "d": 100}
+    assert looked_at(alone, 30) == looked_at(beside, 30) == 300
+
+
+def test_as_many_intervals_as_servers() -> None:
+    """R046, R061: each connection ends in its own time, and few queues are asked for them."""
+    intervals = {f"s{number}": 0.001 * 1.09**number for number in range(200)}
+    servers = [real(name, idle_timeout=interval) for name, interval in intervals.items()]
+    lab = Scenario(virtual("web", list(intervals)), servers)
+    calls = crowd(lab, 200)
+    assert len(lab.director.table._idle) <= 20
+    for name, call in zip(intervals, calls, strict=True):
+        assert call.server == name
+    elapsed = 0.0
+    for _ in range(240):
+        lab.wait(0.5)
+        elapsed += 0.5
+        left = {each.real for each in lab.connections()}
+        assert {name for name, interval in intervals.items() if interval > elapsed} <= left
+        assert left <= {name for name, interval in intervals.items() if interval * 1.25 + 1 > elapsed}
 
 
 def test_what_has_ended_is_kept_for_the_closing_time_out() -> None:

@@ -100,6 +100,16 @@ def test_another_weight_counts_from_now_on() -> None:
     assert Counter(turns(server, 40)) == {"a": 30, "b": 10}
 
 
+def test_what_is_left_of_a_long_wait_shrinks_with_a_greater_weight() -> None:
+    """R048: nobody waits for a turn that only the former weight put off so far."""
+    server = made({"a": 0.001, "b": 1})
+    while turns(server, 1) != ["a"]:
+        pass
+    set_weight(server, "a", 1)
+    turns(server, 2)
+    assert Counter(turns(server, 20)) == {"a": 10, "b": 10}
+
+
 def test_a_full_server_takes_no_turn() -> None:
     """R144, R184: until it has room again."""
     servers = [real("a", weight=2, max_connections=1), real("b"), real("c")]

@@ -84,6 +84,19 @@ def test_an_interface_that_does_not_exist_is_named_with_those_that_do() -> None:
     assert str(finding) == "error: inside interface eth7 does not exist; there are: eth0, eth1, eth2"
 
 
+@pytest.mark.parametrize(
+    ("keys", "errors"),
+    [({}, 0), ({"reject": "reset"}, 1), ({"on_failure": "reset"}, 1), ({"on_failure": "drop"}, 0)],
+)
+def test_resets_need_a_right_of_their_own(keys: dict[str, str], errors: int) -> None:
+    """R114: and only they do."""
+    config = replace(CONFIG, virtuals=(WEB, replace(WEB, name="web2", port=81, **keys)))  # type: ignore[arg-type]  # by name
+    assert judge(config, GOOD) == []
+    findings = judge(config, replace(GOOD, net_raw=False))
+    assert [finding.level for finding in findings] == ["error"] * errors
+    assert "CAP_NET_RAW" in "".join(map(str, findings)) or not errors
+
+
 @pytest.mark.parametrize(("number", "errors"), [(3, 0), (4, 1), (5, 1), (6, 0)])
 def test_both_queues_must_be_free(number: int, errors: int) -> None:
     taken = QueueStatus(number, 99, 0, 0, 0, 0)

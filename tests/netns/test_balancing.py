@@ -312,7 +312,7 @@ def test_show_documents_have_their_fields(lab: Lab, gateway: Appliance) -> None:
     assert documents["summary"]["sticky"].keys() >= {"now", "limit"}
     assert {queue["number"] for queue in documents["summary"]["queues"]} == {0, 1}
     for queue in documents["summary"]["queues"]:
-        assert queue.keys() >= {"number", "depth", "dropped_full", "dropped_socket"}
+        assert queue.keys() >= {"number", "depth", "dropped_full", "dropped_socket", "overruns", "refused"}
     assert documents["summary"].keys() >= set(FIELDS["summary"].split())
     for name in ("reals", "virtuals", "connections", "sticky"):
         assert documents[name], f"{name} shows nothing"
@@ -325,9 +325,9 @@ def test_show_documents_have_their_fields(lab: Lab, gateway: Appliance) -> None:
 
 
 FIELDS = {
-    "summary": "version datapath state uptime_s worker connections sticky queues drops",
+    "summary": "version datapath state uptime_s worker connections sticky queues journal drops",
     "reals": "name address state reason since_s weight connections total max_connections unanswered ditched"
-    " response_s predicted_s virtuals",
+    " response_s predicted_s virtuals mac neighbour",
     "virtuals": "name address protocol port state scheduler connections total servers",
     "connections": "virtual protocol client client_port real real_port state age_s idle_s",
     "sticky": "client real age_s expires_s",
@@ -336,6 +336,8 @@ FIELDS = {
 
 def shown(lab: Lab, subject: str) -> Any:
     """What the command prints, read as JSON."""
-    done = nfqlb_command(lab, "show", subject, "--json", "--socket", str(lab.directory / "control.sock"))
+    every = ("--limit", "10000") if subject == "connections" else ()
+    socket = str(lab.directory / "control.sock")
+    done = nfqlb_command(lab, "show", subject, "--json", *every, "--socket", socket)
     assert (done.returncode, done.stderr) == (0, "")
     return json.loads(done.stdout)

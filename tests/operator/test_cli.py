@@ -16,6 +16,7 @@ import pytest
 import nfqlb
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
+    FailureSnapshot,
     LinkSnapshot,
     RealSnapshot,
     StickySnapshot,
@@ -26,7 +27,8 @@ from nfqlb.core.spec import Address, Gateway
 from nfqlb.operator import cli
 from nfqlb.runtime import views
 from nfqlb.runtime.control import Request, Server
-from nfqlb.runtime.protocol import DEFAULT_LIMITS
+from nfqlb.runtime.orders import ORDERS
+from nfqlb.runtime.protocol import DEFAULT_LIMITS, ControlError, JSONObject
 from nfqlb.runtime.views import COMMANDS
 
 CONFIG = """
@@ -54,7 +56,7 @@ class Director:
         return Totals(5000, 6000, 1_000_000, 1, 1000, {"no-connection": 1})
 
     def virtuals(self, now: float) -> Sequence[VirtualSnapshot]:
-        link = LinkSnapshot("web1", 8080, 5000)
+        link = LinkSnapshot("web1", 8080, 5000, total=6000, share=1.0, fair=1.0)
         scheduler = "least-connections"
         address = ip_address("192.0.2.10")
         return [
@@ -94,6 +96,10 @@ class Director:
             for port in range(1, number + 1)
         ]
 
+    def failures(self, now: float, *, limit: int, real: str | None) -> Sequence[FailureSnapshot]:
+        client = ip_address("198.51.100.7")
+        return [FailureSnapshot("web1", "failed", 75.0, client, 40000, "shop", "no-answer", 3.02)]
+
     def sticky(self, now: float) -> Sequence[StickySnapshot]:
         return [StickySnapshot("shop", False, ip_address("198.51.100.7"), "web1", 1.0, 59.0)]
 
@@ -105,8 +111,15 @@ class Running:
         self.path = path
         self.selector = selectors.DefaultSelector()
         self.server = Server(path, self.selector, self.answer)
+        self.orders: list[tuple[str, JSONObject]] = []
 
     def answer(self, request: Request) -> None:
+        if request.cmd in ORDERS:
+            self.orders.append((request.cmd, request.args))
+            if request.args.get("name") == "nobody":
+                raise ControlError("bad-argument", "there is no real server 'nobody'", "there is web1")
+            request.reply({"said": ["web1: in-service -> sticky-only (3 connections)", "\x1b[2J"]})
+            return
         result = views.answer(Director(), request.cmd, request.args, 0.0)
         if request.cmd == "summary":
             assert isinstance(result, dict)
@@ -190,6 +203,19 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ["show"],
         ["show", "nothing"],
         ["show", "reals", "--limit", "5"],
+        ["set"],
+        ["set", "real"],
+        ["set", "real", "web1"],
+        ["set", "real", "web1", "in-service", "maintenance"],
+        ["set", "real", "web1", "weight=1", "weight=2"],
+        ["set", "real", "web1", "wieght=1"],
+        ["set", "real", "web1", "weight=heavy"],
+        ["set", "real", "web1", "weight=nan"],
+        ["set", "real", "web1", "weight=inf"],
+        ["set", "real", "web1", "weight="],
+        ["set", "virtual", "shop", "weight=1"],
+        ["clear"],
+        ["clear", "sticky", "web1"],
         ["show", "connections", "--limit", "0"],
         ["show", "connections", "--limit", "x"],
         ["show", "reals", "--jason"],
@@ -233,16 +259,17 @@ def test_show_prints_a_table(running: Running) -> None:
     status, output, errors = running.run("show", "virtuals", "--socket", str(running.path))
     assert (status, errors) == (0, "")
     assert output == (
-        "VIRTUAL  ADDRESS            STATE       SCHEDULER           CONN  TOTAL\n"
-        "shop     192.0.2.10:80/tcp  in-service  least-connections  5,000  6,000\n"
-        "  web1     port 8080                                       5,000\n"
+        "VIRTUAL  ADDRESS            STATE         SCHEDULER             CONN  TOTAL\n"
+        "shop     192.0.2.10:80/tcp  in-service    least-connections    5,000  6,000\n"
+        "  web1     port 8080          in-service    100% (fair: 100%)  5,000  6,000\n"
     )
 
 
 @pytest.mark.parametrize("subject", COMMANDS)
 def test_show_json_is_one_document(running: Running, subject: str) -> None:
     status, output, errors = running.run("show", subject, "--json", "--socket", str(running.path))
-    assert (status, errors) == (0, "")
+    cut = "nfqlb: the first 100; --limit N shows more\n" if subject == "connections" else ""
+    assert (status, errors) == (0, cut), "a list that is cut says so beside the document"
     document = json.loads(output)
     if subject == "summary":
         assert document["worker"] == {"pid": 4711, "restarts": 0}
@@ -350,6 +377,58 @@ def test_ctrl_c_causes_no_traceback(tmp_path: Path) -> None:
             output, errors = process.communicate(timeout=30)
             connection.close()
         assert (process.returncode, output, errors) == (130, "", "")
+
+
+# --- orders ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "order"),
+    [
+        (["set", "real", "web1", "sticky-only"], ("set-real", {"name": "web1", "state": "sticky-only"})),
+        (["set", "real", "web1", "weight=2.5"], ("set-real", {"name": "web1", "weight": 2.5})),
+        (
+            ["se", "re", "web1", "weight=0", "in-service"],
+            ("set-real", {"name": "web1", "state": "in-service", "weight": 0}),
+        ),
+        (
+            ["set", "virtual", "shop", "out-of-service"],
+            ("set-virtual", {"name": "shop", "state": "out-of-service"}),
+        ),
+        (["clear", "sticky"], ("clear-sticky", {})),
+        (
+            ["clear", "sticky", "--virtual", "shop", "--client", "192.0.2.7"],
+            ("clear-sticky", {"virtual": "shop", "client": "192.0.2.7"}),
+        ),
+    ],
+)
+def test_an_order_is_passed_on_and_what_came_of_it_is_said(
+    running: Running, words: list[str], order: tuple[str, JSONObject]
+) -> None:
+    """R039, R025, R048, R066: what changed, in the gateway's words."""
+    status, output, errors = running.run(*words, "--socket", str(running.path))
+    assert (status, errors) == (0, "")
+    assert output == "web1: in-service -> sticky-only (3 connections)\n\\x1b[2J\n"
+    assert running.orders == [order]
+
+
+def test_an_order_that_is_refused(running: Running) -> None:
+    """R039: one line says why."""
+    status, output, errors = running.run("set", "real", "nobody", "in-service", "--socket", str(running.path))
+    assert (status, output, errors) == (1, "", "nfqlb: there is no real server 'nobody'; there is web1\n")
+
+
+def test_words_that_make_no_order_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    """R039: wrong usage, before anybody is asked."""
+    for word, says in (
+        ("wieght=1", "there is no 'wieght' to set; did you mean weight=N"),
+        ("color=1", "there is no 'color' to set; there is weight=N"),
+        ("weight=x", "weight=x: 'x' is not a number"),
+    ):
+        with pytest.raises(SystemExit) as exited:
+            cli.main(["set", "real", "web1", word])
+        assert exited.value.code == 2
+        assert says in capsys.readouterr().err
 
 
 # --- the other commands ----------------------------------------------------------------------------------

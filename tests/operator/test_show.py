@@ -8,6 +8,7 @@ import pytest
 from nfqlb.operator.show import SUBJECTS, as_json, render
 from nfqlb.runtime.protocol import JSON, ControlError, JSONObject
 
+QUIET: JSONObject = {"overruns": 0, "refused": 0, "unreadable": 0}
 SUMMARY: JSONObject = {
     "version": "1.2.3",
     "datapath": "rewrite",
@@ -17,10 +18,12 @@ SUMMARY: JSONObject = {
     "connections": {"now": 1234, "total": 45678, "limit": 1000000},
     "sticky": {"now": 3, "limit": 1000000},
     "queues": [
-        {"number": 0, "depth": 0, "dropped_full": 0, "dropped_socket": 0},
-        {"number": 1, "depth": 1, "dropped_full": 1200, "dropped_socket": 3},
+        {"number": 0, "depth": 0, "dropped_full": 0, "dropped_socket": 0, **QUIET},
+        {"number": 1, "depth": 1, "dropped_full": 1200, "dropped_socket": 3, **QUIET},
     ],
+    "journal": {"lost": 0},
     "drops": {"cut": 0, "malformed": 3, "no-connection": 1200},
+    "replies": {"over-limit": 20, "reset": 1180},
 }
 SHOP: JSONObject = {
     "name": "shop",
@@ -32,8 +35,24 @@ SHOP: JSONObject = {
     "connections": 1234,
     "total": 45678,
     "servers": [
-        {"real": "web1", "port": 8080, "connections": 1000},
-        {"real": "web2", "port": 80, "connections": 234},
+        {
+            "real": "web1",
+            "port": 8080,
+            "connections": 1000,
+            "total": 40000,
+            "state": "in-service",
+            "share": 0.8104,
+            "fair_share": 0.5,
+        },
+        {
+            "real": "web2",
+            "port": 80,
+            "connections": 234,
+            "total": 5678,
+            "state": "sticky-only",
+            "share": 0.1896,
+            "fair_share": None,
+        },
     ],
 }
 ANY: JSONObject = {
@@ -45,7 +64,17 @@ ANY: JSONObject = {
     "scheduler": {"desired": "least-connections", "actual": "round-robin"},
     "connections": 0,
     "total": 0,
-    "servers": [{"real": "web1", "port": None, "connections": 0}],
+    "servers": [
+        {
+            "real": "web1",
+            "port": None,
+            "connections": 0,
+            "total": 0,
+            "state": "in-service",
+            "share": None,
+            "fair_share": 1.0,
+        }
+    ],
 }
 WEB1: JSONObject = {
     "name": "web1",
@@ -62,6 +91,8 @@ WEB1: JSONObject = {
     "response_s": None,
     "predicted_s": None,
     "virtuals": ["shop"],
+    "mac": "02:00:00:00:00:01",
+    "neighbour": "reachable",
 }
 WEB2: JSONObject = {
     "name": "web2",
@@ -78,7 +109,19 @@ WEB2: JSONObject = {
     "response_s": 0.0123,
     "predicted_s": 0.02,
     "virtuals": ["shop"],
+    "mac": None,
+    "neighbour": "failed",
 }
+FAILURES: JSON = [
+    {
+        "real": "web1", "state": "failed", "ago_s": 75.0, "client": "198.51.100.7", "client_port": 40000,
+        "virtual": "shop", "why": "no-answer", "waited_s": 3.02,
+    },
+    {
+        "real": "web2", "state": "in-service", "ago_s": 4021.0, "client": "2001:db8::7", "client_port": 443,
+        "virtual": "shop", "why": "reset", "waited_s": 0.001,
+    },
+]  # fmt: skip
 CONNECTIONS: JSON = [
     {
         "virtual": "shop",
@@ -113,6 +156,7 @@ DOCUMENTS: dict[str, JSON] = {
     "reals": [WEB1, WEB2],
     "connections": CONNECTIONS,
     "sticky": STICKY,
+    "failures": FAILURES,
 }
 
 
@@ -131,11 +175,14 @@ def test_summary() -> None:
         "queue 1      1 packet waiting, dropped 1,200 (queue full) and 3 (socket full)\n"
         "dropped          3 malformed\n"
         "             1,200 no-connection\n"
+        "replies         20 over-limit\n"
+        "             1,180 reset\n"
     )
 
 
 def test_summary_of_a_gateway_to_which_nothing_has_happened() -> None:
-    quiet: JSONObject = {**SUMMARY, "worker": {"pid": None, "restarts": 0}, "queues": [], "drops": {"cut": 0}}
+    nothing: JSONObject = {"queues": [], "drops": {"cut": 0}, "replies": {}}
+    quiet: JSONObject = {**SUMMARY, "worker": {"pid": None, "restarts": 0}, **nothing}
     assert shown("summary", quiet) == (
         "nfqlb        1.2.3, rewrite datapath\n"
         "state        running, up for 3h12m\n"
@@ -148,12 +195,12 @@ def test_summary_of_a_gateway_to_which_nothing_has_happened() -> None:
 
 def test_virtuals() -> None:
     assert shown("virtuals", [SHOP, ANY]) == (
-        "VIRTUAL  ADDRESS               STATE       SCHEDULER           CONN   TOTAL\n"
-        "shop     192.0.2.10:80/tcp     in-service  least-connections  1,234  45,678\n"
-        "  web1     port 8080                                          1,000\n"
-        "  web2     port 80                                              234\n"
-        "any      [2001:db8::10]:*/tcp  in-service  round-robin*           0       0\n"
-        "  web1     every port                                             0\n"
+        "VIRTUAL  ADDRESS               STATE          SCHEDULER           CONN   TOTAL\n"
+        "shop     192.0.2.10:80/tcp     in-service     least-connections  1,234  45,678\n"
+        "  web1     port 8080             in-service     81% (fair: 50%)  1,000  40,000\n"
+        "  web2     port 80               sticky-only    19%                234   5,678\n"
+        "any      [2001:db8::10]:*/tcp  in-service     round-robin*           0       0\n"
+        "  web1     every port            in-service                          0       0\n"
         "* any: least-connections is configured, round-robin is at work\n"
     )
 
@@ -172,7 +219,36 @@ def test_reals_show_what_there_is_to_say() -> None:
         "web2  10.0.0.2  max-capacity   5.0s     0.5    300    300   5,678      2       1      4  12.3ms\n"
         "\n"
         "web2  at its maximum of 300 connections\n"
+        "web2  10.0.0.2 does not answer for its link address (neighbour failed)\n"
     )
+
+
+def test_reals_without_a_route_say_so() -> None:
+    """R037 (A36)."""
+    assert shown("reals", [{**WEB1, "mac": None, "neighbour": "no route"}]).endswith(
+        "\n\nweb1  no route to 10.0.0.1\n"
+    )
+    switched_off: JSONObject = {**WEB1, "state": "maintenance", "mac": None, "neighbour": "failed"}
+    assert "does not answer" not in shown("reals", [switched_off])
+
+
+def test_failures() -> None:
+    """R181: the very connections that real servers could not make."""
+    assert shown("failures", FAILURES) == (
+        "REAL  STATE         AGO  CLIENT              VIRTUAL  WHY        WAITED\n"
+        "web1  failed      1m15s  198.51.100.7:40000  shop     no-answer    3.0s\n"
+        "web2  in-service  1h07m  [2001:db8::7]:443   shop     reset        0.0s\n"
+    )
+
+
+def test_summary_tells_what_the_worker_lost() -> None:
+    queue: JSONObject = {"number": 0, "depth": 0, "dropped_full": 0, "dropped_socket": 0, "overruns": 3}
+    lossy: JSONObject = {
+        **SUMMARY, "queues": [{**queue, "refused": 1, "unreadable": 1200}], "journal": {"lost": 17},
+    }  # fmt: skip
+    text = shown("summary", lossy)
+    assert "queue 0      0 packets waiting, none dropped, 3 overruns, 1 refused, 1,200 unreadable\n" in text
+    assert "journal      no room for 17 records: a new worker would not know them\n" in text
 
 
 def test_connections() -> None:
@@ -198,6 +274,7 @@ def test_sticky() -> None:
         ("reals", "no real servers\n"),
         ("connections", "no connections\n"),
         ("sticky", "no sticky entries\n"),
+        ("failures", "no failures\n"),
     ],
 )
 def test_an_empty_list_says_so_in_words(subject: str, says: str) -> None:
@@ -229,7 +306,7 @@ def test_a_document_with_a_hole_is_an_error_and_no_traceback(subject: str) -> No
     document = copy.deepcopy(DOCUMENTS[subject])
     whole = document[0] if isinstance(document, list) else document
     assert isinstance(whole, dict)
-    needless = {"predicted_s", "virtuals", "response_s", "port", "client_port", "real_port"}
+    needless = {"predicted_s", "virtuals", "response_s", "port", "client_port", "real_port", "mac"}
     for name in whole.keys() - needless:
         others: list[JSON] = [None, [], 7 if isinstance(whole[name], str) else "x"]
         for value in others:

@@ -146,19 +146,24 @@ def handshake(place: Place) -> tuple[bytes, bytes, bytes]:
 
 @dataclass
 class World:
-    """A gateway whose only virtual server has one real server; knows the connection of `place`."""
+    """A gateway whose only virtual server has one real server; knows the connection of `place`.
+
+    With `weight` 0 that server takes no new client.
+    """
 
     place: Place = field(default_factory=Place)
     filler: int = 0xA5
     scheduler: str = "weighted-least-connections"
+    reject: str = "drop"
+    weight: float = 1
 
     def __post_init__(self) -> None:
         place = self.place
         virtual = Virtual(
             "web", IPv4Address(place.virtual), (Server("web1", place.real_port),), port=place.virtual_port,
-            scheduler=self.scheduler,
+            scheduler=self.scheduler, reject=self.reject,
         )  # fmt: skip
-        reals = (Real("web1", IPv4Address(place.real)),)
+        reals = (Real("web1", IPv4Address(place.real), weight=self.weight),)
         self.director = Director(Config(Gateway(("out",), ("in",)), reals, (virtual,)), now=0.0)
         self.path = PacketPath(self.director, 1.0)
 

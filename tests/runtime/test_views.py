@@ -9,6 +9,7 @@ import pytest
 
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
+    FailureSnapshot,
     LinkSnapshot,
     RealSnapshot,
     StickySnapshot,
@@ -16,6 +17,7 @@ from nfqlb.core.snapshot import (
     VirtualSnapshot,
 )
 from nfqlb.core.spec import Address
+from nfqlb.netfilter.neighbours import Neighbour
 from nfqlb.netfilter.queue_status import QueueStatus
 from nfqlb.runtime import views
 from nfqlb.runtime.protocol import MAX_LIMIT, ControlError, JSONObject, Outcome, Request, encode
@@ -27,6 +29,7 @@ TOTALS = Totals(
     sticky=3,
     sticky_limit=500,
     drops={"no-connection": 7, "malformed": 1},
+    replies={"reset": 5},
 )
 VIRTUAL = VirtualSnapshot(
     name="shop",
@@ -38,7 +41,10 @@ VIRTUAL = VirtualSnapshot(
     actual="round-robin",
     connections=5,
     total=40,
-    servers=(LinkSnapshot("web1", 8080, 3), LinkSnapshot("web2", None, 2)),
+    servers=(
+        LinkSnapshot("web1", 8080, 3, total=30, share=0.6, fair=1 / 3),
+        LinkSnapshot("web2", None, 2, total=10, state="failed", share=0.4),
+    ),
 )
 REAL = RealSnapshot(
     name="web1",
@@ -99,6 +105,11 @@ class Seen:
         self.asked = {"now": now, "limit": limit, "client": client, "virtual": virtual}
         return [a_connection()]
 
+    def failures(self, now: float, *, limit: int, real: str | None) -> Sequence[FailureSnapshot]:
+        self.asked = {"now": now, "limit": limit, "real": real}
+        client = ip_address("198.51.100.7")
+        return [FailureSnapshot("web1", "failed", 75.0, client, 40000, "shop", "no-answer", 3.0204)]
+
     def sticky(self, now: float) -> Iterator[StickySnapshot]:
         while True:
             self.made += 1
@@ -113,8 +124,8 @@ def answer(cmd: str, **args: object) -> list[JSONObject]:
 
 
 def test_summary_is_made_of_what_worker_and_supervisor_know() -> None:
-    worker = views.answer(Seen(), "summary", {}, 0.0)
-    assert isinstance(worker, dict)
+    losses = views.Losses(overruns={0: 7, 1: 9}, unreadable={0: 1}, unkept=4)
+    worker = views.counts(TOTALS, losses)
     gateway = views.GatewayStatus(
         version="1.2.3",
         datapath="rewrite",
@@ -133,8 +144,20 @@ def test_summary_is_made_of_what_worker_and_supervisor_know() -> None:
         "worker": {"pid": 4711, "restarts": 2},
         "connections": {"now": 12, "total": 345, "limit": 1_000_000},
         "sticky": {"now": 3, "limit": 500},
-        "queues": [{"number": 0, "depth": 5, "dropped_full": 1, "dropped_socket": 2}],
+        "queues": [
+            {
+                "number": 0,
+                "depth": 5,
+                "dropped_full": 1,
+                "dropped_socket": 2,
+                "overruns": 7,
+                "refused": 0,
+                "unreadable": 1,
+            }
+        ],
+        "journal": {"lost": 4},
         "drops": {"malformed": 1, "no-connection": 7},
+        "replies": {"reset": 5},
     }
 
 
@@ -171,11 +194,53 @@ def test_virtuals() -> None:
             "connections": 5,
             "total": 40,
             "servers": [
-                {"real": "web1", "port": 8080, "connections": 3},
-                {"real": "web2", "port": None, "connections": 2},
+                {
+                    "real": "web1",
+                    "port": 8080,
+                    "connections": 3,
+                    "total": 30,
+                    "state": "in-service",
+                    "share": 0.6,
+                    "fair_share": 0.3333,
+                },
+                {
+                    "real": "web2",
+                    "port": None,
+                    "connections": 2,
+                    "total": 10,
+                    "state": "failed",
+                    "share": 0.4,
+                    "fair_share": None,
+                },
             ],
         }
     ]
+
+
+def test_failures() -> None:
+    """R181: each server's evidence, a row a connection."""
+    assert answer("failures") == [
+        {
+            "real": "web1",
+            "state": "failed",
+            "ago_s": 75.0,
+            "client": "198.51.100.7",
+            "client_port": 40000,
+            "virtual": "shop",
+            "why": "no-answer",
+            "waited_s": 3.02,
+        }
+    ]
+
+
+def test_reals_get_what_the_kernel_knows_of_their_links() -> None:
+    """R037 (A36): a MAC and a state; what is not known is said to be unknown."""
+    (row,) = answer("reals")
+    known = {"10.0.0.1": Neighbour("02:00:00:00:00:01", "reachable")}
+    assert views.with_neighbours([row], known) == [
+        {**row, "mac": "02:00:00:00:00:01", "neighbour": "reachable"}
+    ]
+    assert views.with_neighbours([row], {}) == [{**row, "mac": None, "neighbour": "unknown"}]
 
 
 def test_connections() -> None:
@@ -248,6 +313,8 @@ def test_the_director_is_asked_for_no_more_than_the_operator_wants(
         ("connections", {"clint": "10.0.0.1"}, "connections has no argument 'clint'; did you mean 'client'?"),
         ("reals", {"limit": 1}, "reals has no argument 'limit'"),
         ("sticky", {"limit": -1}, "limit: -1 is not between"),
+        ("failures", {"real": "web"}, "there is no real server 'web'; did you mean 'web1'?"),
+        ("failures", {"real": [1]}, "there is no real server [1]"),
     ],
 )
 def test_an_argument_that_cannot_be_used_is_refused_by_name(cmd: str, args: JSONObject, says: str) -> None:
@@ -287,7 +354,7 @@ def test_every_request_is_answered_come_what_may(
     outcomes: list[Outcome] = []
     request = Request(1, cmd, {}, None, lambda _request, outcome: outcomes.append(outcome))
     with caplog.at_level(logging.ERROR):
-        views.respond(director(), request, 0.0)
+        views.respond(request, lambda cmd, args: views.answer(director(), cmd, args, 0.0))
     assert len(outcomes) == 1
     assert check(outcomes[0])
     assert bool(caplog.records) == (director is Defective)

@@ -60,7 +60,11 @@ class WeightedRoundRobin(Scheduler):
         if group == _GOOD:
             self._capacity += Fraction(weight)
         if group != _ABSENT:
-            self._strides[at] = round(_UNIT / Fraction(weight))
+            stride = round(_UNIT / Fraction(weight))
+            ahead = self._starts[at] - self._present
+            if ahead > 0:  # what is left to wait for is measured by the new weight
+                self._starts[at] = self._present + ahead * stride // self._strides[at]
+            self._strides[at] = stride
         if group != before:  # neither what it missed counts nor what it had while all were bad
             latest = self._present + self._strides[at]
             self._starts[at] = min(max(self._starts[at], self._present), latest)

@@ -1,0 +1,174 @@
+"""What changed its state, and what of it must outlive the worker.
+
+Owns the bounded list of state changes, drained by whoever writes the log, the state of a virtual
+server (R025, A26), and `Kept`: what is known of a server beside its connections. Servers that fill up
+and empty again are not listed: they may do so with every connection.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from nfqlb.core.admission import ServerState
+from nfqlb.core.health import Condition, Evidence
+from nfqlb.core.server import RealServer, VirtualServer
+
+#: Changes kept between two drains; of more, the newest.
+CHANGES = 256
+
+
+class Kind(Enum):
+    """Whose state it is."""
+
+    REAL = "real server"
+    VIRTUAL = "virtual server"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A server's state changed from `before` to `after` at `at` (seconds), for `reason`.
+
+    `by_operator` says who did it. `evidence` are the connections that failed a real server, the
+    latest last. `lasted` is for how long (seconds) a server that returns had failed, else 0.
+    """
+
+    kind: Kind
+    name: str
+    before: ServerState
+    after: ServerState
+    reason: str
+    at: float
+    by_operator: bool = False
+    evidence: tuple[Evidence, ...] = ()
+    lasted: float = 0.0
+
+
+class Kept(NamedTuple):
+    """What a successor has to know of one server. Times are seconds of the monotonic clock.
+
+    `weight` is None where it is the configuration's. Sticky assignments before `bound_from` do not
+    count any more. What follows it is of real servers only.
+    """
+
+    kind: Kind
+    name: str
+    setting: ServerState = ServerState.IN_SERVICE
+    weight: float | None = None
+    bound_from: float = 0.0
+    condition: Condition = Condition.WELL
+    failed_at: float = 0.0
+    retry_at: float = 0.0
+    no_answer: int = 0
+    reset: int = 0
+    reason: str = ""
+
+
+class Keeper(Protocol):
+    """Who is told what has to be kept, whenever it changes: the journal."""
+
+    def keep(self, kept: Kept) -> None:
+        """In place of what was kept of that server."""
+
+
+class Chronicle:
+    """The changes of state in one director.
+
+    `touched` says that there may be some to drain; `missed` counts those that nobody drained in time.
+    """
+
+    def __init__(self, virtuals: Sequence[VirtualServer], keeper: Keeper | None = None) -> None:
+        self.missed = 0
+        self._changes: deque[Change] = deque()
+        self._virtuals = virtuals
+        self._keeper = keeper
+        self.touched = False
+        self._known = [state_of(virtual) for virtual in virtuals]
+
+    def real_changed(
+        self, real: RealServer, before: ServerState, now: float, *, by_operator: bool = False
+    ) -> None:
+        """A real server's health or setting changed; its state was `before`."""
+        self._keep(_kept_real(real))
+        self.touched = True
+        if real.state is before:
+            return
+        health = real.health
+        failed = real.state is ServerState.FAILED
+        came_back = health.condition is Condition.WELL and before in (ServerState.FAILED, ServerState.TESTING)
+        reason = health.reason or ("set by the operator" if by_operator else "")
+        evidence = health.fatal if failed else ()
+        lasted = now - health.failed_at if came_back else 0.0
+        name = real.spec.name
+        self._add(Change(Kind.REAL, name, before, real.state, reason, now, by_operator, evidence, lasted))
+
+    def virtual_set(self, virtual: VirtualServer) -> None:
+        """An operator set a virtual server's state, or cleared its sticky entries."""
+        self._keep(Kept(Kind.VIRTUAL, virtual.spec.name, virtual.setting, bound_from=virtual.bound_from))
+        self.touched = True
+
+    def settle(self) -> None:
+        """Take the present state for the known one: nothing changed, it was taken over."""
+        self._known = [state_of(virtual) for virtual in self._virtuals]
+        self.touched = False
+
+    def drain(self, now: float) -> list[Change]:
+        """The changes since the last time, oldest first; virtual servers' last."""
+        if self.touched:
+            self.touched = False
+            self._look_at_virtuals(now)
+        changes, self._changes = list(self._changes), deque()
+        return changes
+
+    def _look_at_virtuals(self, now: float) -> None:
+        for at, virtual in enumerate(self._virtuals):
+            before, after = self._known[at], state_of(virtual)
+            if after is before:
+                continue
+            self._known[at] = after
+            by_operator = ServerState.OUT_OF_SERVICE in (before, after)
+            reason = "no server can be chosen" if after is ServerState.FAILED else ""
+            self._add(Change(Kind.VIRTUAL, virtual.spec.name, before, after, reason, now, by_operator))
+
+    def _add(self, change: Change) -> None:
+        if len(self._changes) == CHANGES:
+            self._changes.popleft()
+            self.missed += 1
+        self._changes.append(change)
+
+    def _keep(self, kept: Kept) -> None:
+        if self._keeper is not None:
+            self._keeper.keep(kept)
+
+
+def state_of(virtual: VirtualServer) -> ServerState:
+    """A virtual server's state (R025, A26).
+
+    Out of service is only ever set by an operator. Failed is where no server may be chosen
+    because of failures, and no backup either; one that is only full is not failed.
+    """
+    if virtual.setting is not ServerState.IN_SERVICE:
+        return virtual.setting
+    links = [link for link in virtual.everybody if link.active]
+    if any(link.available or link.real.state is ServerState.MAX_CAPACITY for link in links):
+        return ServerState.IN_SERVICE
+    failed = any(link.real.down and link.real.setting.sticky for link in links)
+    return ServerState.FAILED if failed else ServerState.IN_SERVICE
+
+
+def _kept_real(real: RealServer) -> Kept:
+    health = real.health
+    return Kept(
+        kind=Kind.REAL,
+        name=real.spec.name,
+        setting=real.setting,
+        weight=None if real.weight == real.spec.weight else real.weight,
+        bound_from=real.bound_from,
+        condition=health.condition,
+        failed_at=health.failed_at,
+        retry_at=health.retry_at,
+        no_answer=health.no_answer,
+        reset=health.reset,
+        reason=health.reason,
+    )

@@ -1,0 +1,246 @@
+"""Commands that change something: what they do, what is said of it, and what is refused in which words."""
+
+import logging
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from nfqlb.core.admission import ServerState
+from nfqlb.core.chronicle import Change, Kind
+from nfqlb.core.health import Ditch, Evidence
+from nfqlb.runtime import news, orders
+from nfqlb.runtime.protocol import ControlError, JSONObject
+from tests.core.scenario import Scenario, real, virtual
+
+
+def shop() -> Scenario:
+    web = replace(virtual("shop", "ab", sticky=60.0), sticky_group="")
+    reals = [replace(real(name), failure_threshold=1, failure_clients=1, max_connections=3) for name in "ab"]
+    return Scenario([web, virtual("tls", "ab", port=443)], reals)
+
+
+def said(lab: Scenario, cmd: str, **args: Any) -> list[str]:
+    """What is said of an order."""
+    result = orders.answer(lab.director, cmd, args, lab.now)
+    assert isinstance(result, dict)
+    lines = result["said"]
+    assert isinstance(lines, list)
+    return [str(line) for line in lines]
+
+
+def test_a_real_server_s_state() -> None:
+    """R039, R186: from what it was to what it is, and how many connections go on."""
+    lab = shop()
+    lab.connect()
+    assert said(lab, "set-real", name="a", state="sticky-only") == [
+        "a: in-service -> sticky-only (1 connection)"
+    ]
+    assert said(lab, "set-real", name="a", state="sticky-only") == ["a: sticky-only already (1 connection)"]
+    assert said(lab, "set-real", name="b", state="out-of-service") == [
+        "b: in-service -> out-of-service (0 connections)"
+    ]
+    assert said(lab, "set-real", name="a", state="out-of-service") == [
+        "a: sticky-only -> out-of-service (1 connection)"
+    ]
+    assert said(lab, "set-real", name="a", state="in-service") == [
+        "a: out-of-service -> in-service (1 connection); 1 sticky entry cleared"
+    ]
+
+
+def test_what_is_set_is_not_always_what_is() -> None:
+    """R179, R184: it may have failed, or be full."""
+    lab = shop()
+    lab.dial("tls").refusal()
+    assert said(lab, "set-real", name="a", state="sticky-only") == [
+        "a: sticky-only is set (0 connections); it is failed: 1 connections in a row could not be made"
+    ]
+    said(lab, "set-real", name="a", state="maintenance")
+    assert said(lab, "set-real", name="a", state="in-service") == [
+        "a: maintenance -> in-service (0 connections)"
+    ]
+    for _ in range(6):
+        lab.connect("tls")
+    said(lab, "set-real", name="b", state="maintenance")
+    assert said(lab, "set-real", name="b", state="in-service") == [
+        "b: maintenance -> max-capacity (3 connections); it is max-capacity: at its maximum of 3 connections"
+    ]
+
+
+def test_a_weight_alone_and_with_a_state() -> None:
+    """R048 (A14)."""
+    lab = shop()
+    assert said(lab, "set-real", name="a", weight=2.5) == ["a: weight 1 -> 2.5"]
+    assert said(lab, "set-real", name="a", weight=2.5) == ["a: weight 2.5 already"]
+    assert said(lab, "set-real", name="a", state="maintenance", weight=0) == [
+        "a: in-service -> maintenance (0 connections)",
+        "a: weight 2.5 -> 0",
+    ]
+    result = orders.answer(lab.director, "set-real", {"name": "a", "weight": 1}, lab.now)
+    assert isinstance(result, dict)
+    assert {name: result[name] for name in ("name", "state", "set", "connections")} == {
+        "name": "a", "state": "maintenance", "set": "maintenance", "connections": 0,
+    }  # fmt: skip
+
+
+def test_a_virtual_server_s_state() -> None:
+    """R025 (A26)."""
+    lab = shop()
+    lab.connect()
+    assert said(lab, "set-virtual", name="shop", state="out-of-service") == [
+        "shop: in-service -> out-of-service (1 connection)"
+    ]
+    for name in "ab":
+        lab.director.operation.set_real(name, setting=ServerState.MAINTENANCE, now=lab.now)
+    assert said(lab, "set-virtual", name="shop", state="in-service") == [
+        "shop: out-of-service -> in-service (1 connection)"
+    ]
+
+
+def test_sticky_entries() -> None:
+    """R066: how many."""
+    lab = shop()
+    for number in range(3):
+        lab.connect(client=f"198.51.100.{number}")
+    assert said(lab, "clear-sticky", client="198.51.100.1") == ["1 sticky entry cleared"]
+    assert said(lab, "clear-sticky", virtual="shop") == ["2 sticky entries cleared"]
+    assert said(lab, "clear-sticky", virtual=None, client=None) == ["0 sticky entries cleared"]
+
+
+STATES = "states that can be set of a real server: in-service, sticky-only, maintenance, out-of-service"
+
+
+@pytest.mark.parametrize(
+    ("cmd", "args", "says"),
+    [
+        (
+            "set-real",
+            {"name": "aa", "state": "maintenance"},
+            "no real server 'aa'; did you mean 'a'?",
+        ),
+        ("set-real", {"state": "maintenance"}, "there is no real server None; there is a, b"),
+        ("set-real", {"name": ["a"], "state": "maintenance"}, "there is no real server ['a']"),
+        (
+            "set-real",
+            {"name": "a", "state": "maintenence"},
+            f"did you mean 'maintenance'? {STATES}",
+        ),
+        ("set-real", {"name": "a", "state": "drained"}, f"'drained' is no state; {STATES}"),
+        ("set-real", {"name": "a", "state": "failed"}, f"failed is found out, not set; {STATES}"),
+        ("set-real", {"name": "a", "state": "max-capacity"}, "max-capacity is found out, not set"),
+        ("set-real", {"name": "a", "state": 7}, "7 is no state"),
+        ("set-real", {"name": "a"}, "nothing to set; a state (in-service, sticky-only, "),
+        (
+            "set-real",
+            {"name": "a", "weight": -1},
+            "weight: -1 is not a weight (allowed: 0, or",
+        ),
+        ("set-real", {"name": "a", "weight": 0.0001}, "is not a weight"),
+        ("set-real", {"name": "a", "weight": 2_000_000}, "is not a weight"),
+        ("set-real", {"name": "a", "weight": -1, "state": "maintenance"}, "is not a weight"),
+        ("set-real", {"name": "a", "weight": 9, "state": "dead"}, "'dead' is no state"),
+        ("set-real", {"name": "a", "weight": True}, "weight: true is "),
+        ("set-real", {"name": "a", "weight": "3"}, "without the quotes: 3"),
+        ("set-real", {"name": "a", "wieght": 3}, "no argument 'wieght'; did you mean 'weight'?"),
+        (
+            "set-virtual",
+            {"name": "shop"},
+            "None is no state; states that can be set of",
+        ),
+        (
+            "set-virtual",
+            {"name": "shop", "state": "maintenance"},
+            "can be set of a virtual server: in-service, out",
+        ),
+        (
+            "set-virtual",
+            {"name": "shp", "state": "in-service"},
+            "server 'shp'; did you mean 'shop'?",
+        ),
+        ("clear-sticky", {"virtual": "tls"}, "tls has no stickiness"),
+        ("clear-sticky", {"virtual": "shp"}, "there is no virtual server 'shp'; did you mean 'shop'?"),
+        ("clear-sticky", {"client": "10.0.0.300"}, "client: '10.0.0.300' is not an IP address"),
+        ("clear-sticky", {"client": 7}, "client: 7 is not an IP address"),
+    ],
+)
+def test_refused_in_the_operator_s_words(cmd: str, args: JSONObject, says: str) -> None:
+    """R039, R025: and nothing was changed, not even by the half of it that was right."""
+    lab = shop()
+    before = lab.director.reals(lab.now), lab.director.virtuals(lab.now)
+    with pytest.raises(ControlError) as refused:
+        orders.answer(
+            lab.director, cmd, {"weight": 9, **args} if cmd == "set-real" and "state" in args else args, 0
+        )
+    assert refused.value.code == "bad-argument"
+    assert says in str(refused.value)
+    assert (lab.director.reals(lab.now), lab.director.virtuals(lab.now)) == before
+
+
+def test_reading_commands_are_answered_as_well() -> None:
+    lab = shop()
+    assert isinstance(orders.answer(lab.director, "summary", {}, 0.0), dict)
+    with pytest.raises(ControlError, match="there is no command 'set-rael'"):
+        orders.answer(lab.director, "set-rael", {}, 0.0)
+
+
+# --- what the log is told
+
+CLIENTS = [ip_address(f"192.0.2.{number}").packed for number in (7, 8, 9, 7)]
+EVIDENCE = tuple(Evidence(client, 40000, "shop", 100.0, 103.04, Ditch.NO_ANSWER) for client in CLIENTS)
+IN, OUT, FAILED, TESTING = (
+    ServerState.IN_SERVICE, ServerState.OUT_OF_SERVICE, ServerState.FAILED, ServerState.TESTING,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (
+            Change(Kind.REAL, "web1", IN, FAILED, "4 in a row could not be made", 1.0, evidence=EVIDENCE),
+            (
+                logging.WARNING,
+                "web1 failed: 4 in a row could not be made, from 3 clients; last: 192.0.2.7 to "
+                "shop, no answer after 3.0 s",
+            ),
+        ),
+        (
+            Change(
+                Kind.REAL, "web1", IN, FAILED, "1 in a row could not be made", 1.0,
+                evidence=(replace(EVIDENCE[1], why=Ditch.RESET, at=100.01),),
+            ),
+            (
+                logging.WARNING,
+                "web1 failed: 1 in a row could not be made, from 1 client; last: 192.0.2.8 to shop, "
+                "refused after 0.0 s",
+            ),
+        ),
+        (
+            Change(Kind.REAL, "web1", TESTING, IN, "", 1.0, lasted=62.4),
+            (logging.INFO, "web1 is back after 62 s: it answered a connection"),
+        ),
+        (
+            Change(Kind.REAL, "web1", IN, FAILED, "40 could not be made", 1.0, evidence=EVIDENCE * 8),
+            (
+                logging.WARNING,
+                "web1 failed: 40 could not be made, from at least 3 clients; last: 192.0.2.7 to shop, no "
+                "answer after 3.0 s",
+            ),
+        ),
+        (Change(Kind.REAL, "web1", FAILED, TESTING, "", 1.0), None),
+        (Change(Kind.REAL, "web1", TESTING, FAILED, "the test connection failed: reset", 1.0), None),
+        (Change(Kind.REAL, "web1", FAILED, IN, "", 1.0, by_operator=True), None),
+        (Change(Kind.REAL, "web1", IN, OUT, "", 1.0, by_operator=True), None),
+        (
+            Change(Kind.VIRTUAL, "shop", IN, FAILED, "no server can be chosen", 1.0),
+            (logging.WARNING, "shop has failed: no server can be chosen"),
+        ),
+        (
+            Change(Kind.VIRTUAL, "shop", FAILED, IN, "", 1.0),
+            (logging.INFO, "shop is back: new connections are taken again"),
+        ),
+    ],
+)  # fmt: skip
+def test_news(change: Change, line: tuple[int, str] | None) -> None:
+    """R181: each failure and each return, and nothing else."""
+    assert news.told(change) == line
