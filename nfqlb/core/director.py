@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 from nfqlb.core import observe, spec
 from nfqlb.core.connection import Connection
+from nfqlb.core.destinations import Destinations
 from nfqlb.core.failure import FailureWatch
 from nfqlb.core.fpa import FpaTable
-from nfqlb.core.keys import client_of, destination_of, flipped, reverse_key
+from nfqlb.core.keys import client_of, flipped, inbound_key, key_end, reverse_key, server_of
 from nfqlb.core.placement import Placement
 from nfqlb.core.segment import ACK, FIN, RST, SYN, Segment
 from nfqlb.core.server import RealServer, VirtualServer
@@ -52,16 +53,14 @@ class Director:
             config.gateway.max_connections,
             half_open=config.timeouts.half_open,
             closing=config.timeouts.closing,
+            udp=config.timeouts.udp,
             idle_check=min(IDLE_CHECK, shortest / 4),
             recorder=recorder,
             on_silence=lambda connection, now: self._placement.silent(connection, now),
             on_eviction=self.watch.ended,
         )
-        self._by_destination = {
-            virtual.spec.address.packed + virtual.port.to_bytes(2, "big"): virtual
-            for virtual in self.virtual_servers
-        }
-        self._placement = Placement(self.table, self.fpas, self.watch, self.tally, self._by_destination)
+        self._destinations = Destinations(self.virtual_servers)
+        self._placement = Placement(self.table, self.fpas, self.watch, self.tally, self._destinations)
 
     def refuse(self, reason: Refusal) -> Refusal:
         """Count a refusal and return it."""
@@ -81,7 +80,7 @@ class Director:
             return known
         elif known is not None:
             self._placement.abandon(known, now)  # half-open, and a new attempt
-        return self._placement.open(segment, now)
+        return self._placement.open(segment.key, segment.numbers, now)
 
     def client_segment(self, segment: Segment, now: float) -> Outcome:
         """Any other segment from the client line (R112, R113)."""
@@ -99,6 +98,16 @@ class Director:
         if _believable(connection, flags, event):
             connection.client_numbers = numbers
         self._happened(connection, event, now)
+
+    def client_datagram(self, key: bytes, now: float) -> Outcome:
+        """A UDP datagram from the client line, by its key (R012): the first one opens a flow."""
+        flow = self.table.inbound.get(key)
+        if flow is None:
+            return self._placement.open(key, b"", now)
+        flow.seen = now
+        if flow.state is State.UDP_NEW:
+            self._placement.stranded(flow, now)
+        return flow
 
     # --- what a server sends (server line 204)
 
@@ -119,6 +128,14 @@ class Director:
             connection.server_numbers = numbers
         self._happened(connection, event, now)
 
+    def server_datagram(self, key: bytes, now: float) -> Outcome:
+        """A UDP datagram in reply direction from the server line, by its key (R012, R169)."""
+        flow = self.table.outbound.get(key)
+        if flow is None:
+            return self.refuse(Drop.SERVER_UNKNOWN)
+        self._happened(flow, Event.ANSWER, now)
+        return flow
+
     # --- errors about packets that were sent earlier
 
     def error_from_outside(self, quoted: bytes) -> Connection | None:
@@ -133,23 +150,28 @@ class Director:
 
         `quoted` is the quoted packet's key (client to real server). `unreachable` says that
         the error would make the client's TCP give up: about a half-open connection it is
-        eaten, so that the client repeats its SYN.
+        eaten, so that the client repeats its SYN. About a UDP flow it is all that the client
+        ever hears.
         """
         connection = self.table.outbound.get(flipped(quoted))
         if connection is None and self._was_reassigned(quoted):
             return self.refuse(Drop.UNREACHABLE)
-        if connection is not None and unreachable and not connection.state.quick:
+        if connection is not None and unreachable and connection.state.half_open:
             return self.refuse(Drop.UNREACHABLE)
         return connection
 
     def _was_reassigned(self, quoted: bytes) -> bool:
         """Whether this packet (client to real server) is of a connection that has another server by now."""
-        client, server, client_port = client_of(quoted), destination_of(quoted), quoted[-4:-2]
-        return any(
-            client + destination[:-2] + client_port + destination[-2:] in self.table.inbound
-            for destination, virtual in self._by_destination.items()
-            if server in virtual.link_at
-        )
+        client, server = client_of(quoted), server_of(flipped(quoted))
+        client_port = server_of(quoted)[-2:]
+        for virtual in self.virtual_servers:
+            if quoted.endswith(key_end(virtual.protocol)) and virtual.find_link(server):
+                port = server[-2:] if virtual.port is None else virtual.port.to_bytes(2, "big")
+                address = virtual.spec.address.packed
+                key = inbound_key(client, address, client_port, port, virtual.protocol)
+                if key in self.table.inbound:
+                    return True
+        return False
 
     # --- time
 
@@ -182,15 +204,15 @@ class Director:
         `code` its state's and `place` its record. Its client is bound to its server again where
         stickiness is on. `restored` must follow the last one.
         """
-        virtual = self._by_destination.get(destination_of(inbound))
+        virtual = self._destinations.find(inbound)
         state = BY_CODE.get(code, State.GONE)
         if virtual is None or state is State.GONE or inbound in self.table.inbound:
             return False
-        link = virtual.link_at.get(server)
-        if link is None:
+        link = virtual.find_link(server)
+        if link is None or state.udp is not virtual.opening.udp:
             return False
         connection = Connection(inbound, reverse_key(inbound, link), link, now)
-        if connection.outbound in self.table.outbound:
+        if server_of(connection.outbound) != server or connection.outbound in self.table.outbound:
             return False
         connection.opened = opened
         connection.place = place

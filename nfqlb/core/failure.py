@@ -59,7 +59,12 @@ class FailureWatch:
             real.changed(now)
 
     def test_due(self, virtual: VirtualServer, now: float) -> Link | None:
-        """A link of a failed server that it is time to test with the next connection (R182)."""
+        """A link of a failed server that it is time to test with the next connection (R182).
+
+        With UDP there is none: a datagram that is not answered proves nothing.
+        """
+        if virtual.opening.udp:
+            return None
         for real in self._failed.values():
             if _testable(real, now):
                 links = virtual.links_to(real)
@@ -70,7 +75,9 @@ class FailureWatch:
     def backup_due(self, virtual: VirtualServer, now: float) -> Link | None:
         """The link of a virtual server's backup, if that has failed and it is time to test it."""
         link = virtual.backup
-        return link if link is not None and _testable(link.real, now) else None
+        if link is None or virtual.opening.udp:
+            return None
+        return link if _testable(link.real, now) else None
 
     def testing(self, connection: Connection, now: float) -> None:
         """This connection tests its server; no other goes there until it is answered or ditched."""

@@ -1,8 +1,8 @@
-"""The states of a TCP connection, what each counts for, and what moves one to the next.
+"""The states of a connection, what each counts for, and what moves one to the next.
 
 Owns two tables. `State` says of each state which time-out runs, whether it counts as a
 connection of its server (R125, R127-R129), whether it counts as an unanswered SYN (R183),
-and whether plain segments may take the short path. `TRANSITIONS` says which event leads
+and whether plain packets may take the short path. `TRANSITIONS` says which event leads
 where; an event that is not listed changes nothing. Counters are moved by nothing else than
 the difference of two states' rows, so no counter can move twice (A17).
 """
@@ -18,12 +18,15 @@ class Timeout(Enum):
     HALF_OPEN = auto()
     IDLE = auto()
     CLOSING = auto()
+    UDP_NEW = auto()
+    UDP = auto()
 
 
 class State(Enum):
     """A connection's state; the members' values are one row each.
 
-    `code` is the byte that stands for the state in the journal; it never changes meaning.
+    `code` is the byte that stands for the state in the journal; it never changes meaning. `half_open`
+    is whether it waits for the end of TCP's handshake, `udp` whether it is a UDP flow's.
     """
 
     #               code  shown           time-out           counted unanswered quick
@@ -33,6 +36,9 @@ class State(Enum):
     FIN_CLIENT   = (4, "fin-client",   Timeout.IDLE,      True,  False, True)  # fmt: skip
     FIN_SERVER   = (5, "fin-server",   Timeout.IDLE,      True,  False, True)  # fmt: skip
     CLOSED       = (6, "closed",       Timeout.CLOSING,   False, False, True)  # fmt: skip
+    # A UDP flow has no handshake and no end but its time-out. Nothing has come back, or something has.
+    UDP_NEW      = (7, "udp-new",      Timeout.UDP_NEW,   True,  False, False)  # fmt: skip
+    UDP_FLOW     = (8, "udp",          Timeout.UDP,       True,  False, True)  # fmt: skip
     GONE         = (0, "gone",         None,              False, False, False)  # fmt: skip
 
     __hash__ = object.__hash__  # members are looked up for every segment that changes a connection
@@ -46,6 +52,8 @@ class State(Enum):
         self.counted = counted
         self.unanswered = unanswered
         self.quick = quick
+        self.half_open = timeout is Timeout.HALF_OPEN
+        self.udp = timeout in (Timeout.UDP_NEW, Timeout.UDP)
 
 
 class Event(Enum):
@@ -58,6 +66,7 @@ class Event(Enum):
     CLIENT_FIN = auto()
     SERVER_FIN = auto()
     RESET = auto()  # by either side, inside its window (RFC 5961 section 3)
+    ANSWER = auto()  # a server's datagram
 
 
 TRANSITIONS: dict[State, dict[Event, State]] = {
@@ -80,6 +89,8 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
     State.FIN_CLIENT: {Event.SERVER_FIN: State.CLOSED, Event.RESET: State.CLOSED},
     State.FIN_SERVER: {Event.CLIENT_FIN: State.CLOSED, Event.RESET: State.CLOSED},
     State.CLOSED: {},
+    State.UDP_NEW: {Event.ANSWER: State.UDP_FLOW},
+    State.UDP_FLOW: {},
     State.GONE: {},
 }
 

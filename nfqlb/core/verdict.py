@@ -22,6 +22,7 @@ class Drop(Enum):
     CUT = "cut"  # the kernel handed over less than the packet
     MALFORMED = "malformed"
     FRAGMENT = "fragment"  # no ports to look up by (A37)
+    SUPER_DATAGRAM = "udp-super-packet"  # datagrams that the kernel could not part again, on their way in
     NO_VIRTUAL = "no-virtual-server"  # a SYN for an address and port that none of ours has
     ERROR = "internal-error"
 

@@ -14,7 +14,7 @@ def test_every_state_has_its_row() -> None:
     assert len(BY_CODE) == len(State)
     assert {code: state.shown for code, state in BY_CODE.items()} == {
         0: "gone", 1: "syn-sent", 2: "syn-received", 3: "established",
-        4: "fin-client", 5: "fin-server", 6: "closed",
+        4: "fin-client", 5: "fin-server", 6: "closed", 7: "udp-new", 8: "udp",
     }  # fmt: skip
 
 
@@ -22,30 +22,37 @@ def test_states_never_go_back() -> None:
     """R129 (A17): so no counter can rise twice; a connection passes each time-out once."""
     order = [
         State.SYN_SENT, State.SYN_RECEIVED, State.ESTABLISHED,
-        State.FIN_CLIENT, State.FIN_SERVER, State.CLOSED,
+        State.FIN_CLIENT, State.FIN_SERVER, State.CLOSED, State.UDP_NEW, State.UDP_FLOW,
     ]  # fmt: skip
-    stages = [Timeout.HALF_OPEN, Timeout.IDLE, Timeout.CLOSING]
+    stages = [Timeout.HALF_OPEN, Timeout.IDLE, Timeout.CLOSING, Timeout.UDP_NEW, Timeout.UDP]
     for state, events in TRANSITIONS.items():
         for following in events.values():
             assert order.index(following) > order.index(state)
             assert following.timeout is not None
             assert state.timeout is not None
             assert stages.index(following.timeout) >= stages.index(state.timeout)
+            assert following.udp is state.udp
             assert (following.counted, following.unanswered) <= (state.counted, state.unanswered)
 
 
 def test_every_live_state_can_be_reset_and_counts() -> None:
-    """R125, R129 (A17): from the SYN to the end, and only then."""
+    """R125, R129 (A17): from the SYN to the end, and only then. A UDP flow has no reset."""
     for state in State:
         live = state not in (State.CLOSED, State.GONE)
         assert state.counted is live
-        assert (TRANSITIONS[state].get(Event.RESET) is State.CLOSED) is live
+        assert (TRANSITIONS[state].get(Event.RESET) is State.CLOSED) is (live and not state.udp)
+
+
+def test_states_of_a_protocol() -> None:
+    """R012: only TCP has a handshake to wait for, and UDP states of its own."""
+    assert {state for state in State if state.udp} == {State.UDP_NEW, State.UDP_FLOW}
+    assert {state for state in State if state.half_open} == {State.SYN_SENT, State.SYN_RECEIVED}
 
 
 def test_only_what_is_half_open_is_kept_off_the_short_path() -> None:
     """R078: until the client has proved that it sees the server's answers."""
     assert {state for state in State if state.quick} == {
-        State.ESTABLISHED, State.FIN_CLIENT, State.FIN_SERVER, State.CLOSED,
+        State.ESTABLISHED, State.FIN_CLIENT, State.FIN_SERVER, State.CLOSED, State.UDP_FLOW,
     }  # fmt: skip
     assert {state for state in State if state.unanswered} == {State.SYN_SENT}
 
