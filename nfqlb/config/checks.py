@@ -8,7 +8,6 @@ left out of the comparison, so that one mistake is reported once.
 from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_address
 
-from nfqlb.config import support
 from nfqlb.config.draft import Draft, Entry
 from nfqlb.config.model import RealTable, VirtualTable
 from nfqlb.config.report import KeyPath, Problem, did_you_mean, show
@@ -110,10 +109,10 @@ def _overlaps(draft: Draft) -> Iterator[Problem]:
 
 
 def _every_port(draft: Draft) -> Iterator[Problem]:
+    """With every port, each port is the same on the server (A21)."""
     for virtual in draft.virtuals:
         if virtual.values.port is not None or not virtual.good("port"):
             continue
-        yield from support.refused_every_port(virtual.path)
         for index, server in enumerate(virtual.values.servers):
             if server.port is not None:
                 message = f"{show(f'{server.real}:{server.port}')} has a port, the virtual server has none"

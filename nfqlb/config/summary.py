@@ -47,7 +47,12 @@ def _gateway(gateway: Gateway, timeouts: Timeouts) -> str:
 
 
 def _timeouts(timeouts: Timeouts) -> str:
-    named = (("idle", timeouts.idle), ("half-open", timeouts.half_open), ("closing", timeouts.closing))
+    named = (
+        ("idle", timeouts.idle),
+        ("half-open", timeouts.half_open),
+        ("closing", timeouts.closing),
+        ("udp", timeouts.udp),
+    )
     return ", ".join(f"{name} {duration(seconds)}" for name, seconds in named)
 
 

@@ -6,18 +6,13 @@ is never ignored. A later version lifts a refusal by deleting its line.
 """
 
 from collections.abc import Iterator, Mapping
-from ipaddress import IPv4Address, IPv6Address
 
 from nfqlb.config.model import TableModel
 from nfqlb.config.report import KeyPath, Problem, show
 
-IP_VERSIONS = (4,)
-EVERY_PORT = False  # whether a virtual server may do without `port`
-
 WORKING: Mapping[tuple[str, str], tuple[object, ...]] = {
     ("gateway", "datapath"): ("rewrite",),
     ("gateway", "metrics"): ("",),
-    ("virtual", "protocol"): ("tcp",),
     ("virtual", "synguard"): (0.0,),
     ("virtual", "shadow"): ("",),
     ("virtual", "datapath"): ("rewrite",),
@@ -29,19 +24,8 @@ def refused(table: str, path: KeyPath, model: TableModel) -> Iterator[Problem]:
     """The keys that the file sets in this table to what this version does not do."""
     for key in sorted(model.model_fields_set):
         value = getattr(model, key)
-        if isinstance(value, IPv4Address | IPv6Address):
-            if value.version not in IP_VERSIONS:
-                versions = " and ".join(f"IPv{version}" for version in IP_VERSIONS)
-                yield _not_yet((*path, key), f"IPv{value.version}", versions)
-        elif value not in (allowed := WORKING.get((table, key), (value,))):
+        if value not in (allowed := WORKING.get((table, key), (value,))):
             yield _not_yet((*path, key), show(value), listed(allowed))
-
-
-def refused_every_port(path: KeyPath) -> Iterator[Problem]:
-    """The virtual server at `path` names no port."""
-    if not EVERY_PORT:
-        what = "a virtual server without a port, that is on every port,"
-        yield _not_yet((*path, "port"), what, "1 to 65535")
 
 
 def listed(values: tuple[object, ...]) -> str:

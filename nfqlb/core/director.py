@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from nfqlb.core import observe, spec
 from nfqlb.core.chronicle import Chronicle, Keeper
 from nfqlb.core.connection import Connection
+from nfqlb.core.destinations import Destinations
 from nfqlb.core.failure import FailureWatch
 from nfqlb.core.fpa import FpaTable
-from nfqlb.core.keys import client_of, destination_of, flipped, reverse_key
+from nfqlb.core.keys import client_of, flipped, inbound_key, key_end, reverse_key, server_of
 from nfqlb.core.operation import Operation
 from nfqlb.core.outage import Outage
 from nfqlb.core.placement import Placement
@@ -68,6 +69,7 @@ class Director:
             config.gateway.max_connections,
             half_open=config.timeouts.half_open,
             closing=config.timeouts.closing,
+            udp=config.timeouts.udp,
             count_on=config.gateway.count_on,
             close_on=config.gateway.close_on,
             recorder=recorder,
@@ -75,13 +77,10 @@ class Director:
             on_eviction=self.watch.ended,
             on_gone=(lambda connection: self._placement.gone(connection)) if active else None,
         )
-        self._by_destination = {
-            virtual.spec.address.packed + virtual.port.to_bytes(2, "big"): virtual
-            for virtual in self.virtual_servers
-        }
+        self._destinations = Destinations(self.virtual_servers)
         self._outage = Outage(self.virtual_servers, self.table, self.tally)
-        self._rejection = Rejection(self._by_destination, self.tally)
-        self._placement = Placement(self.table, self.fpas, self.watch, self.tally, self._by_destination)
+        self._rejection = Rejection(self._destinations, self.virtual_servers, self.tally)
+        self._placement = Placement(self.table, self.fpas, self.watch, self.tally, self._destinations)
 
     def refuse(self, reason: Refusal) -> Refusal:
         """Count a refusal and return it."""
@@ -113,7 +112,7 @@ class Director:
             return known
         elif known is not None:
             self._placement.abandon(known, now)  # half-open, and a new attempt
-        return self._placement.open(segment, now)
+        return self._placement.open(segment.key, segment.numbers, segment.stamp, now)
 
     def client_segment(self, segment: Segment, now: float) -> Outcome:
         """Any other segment from the client line (R112, R113)."""
@@ -143,6 +142,16 @@ class Director:
                 assert measuring is not None
                 measuring.requested(connection, connection.interval, size, stamp, now)
         self._happened(connection, event, now)
+
+    def client_datagram(self, key: bytes, now: float) -> Outcome:
+        """A UDP datagram from the client line, by its key (R012): the first one opens a flow."""
+        flow = self.table.inbound.get(key)
+        if flow is None:
+            return self._placement.open(key, b"", NO_STAMP, now)
+        flow.seen = now
+        if flow.state is State.UDP_NEW:
+            self._placement.stranded(flow, now)
+        return flow
 
     # --- what a server sends (server line 204)
 
@@ -179,6 +188,14 @@ class Director:
                     measuring.responded(connection, interval, stamp, now)
         self._happened(connection, event, now)
 
+    def server_datagram(self, key: bytes, now: float) -> Outcome:
+        """A UDP datagram in reply direction from the server line, by its key (R012, R169)."""
+        flow = self.table.outbound.get(key)
+        if flow is None:
+            return self.refuse(Drop.SERVER_UNKNOWN)
+        self._happened(flow, Event.ANSWER, now)
+        return flow
+
     # --- errors about packets that were sent earlier
 
     def error_from_outside(self, quoted: bytes) -> Connection | None:
@@ -193,23 +210,28 @@ class Director:
 
         `quoted` is the quoted packet's key (client to real server). `unreachable` says that
         the error would make the client's TCP give up: about a half-open connection it is
-        eaten, so that the client repeats its SYN.
+        eaten, so that the client repeats its SYN. About a UDP flow it is all that the client
+        ever hears.
         """
         connection = self.table.outbound.get(flipped(quoted))
         if connection is None and self._was_reassigned(quoted):
             return self.refuse(Drop.UNREACHABLE)
-        if connection is not None and unreachable and not connection.state.quick:
+        if connection is not None and unreachable and connection.state.half_open:
             return self.refuse(Drop.UNREACHABLE)
         return connection
 
     def _was_reassigned(self, quoted: bytes) -> bool:
         """Whether this packet (client to real server) is of a connection that has another server by now."""
-        client, server, client_port = client_of(quoted), destination_of(quoted), quoted[-4:-2]
-        return any(
-            client + destination[:-2] + client_port + destination[-2:] in self.table.inbound
-            for destination, virtual in self._by_destination.items()
-            if server in virtual.link_at
-        )
+        client, server = client_of(quoted), server_of(flipped(quoted))
+        client_port = server_of(quoted)[-2:]
+        for virtual in self.virtual_servers:
+            if quoted.endswith(key_end(virtual.protocol)) and virtual.find_link(server):
+                port = server[-2:] if virtual.port is None else virtual.port.to_bytes(2, "big")
+                address = virtual.spec.address.packed
+                key = inbound_key(client, address, client_port, port, virtual.protocol)
+                if key in self.table.inbound:
+                    return True
+        return False
 
     # --- time
 
@@ -244,15 +266,15 @@ class Director:
         stickiness is on. What was kept of servers comes first (`operation.restore`), and `restored`
         must follow the last one.
         """
-        virtual = self._by_destination.get(destination_of(inbound))
+        virtual = self._destinations.find(inbound)
         state = BY_CODE.get(code, State.GONE)
         if virtual is None or state is State.GONE or inbound in self.table.inbound:
             return False
-        link = virtual.link_at.get(server)
-        if link is None:
+        link = virtual.find_link(server)
+        if link is None or state.udp is not virtual.opening.udp:
             return False
         connection = Connection(inbound, reverse_key(inbound, link), link, now)
-        if connection.outbound in self.table.outbound:
+        if server_of(connection.outbound) != server or connection.outbound in self.table.outbound:
             return False
         connection.opened = opened
         connection.place = place

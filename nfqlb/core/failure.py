@@ -74,7 +74,12 @@ class FailureWatch:
             self._changed(real, now)
 
     def test_due(self, virtual: VirtualServer, now: float) -> Link | None:
-        """A link of a failed server that it is time to test with the next connection (R182)."""
+        """A link of a failed server that it is time to test with the next connection (R182).
+
+        With UDP there is none: a datagram that is not answered proves nothing.
+        """
+        if virtual.opening.udp:
+            return None
         for real in self._failed.values():
             if _testable(real, now):
                 links = virtual.links_to(real)
@@ -85,7 +90,9 @@ class FailureWatch:
     def backup_due(self, virtual: VirtualServer, now: float) -> Link | None:
         """The link of a virtual server's backup, if that has failed and it is time to test it."""
         link = virtual.backup
-        return link if link is not None and _testable(link.real, now) else None
+        if link is None or virtual.opening.udp:
+            return None
+        return link if _testable(link.real, now) else None
 
     def testing(self, connection: Connection, now: float) -> None:
         """This connection tests its server; no other goes there until it is answered or ditched."""
@@ -123,9 +130,11 @@ class FailureWatch:
         return all(visitor == evidence.client or at < began for visitor, at in visitors.items())
 
 
-def testable_by_bound(real: RealServer, now: float) -> bool:
+def testable_by_bound(virtual: VirtualServer, real: RealServer, now: float) -> bool:
     """Whether a client that is bound to it may test it: nobody else comes to a server being drained."""
-    return real.health.due(now) and real.setting is ServerState.STICKY_ONLY and not real.full
+    if virtual.opening.udp or real.setting is not ServerState.STICKY_ONLY:
+        return False
+    return real.health.due(now) and not real.full
 
 
 def _testable(real: RealServer, now: float) -> bool:

@@ -10,6 +10,7 @@ from nfqlb.core.admission import ServerState
 from nfqlb.core.chronicle import state_of
 from nfqlb.core.connection import Connection
 from nfqlb.core.health import Evidence
+from nfqlb.core.keys import client_of, client_port_of
 from nfqlb.core.response import FASTEST_RESPONSE, Linear
 from nfqlb.core.server import RealServer, VirtualServer
 from nfqlb.core.snapshot import (
@@ -165,7 +166,11 @@ def connections(
     wanted: Iterable[Connection] = chain(live, ended)
     if client is not None:
         packed = client.packed
-        wanted = (each for each in wanted if each.inbound.startswith(packed))
+        wanted = (
+            each
+            for each in wanted
+            if each.inbound.startswith(packed) and client_of(each.inbound) == packed
+        )
     if virtual is not None:
         wanted = (each for each in wanted if each.link.virtual.spec.name == virtual)
     return [_connection(each, now) for each in islice(wanted, limit)]
@@ -177,10 +182,10 @@ def _connection(connection: Connection, now: float) -> ConnectionSnapshot:
     return ConnectionSnapshot(
         virtual=link.virtual.spec.name,
         protocol=link.virtual.spec.protocol,
-        client=ip_address(key[: (len(key) - 4) // 2]),
-        client_port=int.from_bytes(key[-4:-2], "big"),
+        client=ip_address(client_of(key)),
+        client_port=client_port_of(key),
         real=link.real.spec.name,
-        real_port=link.port,
+        real_port=client_port_of(connection.outbound),
         state=connection.state.shown,
         age=max(0.0, now - connection.opened),
         idle=max(0.0, now - connection.seen),

@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Iterable
 
 from nfqlb.core.connection import Connection
-from nfqlb.core.keys import flipped
+from nfqlb.core.keys import TCP, flipped
 from nfqlb.core.segment import Reset
-from nfqlb.core.server import TCP, Link, RealServer, VirtualServer
+from nfqlb.core.server import Link, RealServer, VirtualServer
 from nfqlb.core.states import State
 from nfqlb.core.table import ConnectionTable
 from nfqlb.core.verdict import Reply, Tally

@@ -5,55 +5,58 @@ follow from it. And what becomes of a connection that cannot be made: tried agai
 counted as ditched, sent to another.
 """
 
-from collections.abc import Mapping
-
+from nfqlb.core.admission import ServerState
 from nfqlb.core.connection import Connection
+from nfqlb.core.destinations import Destinations
 from nfqlb.core.failure import FailureWatch
 from nfqlb.core.fpa import FpaTable
 from nfqlb.core.health import Ditch
-from nfqlb.core.keys import client_of, destination_of, reverse_key
+from nfqlb.core.keys import client_of, reverse_key
 from nfqlb.core.response import Interval
-from nfqlb.core.segment import Segment
+from nfqlb.core.segment import Stamp
 from nfqlb.core.selection import BACKUP, STICKY, TEST, Choice, Selection
-from nfqlb.core.server import Link, VirtualServer
+from nfqlb.core.server import Link
 from nfqlb.core.states import State
 from nfqlb.core.table import ConnectionTable
 from nfqlb.core.verdict import Drop, Outcome, Tally
 
 
 class Placement:
-    """Places the connections of one director; `virtuals` are its virtual servers by address and port."""
+    """Places the connections of one director."""
 
     def __init__(
         self, table: ConnectionTable, fpas: FpaTable, watch: FailureWatch, tally: Tally,
-        virtuals: Mapping[bytes, VirtualServer],
+        destinations: Destinations,
     ) -> None:  # fmt: skip
         self._table = table
         self._fpas = fpas
         self._watch = watch
         self._tally = tally
-        self._virtuals = virtuals
+        self._destinations = destinations
         self._selection = Selection(fpas, watch, table.outbound)
 
-    def open(self, segment: Segment, now: float) -> Outcome:
-        """A connection for a SYN that belongs to none (R109, R118-R124), or why there is none."""
-        virtual = self._virtuals.get(destination_of(segment.key))
+    def open(self, key: bytes, numbers: bytes, stamp: Stamp, now: float) -> Outcome:
+        """A connection for a SYN or a datagram that belongs to none (R109, R118-R124), or why there is none.
+
+        `key` is its inbound key, `numbers` are the SYN's (8 bytes), a datagram's are empty; `stamp` is as in
+        `Segment`.
+        """
+        virtual = self._destinations.find(key)
         if virtual is None:
             return self._tally.refuse(Drop.NO_VIRTUAL)
         if not virtual.setting.new:
             return self._tally.refuse(Drop.OUT_OF_SERVICE)
-        client = client_of(segment.key)
-        self._watch.visited(virtual, client, now)
-        choice = self._selection.choose(virtual, segment.key, now)
+        self._watch.visited(virtual, client_of(key), now)
+        choice = self._selection.choose(virtual, key, now)
         if isinstance(choice, Drop):
             return self._tally.refuse(choice)
-        outbound = self._claim(segment.key, choice.link, now)
+        outbound = self._claim(key, choice.link, now)
         if not self._table.make_room(now):
             return self._tally.refuse(Drop.TABLE_FULL)
-        connection = Connection(segment.key, outbound, choice.link, now)
-        connection.client_numbers = segment.numbers
+        connection = Connection(key, outbound, choice.link, now)
+        connection.client_numbers = numbers
         if virtual.measuring is not None:
-            connection.interval = Interval(virtual.measuring.arms_at_syn, segment.stamp, now)
+            connection.interval = Interval(virtual.measuring.arms_at_syn, stamp, now)
         self._table.add(connection, now)
         self._assigned(connection, choice, now)
         return connection
@@ -132,9 +135,23 @@ class Placement:
         connection.attempts = 1
         self._assigned(connection, choice, now)
 
+    def stranded(self, flow: Connection, now: float) -> None:
+        """The client speaks again on a UDP flow that nothing came back on.
+
+        It goes to another server if its own takes nobody any more, having failed or been taken out.
+        """
+        state = flow.link.real.state
+        if not state.sticky and state is not ServerState.MAX_CAPACITY:
+            self._reassign(flow, now)
+
     def refused(self, connection: Connection, now: float) -> None:
-        """A server answered a SYN with a reset (A42): a failed connection, unless that is not to count."""
-        if connection.link.real.spec.reset_counts:
+        """A server answered a SYN with a reset (A42): a failed connection, unless that is not to count.
+
+        It never is where the virtual server answers on every port: who looks for open ports would
+        fail every server.
+        """
+        link = connection.link
+        if link.real.spec.reset_counts and link.virtual.port is not None:
             self._watch.ditched(connection, Ditch.RESET, now)
         else:
             self._watch.ended(connection, now)

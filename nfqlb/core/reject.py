@@ -5,10 +5,11 @@ out by silence ("drop") or is told ("reset"). Replies are built in `packet.reply
 packet itself is dropped and counted under its reason in either case.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum, auto
 
-from nfqlb.core.keys import client_of, destination_of
+from nfqlb.core.destinations import Destinations
+from nfqlb.core.keys import client_of
 from nfqlb.core.segment import RST
 from nfqlb.core.server import VirtualServer
 from nfqlb.core.verdict import Drop, Refusal, Reply, Tally
@@ -98,10 +99,12 @@ class Allowance:
 class Rejection:
     """The policy of one director; `virtuals` are its virtual servers by address and port."""
 
-    def __init__(self, virtuals: Mapping[bytes, VirtualServer], tally: Tally) -> None:
-        self._virtuals = virtuals
+    def __init__(
+        self, destinations: Destinations, virtuals: Iterable[VirtualServer], tally: Tally
+    ) -> None:
+        self._destinations = destinations
         self._tally = tally
-        self._own = frozenset(virtual.spec.address.packed for virtual in virtuals.values())
+        self._own = frozenset(virtual.spec.address.packed for virtual in virtuals)
         self._allowances = {kind: Allowance(REPLIES_A_SECOND) for kind in Kind}  # no kind silences another
 
     def reply_to(self, reason: Refusal, key: bytes, flags: int | None, now: float) -> Action:
@@ -109,7 +112,7 @@ class Rejection:
 
         `key` is the packet's, `flags` are TCP's, None for a datagram.
         """
-        virtual = self._virtuals.get(destination_of(key))
+        virtual = self._destinations.find(key)
         if reason not in _TOLD or virtual is None or not self._can_be_told(client_of(key)):
             return Action.DROP
         kind = _kind(reason, flags)

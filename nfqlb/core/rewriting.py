@@ -19,8 +19,9 @@ def words(data: bytes | bytearray) -> int:
 class Rewriting(NamedTuple):
     """One direction's change: the new address and port (network order) and two differences.
 
-    `network` is what the change adds to the sum of the IPv4 header, `transport` to that of
-    TCP or UDP, which covers the addresses through the pseudo header (A22).
+    `port` is empty where the packet's own stays. `network` is what the change adds to the sum of the
+    IPv4 header, `transport` to that of TCP or UDP, which covers the addresses through the pseudo
+    header (A22).
     """
 
     address: bytes
@@ -29,12 +30,16 @@ class Rewriting(NamedTuple):
     transport: int
 
 
-def rewritings(virtual: bytes, virtual_port: int, real: bytes, real_port: int) -> tuple[Rewriting, Rewriting]:
+def rewritings(
+    virtual: bytes, virtual_port: int | None, real: bytes, real_port: int | None
+) -> tuple[Rewriting, Rewriting]:
     """The inbound change (of the destination, R165-R167) and the outbound one (of the source, R175-R177).
 
-    Addresses are packed, ports in host order.
+    Addresses are packed, ports in host order; with None for one of them no port is changed.
     """
     network = words(real) - words(virtual)
+    if virtual_port is None or real_port is None:
+        return Rewriting(real, b"", network, network), Rewriting(virtual, b"", -network, -network)
     transport = network + real_port - virtual_port
     return (
         Rewriting(real, real_port.to_bytes(2, "big"), network, transport),

@@ -76,7 +76,7 @@ class Selection:
         if virtual.scope is None:
             return None
         real = self._fpas.find(virtual.scope, client_of(key), now)
-        if real is None or not (real.admits_sticky or testable_by_bound(real, now)):
+        if real is None or not (real.admits_sticky or testable_by_bound(virtual, real, now)):
             return None
         links = virtual.links_to(real)
         return links[0] if links else None

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING
 from nfqlb.core import spec
 from nfqlb.core.admission import ServerState
 from nfqlb.core.health import Condition, Health
+from nfqlb.core.keys import TCP, UDP
 from nfqlb.core.response import FASTEST_RESPONSE, Measuring, ResponseTime
 from nfqlb.core.rewriting import rewritings
 from nfqlb.core.schedulers import RoundRobin, Scheduler, make_scheduler
+from nfqlb.core.states import State
 
 if TYPE_CHECKING:
     from nfqlb.core.connection import Connection
 
-#: IP protocol numbers (IANA).
-TCP = 6
-PROTOCOLS = {"tcp": TCP, "udp": 17}
+#: By the name that the configuration uses: IP protocol number, and the state that a connection begins in.
+PROTOCOLS = {"tcp": (TCP, State.SYN_SENT), "udp": (UDP, State.UDP_NEW)}
 
 
 class RealServer:
@@ -129,10 +130,10 @@ class RealServer:
 class Link:
     """A real server's place in a virtual server, with its port there (R068-R073).
 
-    `position` is its place in the search order. `port` is the real server's port (A21).
-    `inbound` and `outbound` are the changes of headers that all of its connections share.
-    `stands_for` is the link that this one is the backup of, None for a server of its own right.
-    `members` are its connections where they must be found when the server fails, else None.
+    `position` is its place in the search order. `port` is the real server's port (A21), None where
+    it is the one that the client uses. `inbound` and `outbound` are the changes of headers that all
+    of its connections share. `stands_for` is the link that this one is the backup of, None for a server
+    of its own right. `members` are its connections where they must be found when the server fails, else None.
     """
 
     __slots__ = (
@@ -144,7 +145,7 @@ class Link:
         self,
         virtual: "VirtualServer",
         real: RealServer,
-        port: int,
+        port: int | None,
         position: int,
         stands_for: "Link | None" = None,
     ) -> None:
@@ -191,29 +192,29 @@ class VirtualServer:
     """A virtual server (virtual machine object, fig 3A: R021-R029).
 
     `last` is the position of the last used link (308): ties are broken by the order after
-    it (A29). `link_at` finds a link by real address and port (network order). `scope` is
-    None where stickiness is off (A10). `scheduler` is the desired one (318); `startup`, where there
-    is one, acts in its stead while a server starts up, and `actual` names the one that acted last
-    (320). `backup` is the link for when no other may be chosen (316). `setting` is the state that the
-    operator gave it; for `bound_from` see `RealServer`. `measuring` says how response times are
-    measured, None where they are not (UDP does not tell what is a response).
+    it (A29). `port` is None where it answers on every port; `opening` is the state that its
+    connections begin in. `link_at` finds a link by real address and port (network order; every
+    port: by address alone). `scope` is None where stickiness is off (A10). `scheduler` is the
+    desired one (318); `startup`, where there is one, acts in its stead while a server starts up, and
+    `actual` names the one that acted last (320). `backup` is the link for when no other may be
+    chosen (316). `setting` is the state that the operator gave it; for `bound_from` see `RealServer`.
+    `measuring` says how response times are measured, None where they are not (UDP does not tell what
+    is a response).
     """
 
     __slots__ = (
         "_capacity", "_counted", "_unmeasured", "actual", "backup", "bound_from", "connections", "last",
-        "link_at", "links", "measuring", "port", "protocol", "scheduler", "scope", "setting", "spec",
-        "startup", "total",
+        "link_at", "links", "measuring", "opening", "port", "protocol", "scheduler", "scope", "setting",
+        "spec", "startup", "total",
     )  # fmt: skip
 
     def __init__(
         self, virtual: spec.Virtual, reals: dict[str, RealServer], *, strict: spec.Strict | None = None
     ) -> None:
         strict = strict or spec.Strict()
-        if virtual.port is None:
-            raise ValueError(f"virtual server {virtual.name}: every-port virtual servers are not supported")
         self.spec = virtual
         self.port = virtual.port
-        self.protocol = PROTOCOLS[virtual.protocol]
+        self.protocol, self.opening = PROTOCOLS[virtual.protocol]
         self.last = -1
         self.connections = 0
         self.total = 0
@@ -244,7 +245,7 @@ class VirtualServer:
         """All links that may ever serve it, backups last."""
         return [*self.links, self.backup] if self.backup else self.links
 
-    def _add(self, real: RealServer, port: int, stands_for: Link | None) -> Link:
+    def _add(self, real: RealServer, port: int | None, stands_for: Link | None) -> Link:
         link = Link(self, real, port, len(self.links), stands_for)
         self.links.append(link)
         real.links.append(link)
@@ -260,6 +261,10 @@ class VirtualServer:
             link = self._add(reals[link.real.spec.backup], link.port, link)
             for real in above:
                 real.standing_by.append(link)
+
+    def find_link(self, server: bytes) -> Link | None:
+        """The link to a real server's address and port (network order), if there is one."""
+        return self.link_at.get(server if self.port is not None else server[:-2])
 
     def updated(self, link: Link) -> None:
         """A link's server changed."""

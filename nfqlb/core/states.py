@@ -1,8 +1,8 @@
-"""The states of a TCP connection, what each counts for, and what moves one to the next.
+"""The states of a connection, what each counts for, and what moves one to the next.
 
 Owns two tables. `State` says of each state which time-out runs, whether it counts as a
 connection of its server (R125-R129; `counting` fills in what the operator chose), whether it
-counts as an unanswered SYN (R183), and whether plain segments may take the short path.
+counts as an unanswered SYN (R183), and whether plain packets may take the short path.
 `TRANSITIONS` says which event leads where; an event that is not listed changes nothing.
 Counters are moved by nothing else than the difference of two states' rows, so no counter can
 move twice (A17).
@@ -19,6 +19,8 @@ class Timeout(Enum):
     HALF_OPEN = auto()
     IDLE = auto()
     CLOSING = auto()
+    UDP_NEW = auto()
+    UDP = auto()
 
 
 class Counted(Enum):
@@ -40,7 +42,8 @@ class State(Enum):
     """A connection's state; the members' values are one row each.
 
     `code` is the byte that stands for the state in the journal; it never changes meaning.
-    `ended`: nothing more is to come of it, only late packets are still translated.
+    `ended`: nothing more is to come of it, only late packets are still translated. `half_open`:
+    it waits for the end of TCP's handshake. `udp`: it is a UDP flow's.
     """
 
     #               code  shown           time-out           counted         unanswered quick
@@ -51,6 +54,9 @@ class State(Enum):
     FIN_SERVER   = (5, "fin-server",   Timeout.IDLE,      Counted.HALF_CLOSED,   False, True)  # fmt: skip
     CLOSED       = (6, "closed",       Timeout.CLOSING,   Counted.CLOSED,        False, True)  # fmt: skip
     ABORTED      = (8, "closed",       Timeout.CLOSING,   Counted.NEVER,         False, True)  # fmt: skip
+    # A UDP flow has no handshake and no end but its time-out. Nothing has come back, or something has.
+    UDP_NEW      = (7, "udp-new",      Timeout.UDP_NEW,   Counted.ALWAYS,        False, False)  # fmt: skip
+    UDP_FLOW     = (9, "udp",          Timeout.UDP,       Counted.ALWAYS,        False, True)  # fmt: skip
     GONE         = (0, "gone",         None,              Counted.NEVER,         False, False)  # fmt: skip
 
     __hash__ = object.__hash__  # members are looked up for every segment that changes a connection
@@ -65,6 +71,8 @@ class State(Enum):
         self.unanswered = unanswered
         self.quick = quick
         self.ended = timeout is Timeout.CLOSING
+        self.half_open = timeout is Timeout.HALF_OPEN
+        self.udp = timeout in (Timeout.UDP_NEW, Timeout.UDP)
 
 
 def counting(count_on: str, close_on: str) -> dict[State, bool]:
@@ -89,6 +97,7 @@ class Event(Enum):
     CLIENT_FIN = auto()
     SERVER_FIN = auto()
     RESET = auto()  # by either side, inside its window (RFC 5961 section 3)
+    ANSWER = auto()  # a server's datagram
 
 
 TRANSITIONS: dict[State, dict[Event, State]] = {
@@ -112,6 +121,8 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
     State.FIN_SERVER: {Event.CLIENT_FIN: State.CLOSED, Event.RESET: State.ABORTED},
     State.CLOSED: {},
     State.ABORTED: {},
+    State.UDP_NEW: {Event.ANSWER: State.UDP_FLOW},
+    State.UDP_FLOW: {},
     State.GONE: {},
 }
 

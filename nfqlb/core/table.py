@@ -58,12 +58,14 @@ class NoRecorder:
 class ConnectionTable:
     """All connections, by key (R050, R059, A4, A5). At most `limit` of them.
 
+    `half_open`, `closing` and `udp` are time-outs, `idle_check` how often idle ones are looked for (seconds).
     Before a connection whose SYN was never answered is forgotten, `on_silence` is told if it has timed
     out, `on_eviction` if it makes room for another. `on_gone` is told of every one that is forgotten.
     """
 
     def __init__(
-        self, limit: int, *, half_open: float, closing: float, count_on: str = "syn", close_on: str = "both",
+        self, limit: int, *, half_open: float, closing: float, udp: float = 30.0,
+        count_on: str = "syn", close_on: str = "both",
         recorder: Recorder | None = None, on_silence: Callable[[Connection, float], None] | None = None,
         on_eviction: Callable[[Connection, float], None] | None = None,
         on_gone: Callable[[Connection], None] | None = None,
@@ -77,9 +79,12 @@ class ConnectionTable:
         self.counted = 0
         self.total = 0
         self.reassigned = 0
+        self._udp = udp
         self._queues = {
             Timeout.HALF_OPEN: _queue(Timeout.HALF_OPEN, half_open),
             Timeout.CLOSING: _queue(Timeout.CLOSING, closing),
+            Timeout.UDP_NEW: _queue(Timeout.UDP_NEW, min(IDLE_CHECK, udp / 4)),
+            Timeout.UDP: _queue(Timeout.UDP, min(IDLE_CHECK, udp / 4)),
         }
         self._idle: dict[float, DueQueue[Connection]] = {}  # by how often its members are looked at
         self._idle_of: dict[float, DueQueue[Connection]] = {}  # the same, by their idle time-out
@@ -90,7 +95,7 @@ class ConnectionTable:
         return len(self.inbound)
 
     def add(self, connection: Connection, now: float) -> None:
-        """Enter a new connection, whose SYN is now on its way (R118-R125).
+        """Enter a new connection, whose first packet is now on its way (R118-R125).
 
         Both of its keys must be free.
         """
@@ -98,7 +103,7 @@ class ConnectionTable:
         self.outbound[connection.outbound] = connection
         if connection.link.members is not None:
             connection.link.members.add(connection)
-        self._set_state(connection, State.SYN_SENT, now)
+        self._set_state(connection, connection.link.virtual.opening, now)
         connection.link.total += 1
         connection.link.real.total += 1
         connection.link.virtual.total += 1
@@ -129,17 +134,17 @@ class ConnectionTable:
 
     def reassign(self, connection: Connection, link: Link, outbound: bytes, now: float) -> None:
         """Send an unanswered connection to another server; `outbound`, its new key there, must be free."""
-        before = connection.link
+        before, unanswered = connection.link, connection.state.unanswered
         del self.outbound[connection.outbound]
         counted = self._counts[connection.state]
-        self._count(before, -counted, -1)
+        self._count(before, -counted, -unanswered)
         connection.link = link
         connection.outbound = outbound
         self.outbound[outbound] = connection
         if before.members is not None and link.members is not None:  # links of one virtual server
             before.members.discard(connection)
             link.members.add(connection)
-        self._count(link, counted, 1)
+        self._count(link, counted, unanswered)
         link.total += 1
         link.real.total += 1
         self.reassigned += 1
@@ -213,12 +218,14 @@ class ConnectionTable:
     def make_room(self, now: float) -> bool:
         """Make sure one more connection fits (A23). False if the table is full of live ones.
 
-        Ended connections go first, then the oldest half-open one; an established connection
-        is never given up for a new one.
+        Ended connections go first, then the oldest UDP flow that nothing came back on (who sends
+        datagrams reckons with losing one), then the oldest half-open connection; an established one,
+        or a UDP flow that was answered, is never given up for a new one.
         """
         if len(self.inbound) < self.limit:
             return True
-        return self._evict(Timeout.CLOSING, now) or self._evict(Timeout.HALF_OPEN, now)
+        order = (Timeout.CLOSING, Timeout.UDP_NEW, Timeout.HALF_OPEN)
+        return any(self._evict(timeout, now) for timeout in order)
 
     def _evict(self, timeout: Timeout, now: float) -> bool:
         queue = self._queues[timeout]
@@ -252,6 +259,8 @@ class ConnectionTable:
         """Seconds without a packet after which the connection ends (R046)."""
         if timeout is Timeout.IDLE:
             return connection.link.real.spec.idle_timeout
+        if connection.state.udp:
+            return self._udp
         return self._queues[timeout].delay
 
 

@@ -30,9 +30,12 @@ def command(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", "nfqlb", *arguments)
 
 
-def virtual(name: str, servers: Sequence[str], *, address: str = VIP, port: int = 80, **keys: object) -> str:
-    """One `[[virtual]]` as TOML; `keys` are further keys of it."""
-    lines = ["[[virtual]]", f'name = "{name}"', f'address = "{address}"', f"port = {port}"]
+def virtual(
+    name: str, servers: Sequence[str], *, address: str = VIP, port: int | None = 80, **keys: object
+) -> str:
+    """One `[[virtual]]` as TOML; `keys` are further keys of it. Port None: every port."""
+    lines = ["[[virtual]]", f'name = "{name}"', f'address = "{address}"']
+    lines += [f"port = {port}"] if port else []
     lines += [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
     return "\n".join([*lines, f"servers = {json.dumps(list(servers))}", ""])
 
@@ -40,13 +43,16 @@ def virtual(name: str, servers: Sequence[str], *, address: str = VIP, port: int 
 def configuration(lab: Lab, *virtuals: str, gateway: str = "", reals: dict[str, str] | None = None) -> str:
     """A whole configuration file as TOML: every server of the laboratory as `[[real]]` under its own name.
 
-    `gateway` is text for `[gateway]`, `reals` text for single `[[real]]` tables by name; without `virtuals`
-    there is one, `web`, on port 80 of all servers.
+    In one with IPv6 each is there a second time, as `NAME-6`. `gateway` is text for `[gateway]`, `reals`
+    text for single `[[real]]` tables by name; without `virtuals` there is one, `web`, on port 80 of all
+    servers.
     """
     parts = [f'[gateway]\noutside = "outside"\ninside = "inside"\nsocket = "{socket_path(lab)}"\n{gateway}\n']
     for server in lab.servers:
         extra = (reals or {}).get(server.name, "")
         parts.append(f'[[real]]\nname = "{server.name}"\naddress = "{server.address}"\n{extra}\n')
+        if server.address6:
+            parts.append(f'[[real]]\nname = "{server.name}-6"\naddress = "{server.address6}"\n{extra}\n')
     parts += virtuals or [virtual("web", [server.name for server in lab.servers])]
     return "\n".join(parts)
 

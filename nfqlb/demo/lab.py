@@ -3,9 +3,10 @@
     client1 ... clientN -- outside 192.0.2.0/24 -- gateway -- inside 10.0.0.0/24 -- web1 ... webN
 
 A router may stand in between: `router="inside"` puts the servers one hop further, inside -- router -- far
-10.0.1.0/24, `router="outside"` the clients: far 203.0.113.0/24 -- router -- outside. Leaves no namespace,
-process or file behind: not after an exception, SIGTERM, SIGHUP or Ctrl-C; `sweep` clears what a killed
-one left.
+10.0.1.0/24, `router="outside"` the clients: far 203.0.113.0/24 -- router -- outside. With `ipv6=True` every
+end of a link has an IPv6 address as well (see `sixth`), and gateway and router forward IPv6. Leaves no
+namespace, process or file behind: not after an exception, SIGTERM, SIGHUP or Ctrl-C; `sweep` clears what a
+killed one left.
 """
 
 import os
@@ -28,8 +29,20 @@ VIP = "192.0.2.100"
 SECOND_VIP = "192.0.2.101"
 ROUTED_VIP = "198.51.100.7"
 """A virtual IP in no subnet of the gateway: reached because the clients route through it."""
+VIP6 = "2001:db8:0:2::100"
+"""Like `VIP`, of IPv6."""
 
+_NETWORKS6 = {
+    "192.0.2": "2001:db8:0:2", "203.0.113": "2001:db8:0:113", "10.0.0": "fd00:0:0:1", "10.0.1": "fd00:0:0:2"
+}  # fmt: skip
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
+
+
+def sixth(address: str) -> str:
+    """The IPv6 address beside an IPv4 one of the laboratory: `192.0.2.11/24`, `2001:db8:0:2::11/64`."""
+    text, _, length = address.partition("/")
+    network, _, host = text.rpartition(".")
+    return f"{_NETWORKS6[network]}::{'' if host == '0' else host}{'/64' if length else ''}"
 
 
 class Terminated(KeyboardInterrupt):
@@ -39,14 +52,17 @@ class Terminated(KeyboardInterrupt):
 class Host:
     """One machine of the laboratory.
 
-    `address` is its first one without prefix length; `interfaces` maps names to `Interface`.
+    `address` is its first one without prefix length, `address6` the IPv6 one ("" without IPv6);
+    `interfaces` maps names to `Interface`.
     """
 
     def __init__(self, lab: "Lab", name: str, interfaces: Mapping[str, Interface], namespace: str) -> None:
         self.name = name
         self.namespace = namespace
         self.interfaces = dict(interfaces)
-        self.address = next(iter(interfaces.values())).address.partition("/")[0]
+        first = next(iter(interfaces.values()))
+        self.address = first.address.partition("/")[0]
+        self.address6 = first.address6.partition("/")[0]
         self._lab = lab
 
     def run(
@@ -105,11 +121,13 @@ class Lab:
         router: Literal["inside", "outside"] | None = None,
         mtu_outside: int = 1500,
         mtu_inside: int = 1500,
+        ipv6: bool = False,
         prefix: str = "nfqlb",
     ) -> None:
         self._sizes = (clients, servers)
         self._routed = router
         self._mtus = (mtu_outside, mtu_inside)
+        self._ipv6 = ipv6
         self._prefix = prefix
         self._stack = ExitStack()
         self._owner = os.getpid()
@@ -158,6 +176,7 @@ class Lab:
         self.gateway = self._host(
             "gateway", outside=("192.0.2.1/24", outside), inside=("10.0.0.1/24", inside)
         )
+        self._forward_ipv6(self.gateway)
         self.clients = self._build_side("client", "outside", "192.0.2", "203.0.113", self._sizes[0], outside)
         self.servers = self._build_side("web", "inside", "10.0.0", "10.0.1", self._sizes[1], inside)
 
@@ -174,22 +193,40 @@ class Lab:
         if routed:
             router = self._host("router", **{side: (f"{near}.2/24", mtu), "far": (f"{far}.1/24", mtu)})
             router.sysctl("net.ipv4.ip_forward", "1")
+            self._forward_ipv6(router)
             ends = [router.interfaces["far"], *(host.interfaces[side] for host in hosts)]
             self.network.switch("far", ends)
             self.router = router
             beside = (router,)
         self.network.switch(side, [host.interfaces[side] for host in (self.gateway, *beside)])
         if self.router is not None and routed:
-            self.network.route(self.gateway.namespace, f"{far}.0/24", f"{near}.2")
-            self.network.route(self.router.namespace, "default", f"{near}.1")
+            self._route(self.gateway, f"{far}.0/24", f"{near}.2")
+            self._route(self.router, "default", f"{near}.1")
         for host in hosts:
-            self.network.route(host.namespace, "default", f"{net}.1")
+            self._route(host, "default", f"{net}.1")
         return hosts
+
+    def _route(self, host: Host, destination: str, gateway: str) -> None:
+        """A route, and its like of IPv6."""
+        self.network.route(host.namespace, destination, gateway)
+        if self._ipv6:
+            beside = destination if destination == "default" else sixth(destination)
+            self.network.route(host.namespace, beside, sixth(gateway))
+
+    def _forward_ipv6(self, host: Host) -> None:
+        if self._ipv6:
+            host.sysctl("net.ipv6.conf.all.forwarding", "1")
 
     def _host(self, name: str, **interfaces: tuple[str, int]) -> Host:
         namespace = self.network.namespace(name)
-        ends = {key: Interface(namespace, key, *value) for key, value in interfaces.items()}
-        return Host(self, name, ends, namespace)
+        ends = {
+            key: Interface(namespace, key, address, mtu, sixth(address) if self._ipv6 else "")
+            for key, (address, mtu) in interfaces.items()
+        }
+        host = Host(self, name, ends, namespace)
+        if self._ipv6:  # else a link-local address, by which neighbours are asked, waits for a second or two
+            host.sysctl("net.ipv6.conf.default.accept_dad", "0")
+        return host
 
     def start(
         self,
@@ -273,10 +310,12 @@ __all__ = [
     "ROUTED_VIP",
     "SECOND_VIP",
     "VIP",
+    "VIP6",
     "Host",
     "Lab",
     "LabError",
     "Program",
     "Terminated",
+    "sixth",
     "sweep",
 ]

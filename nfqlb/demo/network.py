@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from socket import AF_INET, AF_INET6
 from types import TracebackType
 from typing import Self
 
 from pyroute2 import IPRoute, netns
+from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_NODAD
 
 from nfqlb.demo.programs import POLL, LabError
 
@@ -99,12 +101,16 @@ def _socket_in(namespace: str) -> IPRoute:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """One end of a link: the namespace it is in, its name there, its address with prefix length, its MTU."""
+    """One end of a link: the namespace it is in, its name there, its address with prefix length, its MTU.
+
+    `address6` is its IPv6 address, where it has one.
+    """
 
     namespace: str
     name: str
     address: str
     mtu: int
+    address6: str = ""
 
 
 class Network:
@@ -167,21 +173,24 @@ class Network:
         route.link("set", index=bridge, mtu=widest, state="up")
 
     def _configure(self, interface: Interface) -> None:
+        for text in filter(None, (interface.address, interface.address6)):
+            self.address(interface, text)
         index = self.index(interface.namespace, interface.name)
-        address, _, length = interface.address.partition("/")
-        route = self._sockets[interface.namespace]
-        route.addr("add", index=index, address=address, prefixlen=int(length))
-        route.link("set", index=index, state="up")
+        self._sockets[interface.namespace].link("set", index=index, state="up")
 
     def address(self, interface: Interface, address: str) -> None:
-        """Give an interface a further address (`"192.0.2.21/24"`)."""
+        """Give an interface an address (`"192.0.2.21/24"`); an IPv6 one serves at once."""
         text, _, length = address.partition("/")
         index = self.index(interface.namespace, interface.name)
-        self._sockets[interface.namespace].addr("add", index=index, address=text, prefixlen=int(length))
+        more = {"family": AF_INET6, "flags": IFA_F_NODAD} if ":" in text else {}
+        self._sockets[interface.namespace].addr(
+            "add", index=index, address=text, prefixlen=int(length), **more
+        )
 
     def route(self, namespace: str, destination: str, gateway: str) -> None:
         """Add a route (`"default"` or a network) by way of a neighbour's address."""
-        self._sockets[namespace].route("add", dst=destination, gateway=gateway)
+        family = AF_INET6 if ":" in gateway else AF_INET
+        self._sockets[namespace].route("add", family=family, dst=destination, gateway=gateway)
 
     def mtu(self, interface: Interface, octets: int) -> None:
         """Set the MTU of a host's end of a link; the switch's end stays as it is."""

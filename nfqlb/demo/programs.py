@@ -15,6 +15,7 @@ from signal import Signals
 PACKAGES = {
     "curl": "curl",
     "dig": "bind9-dnsutils",
+    "dnsmasq": "dnsmasq-base",
     "haproxy": "haproxy",
     "ip": "iproute2",
     "iperf3": "iperf3",

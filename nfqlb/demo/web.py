@@ -71,7 +71,9 @@ def serve(
             rate=rate,
             film=FILM_RATE,
             access=f"{place}/access.log lab" if log else "off",
-            listen="\n".join(f"        listen {port} backlog=4096;" for port in ports),
+            listen="\n".join(
+                f"        listen {address}{port} backlog=4096;" for port in ports for address in ("", "[::]:")
+            ),
             files=files,
         )
     )

@@ -4,8 +4,9 @@ Owns `PacketPath`. A segment of a known flow takes the short path: its 12 bytes 
 and ports find the connection, whose link has the change precomputed; six bytes of addresses
 and ports and two checksums are written, and no object is made. Flags that open, change or end
 the connection are put to the director on the way: what they need stands in the same fixed
-fields, and decoding them in full took as long as deciding. Everything else (IP options, ICMP,
-fragments, what belongs to no flow or is malformed) is decoded by dpkt first.
+fields, and decoding them in full took as long as deciding. TCP over IPv6 and UDP have short paths of
+their own (`segments6`, `datagrams`). Everything else (IP options, extension headers, ICMP, fragments,
+what belongs to no flow or is malformed) is decoded in full first.
 
 Nothing here knows a socket or a clock: `now` is set by whoever drives it.
 """
@@ -14,12 +15,17 @@ from struct import Struct
 
 from nfqlb.core.connection import Connection
 from nfqlb.core.director import Director
-from nfqlb.core.reject import Action
+from nfqlb.core.keys import TCP, UDP
 from nfqlb.core.rewriting import MODULUS
 from nfqlb.core.segment import ACK, FIN, NO_STAMP, RST, SYN, Segment, Stamp
-from nfqlb.core.verdict import Drop, Outcome, Pass, Refusal
-from nfqlb.packet.decode import IcmpError, TcpPacket, decode
-from nfqlb.packet.reply import intact, reset, reset_for, unreachable_for
+from nfqlb.core.verdict import Drop, Outcome, Pass
+from nfqlb.packet.datagrams import Datagrams
+from nfqlb.packet.decode import decode
+from nfqlb.packet.decode6 import decode6
+from nfqlb.packet.facts import IcmpError, TcpPacket, UdpPacket
+from nfqlb.packet.replies import Replies
+from nfqlb.packet.segments6 import Segments6
+from nfqlb.packet.stamps import client_sent, read_stamp, server_sent
 from nfqlb.packet.translate import (
     CHECKSUM_NOT_READY,
     SUPER_PACKET,
@@ -29,26 +35,25 @@ from nfqlb.packet.translate import (
     translate_inbound,
     translate_outbound,
 )
+from nfqlb.packet.verdicts import (
+    ACCEPT,
+    CHANGED,
+    DROP,
+    FORWARD,
+    LOOKAHEAD,
+    OUTPUT,
+    PREROUTING,
+    absurd,
+    least_lengths,
+)
 
-# verdicts
-DROP = 0
-ACCEPT = 1
-CHANGED = 2  # accept, with the bytes as they stand in the buffer now
+__all__ = ["ACCEPT", "CHANGED", "DROP", "FORWARD", "LOOKAHEAD", "OUTPUT", "PREROUTING", "PacketPath"]
 
-# where a packet was queued (linux/netfilter.h): the rules send us the client line in PREROUTING,
-# the server line in FORWARD, and the gateway's own ICMP errors in OUTPUT
-PREROUTING = 0
-FORWARD = 2
-OUTPUT = 3
-
-#: A buffer must go on for so many bytes after a packet's start: headers are read before they are measured.
-LOOKAHEAD = 64
 #: Headers and quotations lie in these many bytes; the payload of a super-packet need not be copied.
 _HEADERS_SIZE = 1500
 
 _TCP, _UDP = 6, 17
 _KERNEL_SUMS = CHECKSUM_NOT_READY | SUPER_PACKET
-_NEVER = 1 << 30
 _NO_PORT = bytes(2)
 
 # version and header length, total length, fragment bits, protocol, header sum, the key, sequence and
@@ -58,22 +63,9 @@ _put_sum_address = Struct("!H4s").pack_into
 _put_sum = Struct("!H").pack_into
 _put_address = Struct("4s").pack_into
 _put_port = Struct("2s").pack_into
-_read_stamp = Struct("!QQ").unpack_from  # seconds and microseconds
 
 
-def _least_lengths() -> list[int]:
-    """By the word of TCP offset and flags: the least IP length that holds such a header.
-
-    No length does for a header too short, or for flags that no segment has together.
-    """
-    return [_NEVER if word >> 12 < 5 or _absurd(word) else 20 + (word >> 12) * 4 for word in range(0x10000)]
-
-
-def _absurd(flags: int) -> bool:
-    return bool(flags & SYN and flags & (FIN | RST))
-
-
-_LEAST_LENGTH = _least_lengths()
+_LEAST_LENGTH = least_lengths(20)
 _OPENS_CHANGES_ENDS = SYN | FIN | RST | ACK
 
 
@@ -85,17 +77,14 @@ class PacketPath:
         self.now = now
         self._inbound = director.table.inbound.get
         self._outbound = director.table.outbound.get
-        self._replies: list[bytes] = []
-
-    def take_replies(self) -> list[bytes]:
-        """The packets that are to go to clients, since it was last asked: IP packets, whole."""
-        replies, self._replies = self._replies, []
-        return replies + [reset(order) for order in self.director.take_resets()]
+        self.replies = Replies(director)
+        self._datagrams = Datagrams(director, self.replies)
+        self._segments6 = Segments6(director, self.replies)
 
     def judge(  # noqa: C901  the path of every packet reads in one place, and calls would cost it
         self, buffer: bytearray, start: int, end: int, hook: int, info: int, stamp_at: int
     ) -> int:
-        """The verdict on the IPv4 packet in `buffer[start:end]`, which is changed in place.
+        """The verdict on the packet in `buffer[start:end]`, which is changed in place.
 
         `hook` is where it was queued, `info` what the kernel says of its checksum
         (NFQA_SKB_INFO), `stamp_at` where the time stands at which it was received (NFQA_TIMESTAMP),
@@ -108,12 +97,13 @@ class PacketPath:
             and protocol == 6
             and not fragment & 0x3FFF
         ):
+            now = self.now
             if hook == PREROUTING:
                 if flags & SYN:
-                    stamp = _read_stamp(buffer, stamp_at) if stamp_at else NO_STAMP
+                    stamp = read_stamp(buffer, stamp_at) if stamp_at else NO_STAMP
                     connection = self._syn(key, flags, numbers, stamp)
                     if isinstance(connection, Drop):
-                        self._reply(connection, key, flags, buffer, start, end, start + 20, info)
+                        self.replies.tell(connection, key, flags, buffer, start, end, start + 20, info, now)
                         return DROP
                 else:
                     connection = self._inbound(key)
@@ -124,14 +114,15 @@ class PacketPath:
                         and connection.interval is None
                     ):
                         connection.client_numbers = numbers
-                        connection.seen = self.now
+                        connection.seen = now
                     elif not flags & SYN:
                         size = total - _LEAST_LENGTH[flags]
-                        self._client_sent(connection, flags, numbers, size, buffer, stamp_at)
+                        client_sent(self.director, connection, flags, numbers, size, buffer, stamp_at, now)
                     address, port, network, transport = connection.link.inbound
                     _put_sum(buffer, start + 10, (ip_sum - network) % MODULUS)
                     _put_address(buffer, start + 16, address)
-                    _put_port(buffer, start + 22, port)
+                    if port:
+                        _put_port(buffer, start + 22, port)
                     if not info & CHECKSUM_NOT_READY:
                         _put_sum(buffer, start + 36, (tcp_sum - transport) % MODULUS)
                     else:  # a super-packet's too: conntrack comes after this hook, and looks at it
@@ -142,18 +133,25 @@ class PacketPath:
                 if connection is not None:
                     if flags & _OPENS_CHANGES_ENDS == ACK and connection.quick:
                         connection.server_numbers = numbers
-                        connection.seen = self.now
+                        connection.seen = now
                     else:
                         size = total - _LEAST_LENGTH[flags]
-                        self._server_sent(connection, flags, numbers, size, buffer, stamp_at)
+                        server_sent(self.director, connection, flags, numbers, size, buffer, stamp_at, now)
                     address, port, network, transport = connection.link.outbound
                     _put_sum_address(buffer, start + 10, (ip_sum - network) % MODULUS, address)
-                    _put_port(buffer, start + 20, port)
+                    if port:
+                        _put_port(buffer, start + 20, port)
                     if not info & _KERNEL_SUMS:
                         _put_sum(buffer, start + 36, (tcp_sum - transport) % MODULUS)
                     elif not info & SUPER_PACKET:
                         finish_transport_sum(buffer, end, start + 20, network)
                     return CHANGED
+        elif version >> 4 == 6:
+            return self._judge6(buffer, start, end, hook, info, stamp_at)
+        elif protocol == UDP:
+            verdict = self._datagrams.judge4(buffer, start, end, hook, info, self.now)
+            if verdict is not None:
+                return verdict
         return self._judge_unusual(buffer, start, end, hook, info, stamp_at)
 
     def _syn(self, key: bytes, flags: int, numbers: bytes, stamp: Stamp) -> Connection | Drop | None:
@@ -164,72 +162,55 @@ class PacketPath:
         assert not isinstance(outcome, Pass)  # a SYN to us is ours
         return outcome
 
-    def _client_sent(
-        self, connection: Connection, flags: int, numbers: bytes, size: int, buffer: bytearray, stamp_at: int
-    ) -> None:
-        """A client's segment, with `size` bytes of data, that changes its connection or what is measured."""
-        measured = size and stamp_at and connection.interval is not None
-        stamp = _read_stamp(buffer, stamp_at) if measured else NO_STAMP
-        self.director.client_sent(connection, flags, numbers, self.now, size, stamp)
-
-    def _server_sent(
-        self, connection: Connection, flags: int, numbers: bytes, size: int, buffer: bytearray, stamp_at: int
-    ) -> None:
-        """The same for a server's segment."""
-        measured = (size or flags & SYN) and stamp_at and connection.interval is not None
-        stamp = _read_stamp(buffer, stamp_at) if measured else NO_STAMP
-        self.director.server_sent(connection, flags, numbers, self.now, size, stamp)
+    def _judge6(self, buffer: bytearray, start: int, end: int, hook: int, info: int, stamp_at: int) -> int:
+        """An IPv6 packet."""
+        verdict = None
+        if buffer[start + 6] == TCP:
+            verdict = self._segments6.judge(buffer, start, end, hook, info, stamp_at, self.now)
+        elif buffer[start + 6] == UDP:
+            verdict = self._datagrams.judge6(buffer, start, end, hook, info, self.now)
+        return self._judge_unusual(buffer, start, end, hook, info, stamp_at) if verdict is None else verdict
 
     def _judge_unusual(
         self, buffer: bytearray, start: int, end: int, hook: int, info: int, stamp_at: int
     ) -> int:
-        """Everything but a SYN and a segment of a known flow."""
+        """Everything that took no short path to its end."""
         packet = bytes(memoryview(buffer)[start : min(end, start + _HEADERS_SIZE)])
-        decoded = decode(packet, end - start)
-        if isinstance(decoded, TcpPacket):
-            transport = start + decoded.transport_at
-            size = end - transport - (buffer[transport + 12] >> 4) * 4
-            stamp = _read_stamp(buffer, stamp_at) if stamp_at else NO_STAMP
-            segment = decoded.segment._replace(size=size, stamp=stamp)
-            outcome = self._decide(segment, hook)
+        decoded = (decode6 if buffer[start] >> 4 == 6 else decode)(packet, end - start)
+        if isinstance(decoded, TcpPacket | UdpPacket):
+            outcome = self._decide(decoded, buffer, start, end, hook, info, stamp_at)
             if not isinstance(outcome, Connection):
                 if hook == PREROUTING:
-                    key, flags = segment.key, segment.flags
-                    self._reply(outcome, key, flags, buffer, start, end, transport, info)
+                    key, flags, transport = decoded.key, decoded.flags, start + decoded.transport_at
+                    self.replies.tell(outcome, key, flags, buffer, start, end, transport, info, self.now)
                 return _verdict(outcome)
             if hook == PREROUTING:
-                translate_inbound(buffer, start, end, transport, outcome.link.inbound, info)
+                translate_inbound(buffer, start, end, decoded, outcome.link.inbound, info)
             else:
-                translate_outbound(buffer, start, end, transport, outcome.link.outbound, info)
+                translate_outbound(buffer, start, end, decoded, outcome.link.outbound, info)
             return CHANGED
         if isinstance(decoded, IcmpError):
             return self._judge_error(decoded, buffer, start, end, hook)
         return _verdict(self.director.refuse(decoded))
 
-    def _reply(
-        self, reason: Refusal, key: bytes, flags: int | None, buffer: bytearray, start: int, end: int,
-        transport: int, info: int,
-    ) -> None:  # fmt: skip
-        """Let a client know that its packet was refused, where the policy says so.
-
-        `transport` is where its TCP or UDP header begins; `flags` are TCP's, None for a datagram.
-        """
-        action = self.director.reply_to(reason, key, flags, self.now)
-        if action is Action.DROP:
-            return
-        protocol = _UDP if flags is None else _TCP
-        if not info & _KERNEL_SUMS and not intact(buffer, end, transport, key, protocol):
-            return
-        packet = bytes(memoryview(buffer)[start : min(end, start + _HEADERS_SIZE)])
-        if action is Action.RESET:
-            self._replies.append(reset_for(key, packet, transport - start, end - start))
-        elif action is Action.UNREACHABLE:
-            self._replies.append(unreachable_for(key, packet))
-
-    def _decide(self, segment: Segment, hook: int) -> Outcome:
-        """What the director says of a segment: a SYN may open a connection, all else must have one (R117)."""
+    def _decide(
+        self, packet: TcpPacket | UdpPacket, buffer: bytearray, start: int, end: int, hook: int, info: int,
+        stamp_at: int,
+    ) -> Outcome:  # fmt: skip
+        """What the director says: a SYN or a datagram may open something, all else must have it (R117)."""
+        if isinstance(packet, UdpPacket):
+            if hook != PREROUTING:
+                return self.director.server_datagram(packet.key, self.now)
+            if info & SUPER_PACKET:
+                # conntrack would look at its sum, and in doing so forget what the kernel needs to cut it up
+                return self.director.refuse(Drop.SUPER_DATAGRAM)
+            return self.director.client_datagram(packet.key, self.now)
+        transport = start + packet.transport_at
+        size = end - transport - (buffer[transport + 12] >> 4) * 4
+        stamp = read_stamp(buffer, stamp_at) if stamp_at else NO_STAMP
+        segment = packet.segment._replace(size=size, stamp=stamp)
         flags = segment.flags
-        if _absurd(flags):
+        if absurd(flags):
             return self.director.refuse(Drop.MALFORMED)
         if hook != PREROUTING:
             return self.director.server_segment(segment, self.now)
@@ -239,24 +220,18 @@ class PacketPath:
 
     def _judge_error(self, error: IcmpError, buffer: bytearray, start: int, end: int, hook: int) -> int:
         """An ICMP error follows the connection of the packet it quotes; others' pass (A20)."""
-        icmp, quoted, transport = (
-            start + at for at in (error.icmp_at, error.quoted_at, error.quoted_transport_at)
-        )
         if hook == PREROUTING:
             connection = self.director.error_from_outside(error.quoted)
             if connection is None:
                 return _verdict(self.director.refuse(Pass.NOT_OURS))
-            change = connection.link.inbound
-            translate_error_inbound(buffer, start, end, icmp, quoted, transport, change)
+            translate_error_inbound(buffer, start, end, error, connection.link.inbound)
             return CHANGED
         outcome = self.director.error_from_inside(error.quoted, unreachable=error.unreachable)
         if outcome is None:
             return _verdict(self.director.refuse(Pass.NOT_OURS))
         if not isinstance(outcome, Connection):
             return _verdict(outcome)
-        change = outcome.link.outbound
-        own = hook == OUTPUT
-        translate_error_outbound(buffer, start, end, icmp, quoted, transport, change, own=own)
+        translate_error_outbound(buffer, start, end, error, outcome.link.outbound, own=hook == OUTPUT)
         return CHANGED
 
 

@@ -7,11 +7,11 @@ the core's to say. None of these packets is one that is ever answered.
 
 from struct import Struct
 
-from nfqlb.core.keys import flipped
+from nfqlb.core.keys import TCP, flipped, is_ipv4
 from nfqlb.core.rewriting import words
 from nfqlb.core.segment import ACK, FIN, RST, SYN, Reset
 
-_TCP, _ICMP, _ICMP6 = 6, 1, 58
+_ICMP, _ICMP6 = 1, 58
 _TTL = 64
 _DONT_FRAGMENT = 0x4000
 _WRAP = 0xFFFF_FFFF
@@ -34,8 +34,8 @@ def reset(order: Reset) -> bytes:
     size = (len(key) - 4) // 2
     source, destination = key[:size], key[size : 2 * size]
     segment = _tcp(key[-4:], sequence, acknowledges or 0, 5 << 12 | flags, 0, 0, 0)
-    segment = segment[:16] + _sum(source, destination, _TCP, segment) + segment[18:]
-    return _packet(source, destination, _TCP, segment)
+    segment = segment[:16] + _sum(source, destination, TCP, segment) + segment[18:]
+    return _packet(source, destination, TCP, segment)
 
 
 def reset_for(key: bytes, packet: bytes, transport: int, size: int) -> bytes:
@@ -77,7 +77,7 @@ def intact(buffer: bytearray, end: int, transport: int, key: bytes, protocol: in
     A UDP checksum of 0 is none over IPv4 (RFC 768).
     """
     data = buffer[transport:end]
-    if protocol != _TCP and len(key) == 12 and data[6:8] == b"\0\0":
+    if protocol != TCP and is_ipv4(key) and data[6:8] == b"\0\0":
         return True
     size = (len(key) - 4) // 2
     pseudo = key[: 2 * size] + bytes((0, protocol)) + len(data).to_bytes(4, "big")

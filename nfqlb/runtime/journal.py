@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from nfqlb.core.chronicle import Kept
 from nfqlb.core.connection import Connection
+from nfqlb.core.keys import is_ipv4, key_end, server_of
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.procfs import Namespace, namespace
 from nfqlb.netfilter.state import DIRECTORY
@@ -38,11 +39,11 @@ _SECTIONS_AT = 64
 _RESERVED = Struct("=Q")
 _RESERVED_AT = _SECTION.size - _RESERVED.size
 
-#: By kind: connections over IPv4, over IPv6. State, protocol, opened (seconds), inbound key, and the real
-#: server's address and port. The state comes first: 0 is a free record.
+#: By kind: connections over IPv4, over IPv6. State, protocol, opened (seconds), inbound key without what
+#: the protocol adds at its end, and the real server's address and port. The state comes first: 0 is a free
+#: record.
 _KINDS = {1: Struct("=BBxxI12s6s6x"), 2: Struct("=BBxxI36s18s2x")}
 _NAMES = 3  # the kind of the ledger's section
-_IPV4_KEY = 12
 _CHUNK = 1 << 20  # bytes reserved at a time
 _NAMES_CHUNK = 1 << 16
 _RETRY = 1024  # asking in vain takes 0.1 ms: once storage is used up, not for every connection
@@ -178,11 +179,11 @@ class Journal:
         section.free.clear()
         section.next = place = section.start
         with memoryview(self._map) as whole, whole[section.start : section.reserved_to] as used:
-            for code, _, opened, inbound, server in section.record.iter_unpack(used):
+            for code, protocol, opened, inbound, server in section.record.iter_unpack(used):
                 if code:
                     section.free.extend(range(section.next, place, size))
                     section.next = place + size
-                    yield Record(place, code, opened, inbound, server)
+                    yield Record(place, code, opened, inbound + key_end(protocol), server)
                 place += size
 
     def forget(self, place: int) -> None:
@@ -227,10 +228,9 @@ class Journal:
         return place
 
     def _write(self, connection: Connection, section: _Section, place: int) -> None:
-        link = connection.link
-        server = link.real.address + link.inbound.port
+        protocol, server = connection.link.virtual.protocol, server_of(connection.outbound)
         section.record.pack_into(
-            self._map, place, 0, link.virtual.protocol, int(connection.opened), connection.inbound, server
+            self._map, place, 0, protocol, int(connection.opened), connection.inbound, server
         )
         self._map[place] = connection.state.code  # last: a record half written does not exist
 
@@ -251,7 +251,7 @@ class Journal:
             self.forget(connection.place)
 
     def _section_of(self, connection: Connection) -> _Section:
-        return self._sections[len(connection.inbound) != _IPV4_KEY]
+        return self._sections[not is_ipv4(connection.inbound)]
 
     def _reserve(self, section: _Section) -> bool:
         """Have the storage set aside for more records: writing to a mapping without room would be fatal."""

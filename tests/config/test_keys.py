@@ -147,7 +147,7 @@ KEYS = (
     Key("real", "retry", 60.0, ("60", '"1m"', '"60s"'), ("0", "61", '"5m"'), (), NO_DURATION),
     Key("real", "idle_timeout", 3600.0, ("3600",), ('"5m"', '"2h"'), (), (*NO_DURATION, *ZERO)),
     Key("real", "backup", "", ('""',), ('"web2"',), (), NO_NAME),
-    Key("virtual", "protocol", "tcp", ('"tcp"',), (), ('"udp"',), (*NO_TEXT, '"TCP"')),
+    Key("virtual", "protocol", "tcp", ('"tcp"',), ('"udp"',), (), (*NO_TEXT, '"TCP"')),
     Key(
         "virtual",
         "scheduler",
@@ -187,7 +187,7 @@ REQUIRED = {
     "real": {"name", "address"},
     "virtual": {"name", "address", "servers"},
 }
-PORT = {"virtual": {"port"}}  # its default, every port, is for later: tested by itself below
+PORT = {"virtual": {"port"}}  # its default, every port, stands in the way of the others: tested by itself
 
 every_key = pytest.mark.parametrize("key", KEYS, ids=str)
 

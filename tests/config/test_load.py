@@ -63,7 +63,7 @@ def test_the_summary() -> None:
         "inside       eth1\n"
         "datapath     rewrite, queues 0 and 1\n"
         "room         200000 connections, 1000000 sticky entries\n"
-        "time-outs    idle 15m, half-open 20s, closing 10s\n"
+        "time-outs    idle 15m, half-open 20s, closing 10s, udp 30s\n"
         "other ports  dropped, but for echo",
         "shop-http: tcp 192.0.2.10:80, weighted-least-connections\n"
         "  sticky for 30m, client by client, shared in group shop\n"

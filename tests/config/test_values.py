@@ -1,6 +1,7 @@
 """Names, addresses, interfaces, ports and servers: the values of required keys."""
 
 from collections.abc import Callable
+from ipaddress import ip_address
 
 import pytest
 
@@ -70,17 +71,22 @@ def test_impossible_addresses(address: str, good_with: Parts, findings: Findings
         assert "no server can be reached" in finding.message or "names an interface" in finding.message
 
 
-def test_ipv6_is_for_later(good_with: Parts, findings: Findings) -> None:
+def test_ipv6_addresses(good_with: Parts) -> None:
+    """R012: with a mask of 128, which keeps single clients apart."""
     text = good_with().replace("10.0.0.1", "2001:db8::1").replace("10.0.0.2", "2001:db8::2")
-    found = findings(text.replace("192.0.2.10", "2001:db8::10"))
-    assert [one.key for one in found] == ["real[web1].address", "real[web2].address", "virtual[shop].address"]
-    assert {one.message for one in found} == {"IPv6 is not supported yet (allowed now: IPv4)"}
+    config = parse(text.replace("192.0.2.10", "2001:db8::10"), "gw.toml")
+    assert [real.address for real in config.reals] == [ip_address("2001:db8::1"), ip_address("2001:db8::2")]
+    assert (config.virtuals[0].address, config.virtuals[0].sticky_mask) == (ip_address("2001:db8::10"), 128)
 
 
-def test_a_virtual_server_on_every_port_is_for_later(good_with: Parts, findings: Findings) -> None:
-    (finding,) = findings(good_with().replace("port = 80\n", ""))
-    assert finding.key == "virtual[shop].port"
-    assert "on every port, is not supported yet (allowed now: 1 to 65535)" in finding.message
+def test_a_virtual_server_without_a_port_is_on_every_port(good_with: Parts) -> None:
+    """R072, R122: and so are its servers, each on the port that the client uses."""
+    config = parse(good_with().replace("port = 80\n", ""), "gw.toml")
+    assert config.virtuals[0].port is None
+    assert [(server.real, server.port) for server in config.virtuals[0].servers] == [
+        ("web1", None),
+        ("web2", None),
+    ]
 
 
 @pytest.mark.parametrize("port", [*NO_WHOLE, "0", "65536"])

@@ -18,7 +18,10 @@ MEASURES: Mapping[str, Callable[[int, float], float]] = {
 }
 
 
-_LIVE = {State.SYN_SENT, State.SYN_RECEIVED, State.ESTABLISHED, State.FIN_CLIENT, State.FIN_SERVER}
+_LIVE = {
+    State.SYN_SENT, State.SYN_RECEIVED, State.ESTABLISHED, State.FIN_CLIENT, State.FIN_SERVER, State.UDP_NEW,
+    State.UDP_FLOW,
+}  # fmt: skip
 #: By each word of `count_on` and `close_on`: the states that it lets count.
 COUNTED: Mapping[str, set[State]] = {
     "syn": {*_LIVE, State.CLOSED},
@@ -109,6 +112,8 @@ def plain_choice(virtual: VirtualServer, loads: Counter[str]) -> Link | None:
 
 
 def _reverse(connection: Connection) -> bytes:
-    real, port = connection.link.real.spec.address.packed, connection.link.port
-    client, client_port = connection.inbound[:4], connection.inbound[8:10]
-    return real + client + port.to_bytes(2, "big") + client_port
+    real, inbound, port = connection.link.real.spec.address.packed, connection.inbound, connection.link.port
+    size = len(real)
+    client, client_port, wanted = inbound[:size], inbound[2 * size :][:2], inbound[2 * size + 2 :][:2]
+    end = b"\x11" if connection.link.virtual.spec.protocol == "udp" else b""
+    return real + client + (port.to_bytes(2, "big") if port else wanted) + client_port + end

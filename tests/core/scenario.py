@@ -1,8 +1,8 @@
 """Conversations with a director, in the words of the trade: clients call, servers answer.
 
-Owns `Scenario` (a director with a clock that the test moves) and `Call` (one client's TCP
-conversation). Both make nothing but segments, by arithmetic of their own on addresses and
-ports, so that a mistake in the core's keys cannot hide in them.
+Owns `Scenario` (a director with a clock that the test moves), `Call` (one client's TCP
+conversation) and `Flow` (one client's over UDP). They make nothing but packets' facts, by arithmetic
+of their own on addresses and ports, so that a mistake in the core's keys cannot hide in them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -49,18 +49,20 @@ def virtual(
     servers: Iterable[str],
     *,
     address: str = VIP,
-    port: int = 80,
+    port: int | None = 80,
+    protocol: str = "tcp",
     scheduler: str = "round-robin",
     sticky: float = 0.0,
     sticky_mask: int = 32,
     sticky_group: str = "",
 ) -> spec.Virtual:
-    """A virtual server; its servers are "a" or, on a port of their own, "a:8080"."""
+    """A virtual server; its servers are "a" or, on a port of their own, "a:8080". Port None: every port."""
     places = [server.partition(":") for server in servers]
     return spec.Virtual(
         name,
         ip_address(address),
         tuple(spec.Server(real, int(own) if own else port) for real, _, own in places),
+        protocol=protocol,
         port=port,
         scheduler=scheduler,
         sticky=sticky,
@@ -82,6 +84,7 @@ class Scenario:
         *,
         half_open: float = 30.0,
         closing: float = 10.0,
+        udp: float = 30.0,
         max_connections: int = 1000,
         max_sticky: int = 1000,
         recorder: Recorder | None = None,
@@ -103,7 +106,7 @@ class Scenario:
             ),
             tuple(real_servers),
             tuple(several),
-            spec.Timeouts(half_open=half_open, closing=closing),
+            spec.Timeouts(half_open=half_open, closing=closing, udp=udp),
             strict or spec.Strict(),
         )
         self.now = now
@@ -118,26 +121,42 @@ class Scenario:
         return divmod(round((self.now + self.wall) * 1_000_000), 1_000_000)
 
     def call(
-        self, to: str = "", *, client: str = "192.0.2.1", port: int | None = None, isn: int = 1000
-    ) -> "Call":
-        """A client about to call a virtual server (the first, if none is named) from a port of its own."""
+        self, to: str = "", *, client: str = "192.0.2.1", port: int | None = None, isn: int = 1000,
+        at: int = 0,
+    ) -> "Call":  # fmt: skip
+        """A client about to call a virtual server (the first, if none is named) from a port of its own.
+
+        `at` is the port that it calls where the virtual server has none.
+        """
         wanted = [each for each in self.config.virtuals if to in ("", each.name)]
         if port is None:
             self._port += 1
             port = self._port
-        return Call(self, client, port, wanted[0], isn)
+        return Call(self, client, port, wanted[0], isn, at)
+
+    def flow(
+        self, to: str = "", *, client: str = "192.0.2.1", port: int | None = None, at: int = 0
+    ) -> "Flow":
+        """A client about to send datagrams; as `call`."""
+        wanted = [each for each in self.config.virtuals if to in ("", each.name)]
+        if port is None:
+            self._port += 1
+            port = self._port
+        return Flow(self, client, port, wanted[0], at)
 
     def dial(
-        self, to: str = "", *, client: str = "192.0.2.1", port: int | None = None, isn: int = 1000
-    ) -> "Call":
+        self, to: str = "", *, client: str = "192.0.2.1", port: int | None = None, isn: int = 1000,
+        at: int = 0,
+    ) -> "Call":  # fmt: skip
         """A client's SYN, and what came of it."""
-        return self.call(to, client=client, port=port, isn=isn).syn()
+        return self.call(to, client=client, port=port, isn=isn, at=at).syn()
 
     def connect(
-        self, to: str = "", *, client: str = "192.0.2.1", port: int | None = None, isn: int = 1000
-    ) -> "Call":
+        self, to: str = "", *, client: str = "192.0.2.1", port: int | None = None, isn: int = 1000,
+        at: int = 0,
+    ) -> "Call":  # fmt: skip
         """A connection, established."""
-        return self.dial(to, client=client, port=port, isn=isn).syn_ack().ack()
+        return self.dial(to, client=client, port=port, isn=isn, at=at).syn_ack().ack()
 
     def wait(self, seconds: float) -> None:
         """Let time pass; what has timed out by then ends."""
@@ -176,12 +195,14 @@ class Call:
     what the director said of the last one.
     """
 
-    def __init__(self, scenario: Scenario, client: str, port: int, wanted: spec.Virtual, isn: int) -> None:
+    def __init__(
+        self, scenario: Scenario, client: str, port: int, wanted: spec.Virtual, isn: int, at: int = 0
+    ) -> None:
         self._scenario = scenario
         self._client = ip_address(client).packed
         self._port = port.to_bytes(2, "big")
-        assert wanted.port is not None
-        self.key = self._client + wanted.address.packed + self._port + wanted.port.to_bytes(2, "big")
+        self._at = wanted.port or at
+        self.key = self._client + wanted.address.packed + self._port + self._at.to_bytes(2, "big")
         self.isn = isn
         self.client_next = isn
         self.server_next = 0
@@ -233,7 +254,7 @@ class Call:
         self.outcome = self._scenario.director.client_syn(segment, self._scenario.now)
         if isinstance(self.outcome, Connection):
             link = self.outcome.link
-            address, port = address_of(link.real.spec.name).packed, link.port.to_bytes(2, "big")
+            address, port = link.real.spec.address.packed, (link.port or self._at).to_bytes(2, "big")
             self._answering = address + self._client + port + self._port
         return self
 
@@ -308,6 +329,58 @@ class Call:
         numbers = _numbers(number, self.client_next if acknowledges is None else acknowledges)
         segment = Segment(self._answering, flags, numbers, size, self._scenario.stamp())
         self.outcome = self._scenario.director.server_segment(segment, self._scenario.now)
+        return self
+
+
+class Flow:
+    """One client's datagrams to a virtual server, and the server's answers.
+
+    Every method sends one datagram through the director and returns the flow; `outcome` is what the
+    director said of the last one.
+    """
+
+    def __init__(self, scenario: Scenario, client: str, port: int, wanted: spec.Virtual, at: int) -> None:
+        self._scenario = scenario
+        self._client = ip_address(client).packed
+        self._port = port.to_bytes(2, "big")
+        self._at = (wanted.port or at).to_bytes(2, "big")
+        self.key = self._client + wanted.address.packed + self._port + self._at + b"\x11"
+        self.outcome: Outcome | None = None
+        self.answering = b""
+
+    @property
+    def connection(self) -> Connection:
+        """What the director keeps of it."""
+        assert isinstance(self.outcome, Connection), self.outcome
+        return self.outcome
+
+    @property
+    def server(self) -> str:
+        """Who serves it."""
+        return self.connection.link.real.spec.name
+
+    @property
+    def refused(self) -> Drop | Pass | None:
+        """Why the last datagram was refused; None if it was not."""
+        return None if isinstance(self.outcome, Connection) else self.outcome
+
+    @property
+    def state(self) -> str:
+        """Its state as operators see it."""
+        return self.connection.state.shown
+
+    def asks(self) -> Self:
+        """The client sends a datagram."""
+        self.outcome = self._scenario.director.client_datagram(self.key, self._scenario.now)
+        if isinstance(self.outcome, Connection):
+            link = self.outcome.link
+            port = link.port.to_bytes(2, "big") if link.port else self._at
+            self.answering = link.real.spec.address.packed + self._client + port + self._port + b"\x11"
+        return self
+
+    def answers(self) -> Self:
+        """The server that got its last datagram sends one back."""
+        self.outcome = self._scenario.director.server_datagram(self.answering, self._scenario.now)
         return self
 
 

@@ -218,15 +218,6 @@ def test_every_connection_is_tracked_to_its_end() -> None:
     assert len(lab.director.connections(lab.now, limit=3, client=None, virtual=None)) == 3
 
 
-def test_a_virtual_server_needs_a_port_for_now() -> None:
-    """R054: said in so many words, not a wrong guess."""
-    from nfqlb.core import spec
-
-    anything = spec.Virtual("any", address_of("z"), (spec.Server("a", None),), port=None)
-    with pytest.raises(ValueError, match="any: every-port virtual servers are not supported"):
-        Scenario(anything, reals("a"))
-
-
 def test_other_services_work_alike() -> None:
     """R011: any TCP service; here ones where the server speaks first, and an odd port."""
     services = [virtual(f"p{port}", ["a"], port=port) for port in (21, 23, 25, 119, 1433, 65535)]

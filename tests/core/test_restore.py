@@ -22,8 +22,7 @@ class Memory:
 
     def opened(self, connection: Connection) -> int:
         self._next += 1
-        link = connection.link
-        server = link.real.spec.address.packed + link.port.to_bytes(2, "big")
+        server = _server(connection)
         self.records[self._next] = (connection.inbound, server, connection.state.code, connection.opened)
         return self._next
 
@@ -34,12 +33,16 @@ class Memory:
 
     def reassigned(self, connection: Connection) -> None:
         _, _, code, opened = self.records[connection.place]
-        link = connection.link
-        server = link.real.spec.address.packed + link.port.to_bytes(2, "big")
-        self.records[connection.place] = connection.inbound, server, code, opened
+        self.records[connection.place] = connection.inbound, _server(connection), code, opened
 
     def ended(self, connection: Connection) -> None:
         del self.records[connection.place]
+
+
+def _server(connection: Connection) -> bytes:
+    """Real address and port: where the server's answers come from."""
+    size = len(connection.link.real.spec.address.packed)
+    return connection.outbound[:size] + connection.outbound[2 * size :][:2]
 
 
 class Succession:

@@ -15,7 +15,7 @@ def test_every_state_has_its_row() -> None:
     assert len(BY_CODE) == len(State)
     assert {code: state.shown for code, state in BY_CODE.items()} == {
         0: "gone", 1: "syn-sent", 2: "syn-received", 3: "established",
-        4: "fin-client", 5: "fin-server", 6: "closed", 8: "closed",
+        4: "fin-client", 5: "fin-server", 6: "closed", 7: "udp-new", 8: "closed", 9: "udp",
     }  # fmt: skip
 
 
@@ -23,15 +23,16 @@ def test_states_never_go_back() -> None:
     """R129 (A17): so no counter can rise twice; a connection passes each time-out once."""
     order = [
         State.SYN_SENT, State.SYN_RECEIVED, State.ESTABLISHED,
-        State.FIN_CLIENT, State.FIN_SERVER, State.CLOSED, State.ABORTED,
+        State.FIN_CLIENT, State.FIN_SERVER, State.CLOSED, State.ABORTED, State.UDP_NEW, State.UDP_FLOW,
     ]  # fmt: skip
-    stages = [Timeout.HALF_OPEN, Timeout.IDLE, Timeout.CLOSING]
+    stages = [Timeout.HALF_OPEN, Timeout.IDLE, Timeout.CLOSING, Timeout.UDP_NEW, Timeout.UDP]
     for state, events in TRANSITIONS.items():
         for following in events.values():
             assert order.index(following) > order.index(state)
             assert following.timeout is not None
             assert state.timeout is not None
             assert stages.index(following.timeout) >= stages.index(state.timeout)
+            assert following.udp is state.udp
             assert following.unanswered <= state.unanswered
 
 
@@ -50,16 +51,22 @@ def test_a_connection_counts_from_one_event_to_another(count_on: str, close_on: 
 
 
 def test_every_live_state_can_be_reset() -> None:
-    """R129 (A17): in the middle of a close, too."""
+    """R129 (A17): in the middle of a close, too. A UDP flow has no reset."""
     for state in State:
-        live = not state.ended and state is not State.GONE
+        live = not (state.ended or state.udp or state is State.GONE)
         assert (TRANSITIONS[state].get(Event.RESET) is State.ABORTED) is live
+
+
+def test_states_of_a_protocol() -> None:
+    """R012: only TCP has a handshake to wait for, and UDP states of its own."""
+    assert {state for state in State if state.udp} == {State.UDP_NEW, State.UDP_FLOW}
+    assert {state for state in State if state.half_open} == {State.SYN_SENT, State.SYN_RECEIVED}
 
 
 def test_only_what_is_half_open_is_kept_off_the_short_path() -> None:
     """R078: until the client has proved that it sees the server's answers."""
     assert {state for state in State if state.quick} == {
-        State.ESTABLISHED, State.FIN_CLIENT, State.FIN_SERVER, State.CLOSED, State.ABORTED,
+        State.ESTABLISHED, State.FIN_CLIENT, State.FIN_SERVER, State.CLOSED, State.ABORTED, State.UDP_FLOW,
     }  # fmt: skip
     assert {state for state in State if state.unanswered} == {State.SYN_SENT}
 

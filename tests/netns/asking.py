@@ -46,7 +46,7 @@ _LOCAL_PORTS = cycle(range(20_000, 32_000))
 def ask(host: Host, *, address: str = VIP, port: int = 80, source: str = "") -> Answer:
     """One request over a connection of its own, from a port not used before."""
     interface = ("--interface", source) if source else ()
-    url = f"http://{address}:{port}/"
+    url = f"http://[{address}]:{port}/" if ":" in address else f"http://{address}:{port}/"
     local = ("--local-port", str(next(_LOCAL_PORTS)))
     return parse(host.run("curl", "-sS", "--max-time", "10", *local, *interface, url).stdout)
 

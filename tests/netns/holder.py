@@ -23,7 +23,7 @@ def ask(connection: socket.socket) -> str:
 
 def connect(address: str, port: int, own_port: int) -> socket.socket:
     """A connection from a port of our own (0: any), even if another one from that port goes elsewhere."""
-    connection = socket.socket()
+    connection = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     connection.bind(("", own_port))
     connection.settimeout(15)

@@ -107,14 +107,13 @@ MALFORMED: dict[str, tuple[bytes, Refusal]] = {
     "quoted version 6": (_quoted_header(lambda quoted: _at(quoted, 0, b"\x65")), Drop.MALFORMED),
 }  # fmt: skip
 NOT_OURS: dict[str, bytes] = {
-    "UDP": bytes(IP(src=PLACE.client, dst=PLACE.virtual) / UDP(sport=1, dport=80) / b"x"),
     "GRE": bytes(IP(src=PLACE.client, dst=PLACE.virtual) / GRE() / b"x"),
     "protocol 255": bytes(IP(src=PLACE.client, dst=PLACE.virtual, proto=255) / Raw(b"x")),
-    "IP without payload": bytes(IP(src=PLACE.client, dst=PLACE.virtual, proto=17)),
+    "IP without payload": bytes(IP(src=PLACE.client, dst=PLACE.virtual, proto=47)),
     "echo": bytes(IP(src=PLACE.client, dst=PLACE.virtual) / ICMP() / b"x"),
     "IP in IP": _nested(1, SENT),
     "deep IP in IP": _nested(3000, SENT),
-    "quote of UDP": error(PLACE.client, PLACE.virtual, bytes(IP() / UDP() / b"x")),
+    "quote of somebody's UDP": error(PLACE.client, PLACE.virtual, bytes(IP() / UDP() / b"x")),
     "quote of IP in IP": error(PLACE.client, PLACE.virtual, _nested(1, SENT)),
     "quote of deep IP in IP": error(PLACE.client, PLACE.virtual, _nested(3000, SENT)),
     "quote of a quote": error(PLACE.client, PLACE.virtual, error(PLACE.virtual, PLACE.client, SENT)),

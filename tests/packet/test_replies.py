@@ -43,7 +43,7 @@ def told(packet: bytes, *, hook: int = PREROUTING, info: int = 0, **world: Any) 
     """What is said to a packet that a gateway with reject = "reset" refuses."""
     there = World(**{"reject": "reset", **world})
     assert there.judge(packet, hook, info)[0] == DROP
-    return there.path.take_replies()
+    return there.path.replies.take()
 
 
 def reset_by_scapy(place: Place, flags: int, seq: int, ack: int) -> bytes:
@@ -89,8 +89,8 @@ def test_a_table_full_of_established_connections() -> None:
     other = replace(PLACE, client_port=41_000)
     assert world.judge(Shape(SYN, seq=5, ack=0).sent(other))[0] == DROP
     assert world.refused() == {Drop.TABLE_FULL: 1}
-    assert world.path.take_replies() == [reset_by_scapy(other, RST | ACK, 0, 6)]
-    assert world.path.take_replies() == [], "once"
+    assert world.path.replies.take() == [reset_by_scapy(other, RST | ACK, 0, 6)]
+    assert world.path.replies.take() == [], "once"
 
 
 @pytest.mark.parametrize("info", [0, CHECKSUM_NOT_READY, SUPER_PACKET, CHECKSUM_NOT_READY | SUPER_PACKET])
@@ -161,7 +161,7 @@ def test_every_row_of_the_policy(row: tuple[Side, Kind], reject: str) -> None:
         world = World(PLACE, reject=reject, weight=0)
         verdict, _ = world.judge(packet, PREROUTING if side is Side.CLIENTS else FORWARD)
         assert verdict == (ACCEPT if action is Action.PASS else DROP)
-        assert len(world.path.take_replies()) == (action is Action.RESET)
+        assert len(world.path.replies.take()) == (action is Action.RESET)
 
 
 def test_the_policy_knows_every_kind_on_both_sides() -> None:
@@ -184,13 +184,13 @@ def test_a_reply_is_never_answered(place: Place, shape: Shape, unreachable: bool
                 virtual_port=place.client_port),
         reject="reset", weight=0,
     )  # fmt: skip
-    replies = here.path.take_replies()
+    replies = here.path.replies.take()
     if unreachable:
         key = packet[12:20] + packet[(packet[0] & 15) * 4 :][:4]
         replies.append(unreachable_for(key, packet))
     for reply in replies:
         there.judge(reply)
-        assert there.path.take_replies() == []
+        assert there.path.replies.take() == []
 
 
 def test_our_own_errors_are_not_held_back() -> None:
