@@ -65,7 +65,7 @@ def _virtual(virtual: Virtual, reals: Mapping[str, Real], idle: float, width: in
     places = [endpoint(reals[server.real].address, server.port) for server in virtual.servers]
     longest = max(len(place) for place in places)
     for server, place in zip(virtual.servers, places, strict=True):
-        terms = _terms(reals[server.real], virtual.scheduler, idle)
+        terms = _terms(reals[server.real], virtual, idle)
         rows.append(f"  {server.real:<{width}}  {place:<{longest}}  {terms}".rstrip())
     if virtual.backup:
         place = endpoint(reals[virtual.backup].address, virtual.port)
@@ -78,16 +78,16 @@ def _clients(virtual: Virtual) -> str:
     return "client by client" if virtual.sticky_mask == full else f"by client network /{virtual.sticky_mask}"
 
 
-def _terms(real: Real, scheduler: str, idle: float) -> str:
-    """What sets this server apart; a weight only where the scheduler heeds it."""
+def _terms(real: Real, virtual: Virtual, idle: float) -> str:
+    """What sets this server apart; a weight only where the scheduler heeds it, `idle` where TCP does."""
     terms = []
     if real.weight == 0:
         terms.append("weight 0: no new clients")
-    elif scheduler not in _WEIGHTLESS:
+    elif virtual.scheduler not in _WEIGHTLESS:
         terms.append(f"weight {real.weight:.10g}")
     if real.max_connections:
         terms.append(f"at most {real.max_connections} connections")
-    if real.idle_timeout != idle:
+    if real.idle_timeout != idle and virtual.protocol == "tcp":
         terms.append(f"idle {duration(real.idle_timeout)}")
     if real.backup:
         terms.append(f"backup {real.backup}")

@@ -78,7 +78,7 @@ class FailureWatch:
 
         With UDP there is none: a datagram that is not answered proves nothing.
         """
-        if virtual.opening.udp:
+        if not self._failed or virtual.opening.udp:
             return None
         for real in self._failed.values():
             if _testable(real, now):

@@ -42,7 +42,8 @@ def client_port_of(key: bytes) -> int:
 def destination_of(key: bytes) -> bytes:
     """The destination of an inbound key, as `service` has it: the virtual server's."""
     size = (len(key) - 4) // 2
-    return key[size : 2 * size] + key[2 * size + 2 :]
+    at = 2 * size
+    return key[size:at] + key[at + 2 :]
 
 
 def service(address: bytes, port: bytes, protocol: int) -> bytes:
@@ -67,9 +68,10 @@ def reverse_key(inbound: bytes, link: "Link") -> bytes:
 
     Where the virtual server answers on every port, the real port is the one that the client used (A21).
     """
-    size = len(link.real.address)
-    ports = inbound[2 * size :]
-    return link.real.address + inbound[:size] + (link.inbound.port or ports[2:4]) + ports[:2] + ports[4:]
+    address = link.real.address
+    at = 2 * len(address)
+    port = link.inbound.port or inbound[at + 2 : at + 4]
+    return address + inbound[: len(address)] + port + inbound[at : at + 2] + inbound[at + 4 :]
 
 
 def inbound_key(client: bytes, virtual: bytes, client_port: bytes, port: bytes, protocol: int) -> bytes:

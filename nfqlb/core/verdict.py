@@ -24,7 +24,7 @@ class Drop(Enum):
     FRAGMENT = "fragment"  # no ports to look up by (A37)
     OUT_OF_SERVICE = "out-of-service"  # the operator has taken the virtual server out (R025)
     SUPER_DATAGRAM = "udp-super-packet"  # datagrams that the kernel could not part again, on their way in
-    NO_VIRTUAL = "no-virtual-server"  # a SYN for an address and port that none of ours has
+    NO_VIRTUAL = "no-virtual-server"  # a SYN or datagram for what none of ours has
     ERROR = "internal-error"
 
 

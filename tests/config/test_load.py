@@ -106,6 +106,21 @@ def test_the_summary_names_what_takes_no_part(tmp_path: Path, good_with: Callabl
     assert text.endswith("  web1  10.0.0.1:80  weight 0: no new clients\n\nin no virtual server: web2")
 
 
+def test_the_summary_of_udp_ipv6_and_every_port(tmp_path: Path, good_with: Callable[..., str]) -> None:
+    path = tmp_path / "gw.toml"
+    text = good_with(timeouts='udp = "3m"', real="idle_timeout = 5", virtual='protocol = "udp"')
+    for old, new in (("192.0.2.10", "2001:db8::10"), ("10.0.0.", "fd00::"), ("port = 80\n", "")):
+        text = text.replace(old, new)
+    path.write_text(text)
+    shown = summary(load(path))
+    assert "time-outs    idle 1h, half-open 30s, closing 10s, udp 3m\n" in shown
+    assert shown.split("\n\n")[-1] == (
+        "shop: udp 2001:db8::10 every port, weighted-least-connections\n"
+        "  web1  fd00::1 every port  weight 1\n"
+        "  web2  fd00::2 every port  weight 1"
+    )
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [

@@ -18,16 +18,17 @@ from nfqlb.core.segment import ACK, FIN, RST, SYN
 from nfqlb.core.states import State
 from tests.core.properties import TRIES
 from tests.core.recount import audit
-from tests.core.scenario import Call, Scenario, real, virtual
+from tests.core.scenario import Call, Flow, Scenario, real, virtual
 
 CLIENTS = ("192.0.2.1", "192.0.2.2", "192.0.2.130")
 PORTS = (40001, 40002, 40003)
-SERVICES = ("turns", "least", "weighted", "other")
+SERVICES = ("turns", "least", "weighted", "other", "every")
+DATAGRAMS = ("names", "more", "all")
 STEPS = ("syn_ack", "ack", "says", "hears", "server_ack", "fin", "server_fin")
 
 
 def scenario() -> Scenario:
-    """Four virtual servers that share four unlike real servers, with hardly any room for connections."""
+    """Virtual servers of all kinds that share four unlike real servers, with hardly any room."""
     return Scenario(
         [
             virtual("turns", "abcd", sticky=40, sticky_mask=25),
@@ -35,6 +36,10 @@ def scenario() -> Scenario:
             virtual("weighted", "abcd", port=82, scheduler="weighted-least-connections", sticky=20,
                     sticky_group="pair"),
             virtual("other", "dcba", address="203.0.113.2", sticky=20, sticky_group="pair"),
+            virtual("every", "bc", address="203.0.113.3", port=None, scheduler="least-connections"),
+            virtual("names", "abcd", protocol="udp", sticky=40, sticky_mask=25),
+            virtual("more", "ab", address="203.0.113.2", protocol="udp"),
+            virtual("all", "dc", address="203.0.113.3", port=None, protocol="udp"),
         ],
         [
             replace(real("a", weight=3, idle_timeout=120), failure_threshold=2, retry=20.0, backup="d"),
@@ -48,9 +53,10 @@ def scenario() -> Scenario:
 
 
 class Traffic(RuleBasedStateMachine):
-    """Segments of several calls in any order, time passing between them."""
+    """Segments of several calls and datagrams of flows in any order, time passing between them."""
 
     calls = Bundle("calls")
+    flows = Bundle("flows")
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,11 +70,27 @@ class Traffic(RuleBasedStateMachine):
         isn=st.sampled_from([1, 2**31, 2**32 - 1]),
     )
     def dial(self, to: str, client: str, port: int, isn: int) -> Call:
-        return self.lab.dial(to, client=client, port=port, isn=isn)
+        return self.lab.dial(to, client=client, port=port, isn=isn, at=80 + port % 2)
+
+    @rule(
+        target=flows,
+        to=st.sampled_from(DATAGRAMS),
+        client=st.sampled_from(CLIENTS),
+        port=st.sampled_from(PORTS),
+    )
+    def ask(self, to: str, client: str, port: int) -> Flow:
+        return self.lab.flow(to, client=client, port=port, at=80 + port % 2).asks()
+
+    @rule(flow=flows, client=st.booleans())
+    def speak(self, flow: Flow, client: bool) -> None:
+        if client:
+            flow.asks()
+        else:
+            flow.answers()
 
     @rule(target=calls, to=st.sampled_from(SERVICES), client=st.sampled_from(CLIENTS))
     def connect(self, to: str, client: str) -> Call:
-        call = self.lab.dial(to, client=client)
+        call = self.lab.dial(to, client=client, at=8080)
         return call.syn_ack().ack() if call.refused is None else call
 
     @rule(call=calls, isn=st.sampled_from([None, 77, 2**30]))
@@ -122,7 +144,8 @@ class Traffic(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Everything ends: nothing is left."""
         for connection in list(self.lab.director.table.inbound.values())[::2]:
-            _cut(self.lab, connection)
+            if not connection.state.udp:
+                _cut(self.lab, connection)
         audit(self.lab.director)
         self.lab.wait(400)
         self.lab.wait(400)
@@ -146,7 +169,7 @@ def _cut(lab: Scenario, connection: Connection) -> None:
 
 
 def test_any_order_of_events() -> None:
-    """R043, R050, R060, R061, R125, R128, R129, R183, R187 (A4, A5, A17, A23): the books are right.
+    """R012, R043, R050, R060, R061, R125, R128, R129, R183, R187 (A4, A5, A17, A23): the books are right.
 
     After every step every counter of every real server and link equals a recount over the
     table, both indexes agree, schedulers rank by the true numbers, the bounds hold; and when

@@ -6,6 +6,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from struct import pack
@@ -111,6 +112,39 @@ def test_successor_finds_every_connection(open_journal: Open, addresses: tuple[A
     assert restored.totals().connections == director.totals().connections == 5
     for old, new in zip(director.reals(0), restored.reals(0), strict=True):
         assert (old.connections, old.unanswered) == (new.connections, new.unanswered)
+
+
+@pytest.mark.parametrize("addresses", [V4, V6])
+@pytest.mark.parametrize("port", [80, None])
+def test_successor_finds_every_flow(
+    open_journal: Open, addresses: tuple[Address, ...], port: int | None
+) -> None:
+    """R012, R187: UDP flows beside connections with the same ports, on one port or on every one."""
+    base = config(addresses)
+    tcp = replace(base.virtuals[0], port=port)
+    if port is None:
+        tcp = replace(tcp, servers=tuple(Server(each.real, None) for each in tcp.servers))
+    both = replace(base, virtuals=(tcp, replace(tcp, name="udp", protocol="udp")))
+    director = Director(both, now=0.0, recorder=open_journal())
+    call = connect(director, 1, virtual=addresses[0])
+    keys = [client_key(number, addresses[0]) + b"\x11" for number in range(3)]
+    flows = [director.client_datagram(key, 100.0) for key in keys]
+    assert all(isinstance(each, Connection) for each in flows)
+    made = [call, *(each for each in flows if isinstance(each, Connection))]
+    director.server_datagram(made[1].outbound, 101.0)
+    director.table.remove(made[3], 102.0)
+
+    successor = open_journal()
+    restored = Director(both, now=300.0, recorder=successor)
+    for place, code, opened, inbound, server in successor.records():
+        assert restored.restore(inbound, server, code, place, opened=opened, now=300.0)
+    restored.restored(300.0)
+    found = list(restored.table.inbound.values())
+    assert [(each.inbound, each.outbound, each.state, each.link.real.spec.name) for each in found] == [
+        (each.inbound, each.outbound, each.state, each.link.real.spec.name) for each in made[:3]
+    ]
+    assert restored.server_datagram(made[2].outbound, 301.0) is found[2]
+    assert [each.code for each in open_journal().records()] == [1, 8, 8]
 
 
 @pytest.mark.parametrize("addresses", [V4, V6])
