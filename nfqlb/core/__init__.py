@@ -7,6 +7,7 @@
 - `connection`, `states`, `table`: connections, their states as a table, and the bounded index.
 - `fpa`: stickiness.
 - `schedulers`: one scheduler a file, behind one base class and a registry.
+- `decision`, `explanation`: what every choice was made from, and the reasons, derived when asked for.
 - `snapshot`: immutable pictures of all that, the only thing that is shown.
 
 Time is an argument (`now`, seconds of a monotonic clock), never read here.

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 from nfqlb.core import observe, spec
 from nfqlb.core.connection import Connection
+from nfqlb.core.decision import KEPT, start_recording
+from nfqlb.core.explanation import Wanted
 from nfqlb.core.failure import FailureWatch
 from nfqlb.core.fpa import FpaTable
 from nfqlb.core.keys import client_of, destination_of, flipped, reverse_key
@@ -17,6 +19,7 @@ from nfqlb.core.segment import ACK, FIN, RST, SYN, Segment
 from nfqlb.core.server import RealServer, VirtualServer
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
+    DecisionSnapshot,
     RealSnapshot,
     StickySnapshot,
     Totals,
@@ -31,10 +34,13 @@ class Director:
     """Local Director 110: the façade of the decision core.
 
     Every method that takes a packet's facts returns the connection it belongs to, or the
-    refusal, already counted. `now` is in seconds of a monotonic clock.
+    refusal, already counted. `now` is in seconds of a monotonic clock. Of every virtual server's last
+    decisions it records `decisions` at most, none with 0.
     """
 
-    def __init__(self, config: spec.Config, *, now: float, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self, config: spec.Config, *, now: float, recorder: Recorder | None = None, decisions: int = KEPT
+    ) -> None:
         self.config = config
         self.tally = Tally()
         strict = config.strict
@@ -45,6 +51,7 @@ class Director:
             VirtualServer(virtual, self.real_servers, strict_refresh=strict.refresh)
             for virtual in config.virtuals
         ]
+        start_recording(self.virtual_servers, decisions)
         self.fpas = FpaTable(config.gateway.max_sticky)
         self.watch = FailureWatch()
         shortest = min((real.idle_timeout for real in config.reals), default=config.timeouts.idle)
@@ -224,9 +231,13 @@ class Director:
         """At most `limit` connections, of one client or one virtual server where that is given."""
         return observe.connections(self, now, limit=limit, client=client, virtual=virtual)
 
-    def sticky(self, now: float) -> Iterator[StickySnapshot]:
-        """Every sticky entry that still holds; to be read before anything else happens."""
-        return observe.sticky(self, now)
+    def sticky(self, now: float, client: spec.Address | None = None) -> Iterator[StickySnapshot]:
+        """Every sticky entry that still holds, or a client's; to be read before anything else happens."""
+        return observe.sticky(self, now, client)
+
+    def decisions(self, now: float, *, limit: int, wanted: Wanted) -> Iterator[DecisionSnapshot]:
+        """At most `limit` recorded decisions, the newest first; each explained when it is read."""
+        return observe.decisions(self, now, limit=limit, wanted=wanted)
 
 
 def _client_event(connection: Connection, flags: int, numbers: bytes) -> Event | None:

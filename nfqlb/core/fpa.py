@@ -85,6 +85,13 @@ class FpaTable:
             for client, entry in entries.items():
                 yield scope, client, entry
 
+    def entries_of(self, client: bytes) -> Iterator[tuple[Scope, bytes, Fpa]]:
+        """Every entry that a client (packed address) has, as `entries` gives them."""
+        for scope, entries in self._scopes.items():
+            key = masked(client, scope.prefix)
+            if key in entries:
+                yield scope, key, entries[key]
+
     def _evict(self) -> None:
         """Give up the entry that was used longest ago, whichever scope it is in."""
         oldest = min(

@@ -42,10 +42,14 @@ class Placement:
         client = client_of(segment.key)
         self._watch.visited(virtual, client, now)
         choice = self._selection.choose(virtual, segment.key, now)
+        if virtual.decisions is not None:
+            virtual.decisions.note(now, segment.key, choice, None, self._selection.found)
         if isinstance(choice, Drop):
             return self._tally.refuse(choice)
         outbound = self._claim(segment.key, choice.link, now)
         if not self._table.make_room(now):
+            if virtual.decisions is not None:
+                virtual.decisions.came_to_nothing(Drop.TABLE_FULL)
             return self._tally.refuse(Drop.TABLE_FULL)
         connection = Connection(segment.key, outbound, choice.link, now)
         connection.client_numbers = segment.numbers
@@ -95,7 +99,10 @@ class Placement:
     def _reassign(self, connection: Connection, now: float) -> None:
         """Send a connection to another server, where there is one; the client's own SYN makes it there."""
         virtual, key = connection.link.virtual, connection.inbound
-        choice = self._selection.choose(virtual, key, now, avoid=connection.link.real)
+        before = connection.link.real
+        choice = self._selection.choose(virtual, key, now, avoid=before)
+        if virtual.decisions is not None:
+            virtual.decisions.note(now, key, choice, before, self._selection.found)
         if isinstance(choice, Drop):
             return
         outbound = self._claim(key, choice.link, now)

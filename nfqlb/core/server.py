@@ -18,6 +18,7 @@ from nfqlb.core.schedulers import RoundRobin, Scheduler, make_scheduler
 
 if TYPE_CHECKING:
     from nfqlb.core.connection import Connection
+    from nfqlb.core.decision import Decisions
 
 #: IP protocol numbers (IANA).
 PROTOCOLS = {"tcp": 6, "udp": 17}
@@ -99,6 +100,12 @@ class RealServer:
         for link in self.standing_by:
             link.virtual.updated(link)
 
+    def stirred(self) -> None:
+        """Follow a change that moves no scheduler's rank: the records of decisions are to know it."""
+        for link in self.links:
+            if link.virtual.decisions is not None:
+                link.virtual.decisions.stale.add(link.position)
+
     def _present_state(self) -> ServerState:
         if self.setting is not ServerState.IN_SERVICE:
             return self.setting
@@ -172,12 +179,13 @@ class VirtualServer:
     it (A29). `link_at` finds a link by real address and port (network order). `scope` is
     None where stickiness is off (A10). `scheduler` is the desired one (318); `startup`, where there
     is one, acts in its stead while a server starts up, and `actual` names the one that acted last
-    (320). `backup` is the link for when no other may be chosen (316).
+    (320). `backup` is the link for when no other may be chosen (316). `decisions` is the record of the
+    last ones, None where none is kept.
     """
 
     __slots__ = (
-        "_capacity", "_counted", "actual", "backup", "connections", "last", "link_at", "links", "port",
-        "protocol", "scheduler", "scope", "spec", "startup", "total",
+        "_capacity", "_counted", "actual", "backup", "connections", "decisions", "last", "link_at", "links",
+        "port", "protocol", "scheduler", "scope", "spec", "startup", "total",
     )  # fmt: skip
 
     def __init__(
@@ -207,6 +215,7 @@ class VirtualServer:
         self._counted = [_counted(link) for link in self.links]
         self._capacity = fsum(self._counted)
         self.actual = self.scheduler.name
+        self.decisions: Decisions | None = None
 
     def _add(self, real: RealServer, port: int, stands_for: Link | None) -> Link:
         link = Link(self, real, port, len(self.links), stands_for)
@@ -226,6 +235,8 @@ class VirtualServer:
     def updated(self, link: Link) -> None:
         """A link's server changed."""
         self.scheduler.update(link)
+        if self.decisions is not None:
+            self.decisions.stale.add(link.position)
         if self.startup is not None:
             self.startup.update(link)
             if self._counted[link.position] != _counted(link):
