@@ -29,7 +29,8 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "run": (),
     "check": (),
     "rules": ("show", "apply", "verify", "remove"),
-    "show": ("summary", "virtuals", "reals", "connections", "sticky"),
+    "show": ("summary", "virtuals", "reals", "connections", "sticky", "decisions"),
+    "explain": (),
     "demo": (),
 }
 
@@ -94,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_check(commands.add_parser("check", help="say what is wrong with a configuration, or what it does"))
     _add_rules(commands.add_parser("rules", help="show, apply, verify or remove the iptables rules"))
     _add_show(commands.add_parser("show", help="look at the running gateway"))
+    _add_explain(commands.add_parser("explain", help="tell why a connection went where it went"))
     _add_demo(commands.add_parser("demo", help="a gateway with clients and servers, all inside this machine"))
     return parser
 
@@ -136,6 +138,7 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
         "reals": "real servers",
         "connections": "live connections",
         "sticky": "which client is bound to which real server",
+        "decisions": "where connections went lately, and by what; `explain` tells why",
     }
     for subject in WORDS["show"]:
         one = subjects.add_parser(subject, help=helps[subject])
@@ -143,11 +146,29 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
         one.add_argument("--json", action="store_true", help="one JSON document; times are in seconds")
         _add_socket(one)
         _add_config(one, required=False)
-        if subject in ("connections", "sticky"):
+        if subject in DEFAULT_LIMITS:
             one.add_argument("--limit", type=_positive, metavar="N", help="at most so many rows")
-        if subject == "connections":
             one.add_argument("--client", metavar="ADDRESS", help="those of this client")
+        if subject in ("connections", "decisions"):
             one.add_argument("--virtual", metavar="NAME", help="those of this virtual server")
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_explain)
+    parser.add_argument("--client", metavar="ADDRESS", help="the decisions about this client")
+    parser.add_argument(
+        "--connection",
+        metavar="QUAD",
+        help="about this one: CLIENT:PORT, as `show connections` has it, or CLIENT:PORT-ADDRESS:PORT"
+        " with the virtual server's; IPv6 addresses in brackets",
+    )
+    parser.add_argument("--virtual", metavar="NAME", help="about connections to this virtual server")
+    parser.add_argument(
+        "--last", type=_positive, metavar="N", default=1, help="so many, the newest first (1)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document; times are in seconds")
+    _add_socket(parser)
+    _add_config(parser, required=False)
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
@@ -292,6 +313,33 @@ def _show(options: argparse.Namespace) -> int:
     else:
         limit: int | None = getattr(options, "limit", None) or DEFAULT_LIMITS.get(options.subject)
         _say(show.render(options.subject, document, limit))
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    import time
+
+    from nfqlb.operator import show, story
+    from nfqlb.runtime.client import Client
+
+    args: JSONObject = {
+        name: value
+        for name in ("client", "connection", "virtual")
+        if (value := getattr(options, name)) is not None
+    }
+    with Client(_socket(options)) as client:
+        document = client.call("decisions", {**args, "limit": options.last})
+        if options.json:
+            _say(show.as_json(document))
+        elif document:
+            _say(story.story(document, now=time.time()))
+        elif (who := options.connection or options.client) is None:
+            _say([f"no decision is recorded{f' for {options.virtual}' if options.virtual else ''} yet"])
+        else:
+            address, port = story.asked(who) if options.connection else (who, None)
+            live = client.call("connections", {"client": address})
+            sticky = client.call("sticky", {"client": address})
+            _say(story.nothing_kept(who, live, sticky, port))
     return 0
 
 
