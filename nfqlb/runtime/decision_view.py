@@ -5,6 +5,7 @@ Owns what the core does not know: the wall time of a decision. Pure: snapshots i
 
 from dataclasses import replace
 from ipaddress import ip_address
+from math import isfinite
 
 from nfqlb.core.explanation import Wanted
 from nfqlb.core.snapshot import CandidateSnapshot, DecisionSnapshot
@@ -59,7 +60,7 @@ def _candidate(snapshot: CandidateSnapshot) -> JSONObject:
         "max_connections": snapshot.max_connections,
         "unanswered": snapshot.unanswered,
         "syn_limit": snapshot.syn_limit,
-        "indicium": None if indicium is None else round(indicium, 6),
+        "indicium": None if indicium is None or not isfinite(indicium) else round(indicium, 6),
         "reason": snapshot.reason,
     }
 

@@ -4,7 +4,9 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from ipaddress import ip_address
+from math import inf
 
 import pytest
 
@@ -21,8 +23,9 @@ from nfqlb.core.snapshot import (
 from nfqlb.core.spec import Address
 from nfqlb.netfilter.queue_status import QueueStatus
 from nfqlb.runtime import views
+from nfqlb.runtime.decision_view import decision
 from nfqlb.runtime.protocol import MAX_LIMIT, ControlError, JSONObject, Outcome, Request, encode
-from tests.runtime.told import a_decision
+from tests.runtime.told import WEB2, a_decision
 
 V4, V6 = ip_address("192.0.2.7"), ip_address("2001:db8::7")
 TOTALS = Totals(
@@ -320,6 +323,14 @@ def test_decisions() -> None:
         "indicium": 2.5,
         "reason": "chosen",
     }
+
+
+def test_an_indicium_that_is_no_number_in_json_is_null() -> None:
+    endless = a_decision(candidates=(replace(WEB2, indicium=-inf),))
+    candidates = decision(endless, 0.0)["candidates"]
+    assert isinstance(candidates, list)
+    assert isinstance(candidates[0], dict)
+    assert candidates[0]["indicium"] is None
 
 
 @pytest.mark.parametrize(
