@@ -8,6 +8,7 @@
 - `reject`: what becomes of packets without a connection. `outage`: of a failed server's connections.
 - `fpa`: stickiness.
 - `schedulers`: one scheduler a file, behind one base class and a registry.
+- `decision`, `explanation`: what every choice was made from, and the reasons, derived when asked for.
 - `snapshot`: immutable pictures of all that, the only thing that is shown.
 
 Time is an argument (`now`, seconds of a monotonic clock), never read here.

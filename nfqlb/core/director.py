@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from nfqlb.core import observe, spec
 from nfqlb.core.chronicle import Chronicle, Keeper
 from nfqlb.core.connection import Connection
+from nfqlb.core.decision import KEPT, start_recording
 from nfqlb.core.destinations import Destinations
+from nfqlb.core.explanation import Wanted
 from nfqlb.core.failure import FailureWatch
 from nfqlb.core.fpa import FpaTable
 from nfqlb.core.keys import client_of, flipped, inbound_key, key_end, reverse_key, server_of
@@ -22,6 +24,7 @@ from nfqlb.core.segment import ACK, FIN, NO_STAMP, RST, SYN, Reset, Segment, Sta
 from nfqlb.core.server import RealServer, VirtualServer
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
+    DecisionSnapshot,
     FailureSnapshot,
     RealSnapshot,
     StickySnapshot,
@@ -40,12 +43,13 @@ class Director:
     """Local Director 110: the façade of the decision core.
 
     Every method that takes a packet's facts returns the connection it belongs to, or the
-    refusal, already counted. `now` is in seconds of a monotonic clock.
+    refusal, already counted. `now` is in seconds of a monotonic clock. Of every virtual server's last
+    decisions it records `decisions` at most, none with 0.
     """
 
     def __init__(
         self, config: spec.Config, *, now: float, recorder: Recorder | None = None,
-        keeper: Keeper | None = None,
+        keeper: Keeper | None = None, decisions: int = KEPT,
     ) -> None:  # fmt: skip
         self.config = config
         self.tally = Tally()
@@ -56,6 +60,7 @@ class Director:
         self.virtual_servers = [
             VirtualServer(virtual, self.real_servers, strict=strict) for virtual in config.virtuals
         ]
+        start_recording(self.virtual_servers, decisions)
         self.fpas = FpaTable(config.gateway.max_sticky)
         self.chronicle = Chronicle(self.virtual_servers, keeper)
         self.watch = FailureWatch(
@@ -314,9 +319,13 @@ class Director:
         """At most `limit` connections that could not be made, of one real server where that is given."""
         return observe.failures(self, now, limit=limit, real=real)
 
-    def sticky(self, now: float) -> Iterator[StickySnapshot]:
-        """Every sticky entry that still holds; to be read before anything else happens."""
-        return observe.sticky(self, now)
+    def sticky(self, now: float, client: spec.Address | None = None) -> Iterator[StickySnapshot]:
+        """Every sticky entry that still holds, or a client's; to be read before anything else happens."""
+        return observe.sticky(self, now, client)
+
+    def decisions(self, now: float, *, limit: int, wanted: Wanted) -> Iterator[DecisionSnapshot]:
+        """At most `limit` recorded decisions, the newest first; each explained when it is read."""
+        return observe.decisions(self, now, limit=limit, wanted=wanted)
 
 
 def _client_event(connection: Connection, flags: int, numbers: bytes) -> Event | None:

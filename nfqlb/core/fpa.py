@@ -160,6 +160,13 @@ class FpaTable:
             for client, entry in entries.items():
                 yield scope, client, entry
 
+    def entries_of(self, client: bytes) -> Iterator[tuple[Scope, bytes, Fpa]]:
+        """Every entry that a client (packed address) has, as `entries` gives them."""
+        for scope, entries in self._scopes.items():
+            key = masked(client, scope.prefix)
+            if key in entries:
+                yield scope, key, entries[key]
+
     def _entry(self, scope: Scope, client: bytes) -> Fpa | None:
         entries = self._scopes.get(scope)
         return entries.get(masked(client, scope.prefix)) if entries else None

@@ -39,6 +39,12 @@ def client_port_of(key: bytes) -> int:
     return int.from_bytes(key[at : at + 2], "big")
 
 
+def port_of(key: bytes) -> int:
+    """The destination port of an inbound key, host order: the virtual server's."""
+    at = (len(key) - 4) // 2 * 2 + 2
+    return int.from_bytes(key[at : at + 2], "big")
+
+
 def destination_of(key: bytes) -> bytes:
     """The destination of an inbound key, as `service` has it: the virtual server's."""
     size = (len(key) - 4) // 2

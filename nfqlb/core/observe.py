@@ -1,6 +1,7 @@
 """Makes the snapshots: reads the director's running state, changes nothing."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from heapq import merge
 from ipaddress import ip_address
 from itertools import chain, islice
 from math import fsum
@@ -9,12 +10,15 @@ from typing import TYPE_CHECKING
 from nfqlb.core.admission import ServerState
 from nfqlb.core.chronicle import state_of
 from nfqlb.core.connection import Connection
+from nfqlb.core.decision import Decision
+from nfqlb.core.explanation import Wanted, explain
 from nfqlb.core.health import Evidence
 from nfqlb.core.keys import client_of, client_port_of
 from nfqlb.core.response import FASTEST_RESPONSE, Linear
 from nfqlb.core.server import RealServer, VirtualServer
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
+    DecisionSnapshot,
     FailureSnapshot,
     LinkSnapshot,
     RealSnapshot,
@@ -192,15 +196,33 @@ def _connection(connection: Connection, now: float) -> ConnectionSnapshot:
     )
 
 
-def sticky(director: "Director", now: float) -> Iterator[StickySnapshot]:
-    """Every sticky entry that still holds, one by one: there may be a million."""
-    for scope, client, entry in director.fpas.entries():
+def decisions(director: "Director", now: float, *, limit: int, wanted: Wanted) -> Iterator[DecisionSnapshot]:
+    """At most `limit` of the decisions that are kept, the newest first; each is explained when read.
+
+    Those of one moment come in the order of their virtual servers.
+    """
+    kept = [_kept(virtual, wanted) for virtual in director.virtual_servers if wanted.fits(virtual)]
+    newest = list(islice(merge(*kept, key=lambda one: -one[1].now), limit))
+    return (explain(virtual, decision, now) for virtual, decision in newest)
+
+
+def _kept(virtual: VirtualServer, wanted: Wanted) -> Iterator[tuple[VirtualServer, Decision]]:
+    if virtual.decisions is not None:
+        for decision in virtual.decisions.newest_first(wanted.fits_key):
+            yield virtual, decision
+
+
+def sticky(director: "Director", now: float, client: Address | None = None) -> Iterator[StickySnapshot]:
+    """Every sticky entry that still holds, or those of one client; one by one: there may be a million."""
+    fpas = director.fpas
+    found = fpas.entries() if client is None else fpas.entries_of(client.packed)
+    for scope, address, entry in found:
         age = now - entry.used()
         if age < scope.interval:
             yield StickySnapshot(
                 scope=scope.name,
                 grouped=scope.grouped,
-                client=ip_address(client),
+                client=ip_address(address),
                 real=entry.real.spec.name,
                 age=age,
                 expires=scope.interval - age,

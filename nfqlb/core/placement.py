@@ -14,7 +14,7 @@ from nfqlb.core.health import Ditch
 from nfqlb.core.keys import client_of, reverse_key
 from nfqlb.core.response import Interval
 from nfqlb.core.segment import Stamp
-from nfqlb.core.selection import BACKUP, STICKY, TEST, Choice, Selection
+from nfqlb.core.selection import BACKUP, NOTHING_FOUND, STICKY, TEST, Choice, Selection
 from nfqlb.core.server import Link
 from nfqlb.core.states import State
 from nfqlb.core.table import ConnectionTable
@@ -45,13 +45,19 @@ class Placement:
         if virtual is None:
             return self._tally.refuse(Drop.NO_VIRTUAL)
         if not virtual.setting.new:
+            if virtual.decisions is not None:
+                virtual.decisions.note(now, key, Drop.OUT_OF_SERVICE, None, NOTHING_FOUND)
             return self._tally.refuse(Drop.OUT_OF_SERVICE)
         self._watch.visited(virtual, client_of(key), now)
         choice = self._selection.choose(virtual, key, now)
+        if virtual.decisions is not None:
+            virtual.decisions.note(now, key, choice, None, self._selection.found)
         if isinstance(choice, Drop):
             return self._tally.refuse(choice)
         outbound = self._claim(key, choice.link, now)
         if not self._table.make_room(now):
+            if virtual.decisions is not None:
+                virtual.decisions.came_to_nothing(Drop.TABLE_FULL)
             return self._tally.refuse(Drop.TABLE_FULL)
         connection = Connection(key, outbound, choice.link, now)
         connection.client_numbers = numbers
@@ -127,7 +133,10 @@ class Placement:
     def _reassign(self, connection: Connection, now: float) -> None:
         """Send a connection to another server, where there is one; the client's own SYN makes it there."""
         virtual, key = connection.link.virtual, connection.inbound
-        choice = self._selection.choose(virtual, key, now, avoid=connection.link.real)
+        before = connection.link.real
+        choice = self._selection.choose(virtual, key, now, avoid=before)
+        if virtual.decisions is not None:
+            virtual.decisions.note(now, key, choice, before, self._selection.found)
         if isinstance(choice, Drop):
             return
         outbound = self._claim(key, choice.link, now)

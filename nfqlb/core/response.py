@@ -9,7 +9,8 @@ Stamps are the kernel's receive times by the wall clock. Only differences within
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from math import inf
+from typing import TYPE_CHECKING, NamedTuple
 
 from nfqlb.core import spec
 from nfqlb.core.segment import NO_STAMP, Stamp
@@ -42,22 +43,23 @@ class Linear:
         return age / self.divisor
 
 
-class ResponseTime:
-    """What is known of a real server's response (fields 354, 358, 360).
+class ResponseTime(NamedTuple):
+    """What is known of a real server's response (fields 354, 358, 360); each sample makes another.
 
     `last` is the last interval I in seconds, None where nothing was measured; `ratio` is R, seconds a
-    connection, and `at` when it was measured.
+    connection, and `at` when it was measured. `tried` is when a connection was last sent to a server that
+    has not been measured yet.
     """
 
-    __slots__ = ("at", "last", "ratio")
+    last: float | None = None
+    ratio: float = 0.0
+    at: float = 0.0
+    tried: float = -inf
 
-    def __init__(self) -> None:
-        self.last: float | None = None
-        self.ratio = 0.0
-        self.at = 0.0
-
-    def sample(self, interval: float, connections: int, now: float, *, clamp: float, raw: bool) -> None:
-        """Take an interval (seconds) measured while the server had so many connections (R086, R172, A2).
+    def sampled(
+        self, interval: float, connections: int, now: float, *, clamp: float, raw: bool
+    ) -> "ResponseTime":
+        """With an interval (seconds) measured while the server had so many connections (R086, R172, A2).
 
         `raw` takes it for R as it is, without dividing. R changes by no more than `clamp` per cent up or
         down, 0: by as much as it likes; the first sample, and any after an R of 0, is taken whole (R091,
@@ -67,9 +69,7 @@ class ResponseTime:
         if clamp and self.ratio:
             most = self.ratio * clamp / 100
             ratio = min(max(ratio, self.ratio - most), self.ratio + most)
-        self.last = interval
-        self.ratio = ratio
-        self.at = now
+        return ResponseTime(interval, ratio, now)
 
     def predicted(self, connections: int, ageing: Ageing, now: float) -> float:
         """PR, the predicted response in seconds with so many connections; below 0 for an old one (fig 9)."""

@@ -5,7 +5,7 @@ whom does the desired scheduler choose; is that one starting up, so that the sta
 decides; is there a backup. And one more: could the replies be told apart (A5)?
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from nfqlb.core.connection import Connection
@@ -29,10 +29,21 @@ class Choice(NamedTuple):
     by: str
 
 
+#: What was learned on the way to a choice, for the record of decisions: the server that the client's sticky
+#: entry named, the link that the startup scheduler's took the place of, and the positions of links whose
+#: replies could not have been told apart from another connection's.
+Findings = tuple[RealServer | None, Link | None, Sequence[int]]
+NOTHING_FOUND: Findings = (None, None, ())
+
+
 class Selection:
-    """Selects for one director. It changes nothing but the schedulers' own turns."""
+    """Selects for one director. It changes nothing but the schedulers' own turns.
+
+    `found` is what it learned on the way to its last choice.
+    """
 
     def __init__(self, fpas: FpaTable, watch: FailureWatch, outbound: Mapping[bytes, Connection]) -> None:
+        self.found = NOTHING_FOUND
         self._fpas = fpas
         self._watch = watch
         self._outbound = outbound
@@ -46,6 +57,7 @@ class Selection:
         from another connection's but for one that has ended, that one's link is returned: it must
         make way.
         """
+        self.found = NOTHING_FOUND
         allowed: Allowed | None = None if avoid is None else lambda link: link.real is not avoid
         choice = self._prefer(virtual, key, now, allowed)
         if choice is None:
@@ -76,7 +88,10 @@ class Selection:
         if virtual.scope is None:
             return None
         real = self._fpas.find(virtual.scope, client_of(key), now)
-        if real is None or not (real.admits_sticky or testable_by_bound(virtual, real, now)):
+        if real is None:
+            return None
+        self.found = (real, None, ())
+        if not (real.admits_sticky or testable_by_bound(virtual, real, now)):
             return None
         links = virtual.links_to(real)
         return links[0] if links else None
@@ -95,6 +110,7 @@ class Selection:
         if virtual.startup is not None and virtual.starts_up(link, now):
             other = virtual.startup.choose(client, virtual.last, allowed)
             if other is not None:
+                self.found = (self.found[0], link, self.found[2])
                 return Choice(other, virtual.startup.name)
         return Choice(link, scheduler.name)
 
@@ -102,13 +118,24 @@ class Selection:
         self, virtual: VirtualServer, key: bytes, now: float, avoid: RealServer | None
     ) -> Choice | None:
         """A link whose replies can be told apart; overrides stickiness."""
+        crossed: list[int] = []
+        self.found = (self.found[0], None, crossed)
+
+        def apart(link: Link, told: bool) -> bool:
+            if not told:
+                crossed.append(link.position)
+            return told
 
         def free(link: Link) -> bool:
-            return link.real is not avoid and reverse_key(key, link) not in self._outbound
+            return link.real is not avoid and apart(link, reverse_key(key, link) not in self._outbound)
 
         def ended(link: Link) -> bool:
             other = self._outbound.get(reverse_key(key, link))
-            return link.real is not avoid and other is not None and other.state.ended
+            return link.real is not avoid and apart(link, other is not None and other.state.ended)
 
         client = client_of(key)
-        return self._scheduled(virtual, client, now, free) or self._scheduled(virtual, client, now, ended)
+        choice = self._scheduled(virtual, client, now, free)
+        if choice is None:
+            crossed.clear()
+            choice = self._scheduled(virtual, client, now, ended)
+        return choice

@@ -21,6 +21,7 @@ from nfqlb.core.states import State
 
 if TYPE_CHECKING:
     from nfqlb.core.connection import Connection
+    from nfqlb.core.decision import Decisions
 
 #: By the name that the configuration uses: IP protocol number, and the state that a connection begins in.
 PROTOCOLS = {"tcp": (TCP, State.SYN_SENT), "udp": (UDP, State.UDP_NEW)}
@@ -111,9 +112,22 @@ class RealServer:
 
     def responded(self, took: float, now: float, *, clamp: float, raw: bool) -> None:
         """A response took so many seconds; see `ResponseTime.sample`."""
-        self.response.sample(took, self.connections, now, clamp=clamp, raw=raw)
+        self.response = self.response.sampled(took, self.connections, now, clamp=clamp, raw=raw)
         for link in self.timed:
             link.virtual.updated(link)
+        self.stirred()
+
+    def tried(self, now: float) -> None:
+        """A connection goes to this server, which has not been measured yet, to see how it responds."""
+        self.response = self.response._replace(tried=now)
+        for link in self.timed:
+            link.virtual.updated(link)
+
+    def stirred(self) -> None:
+        """Follow a change that moves no scheduler's rank: the records of decisions are to know it."""
+        for link in self.links:
+            if link.virtual.decisions is not None:
+                link.virtual.decisions.stale.add(link.position)
 
     def _present_state(self) -> ServerState:
         if not self.setting.sticky:
@@ -199,13 +213,13 @@ class VirtualServer:
     `actual` names the one that acted last (320). `backup` is the link for when no other may be
     chosen (316). `setting` is the state that the operator gave it; for `bound_from` see `RealServer`.
     `measuring` says how response times are measured, None where they are not (UDP does not tell what
-    is a response).
+    is a response). `decisions` is the record of the last ones, None where none is kept.
     """
 
     __slots__ = (
-        "_capacity", "_counted", "_unmeasured", "actual", "backup", "bound_from", "connections", "last",
-        "link_at", "links", "measuring", "opening", "port", "protocol", "scheduler", "scope", "setting",
-        "spec", "startup", "total",
+        "_capacity", "_counted", "_unmeasured", "actual", "backup", "bound_from", "connections", "decisions",
+        "last", "link_at", "links", "measuring", "opening", "port", "protocol", "scheduler", "scope",
+        "setting", "spec", "startup", "total",
     )  # fmt: skip
 
     def __init__(
@@ -239,6 +253,7 @@ class VirtualServer:
         for link in self.links:
             self._await(link)
         self.actual = self.scheduler.name
+        self.decisions: Decisions | None = None
 
     @property
     def everybody(self) -> list[Link]:
@@ -269,6 +284,8 @@ class VirtualServer:
     def updated(self, link: Link) -> None:
         """A link's server changed."""
         self.scheduler.update(link)
+        if self.decisions is not None:
+            self.decisions.stale.add(link.position)
         if self.startup is not None:
             self.startup.update(link)
             if self._counted[link.position] != _counted(link):

@@ -128,3 +128,83 @@ class Totals:
     sticky_limit: int
     drops: dict[str, int]
     replies: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateSnapshot:
+    """A server as it was when a decision was made, and what that decision made of it.
+
+    `state_age` is how long it had been in its state (seconds). `syn_limit` is the number of unanswered SYNs
+    from which it was to be avoided, `stands_for` the server that it is the backup of. `response` is its last
+    response time, `ratio` the patent's R, `response_age` how old that was, and `predicted` what followed
+    from it for the next connection (seconds); None where nothing was measured. `indicium` is what
+    the scheduler at work compared, None where that compares nothing or could not choose this server.
+    `reason` is the value of an `explanation.Reason`.
+    """
+
+    real: str
+    port: int | None
+    stands_for: str | None
+    state: str
+    state_age: float
+    weight: float
+    connections: int
+    max_connections: int
+    unanswered: int
+    syn_limit: int | None
+    response: float | None
+    ratio: float | None
+    response_age: float | None
+    predicted: float | None
+    indicium: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StickyAnswer:
+    """What the client's sticky entry did to a decision.
+
+    `said` is "off", "none", "used" or "overridden", `real` the server that the entry named, `reason` why
+    that was overridden (the value of an `explanation.Reason`), `written` the server in it afterwards,
+    None where nothing was written.
+    """
+
+    said: str
+    real: str | None
+    reason: str | None
+    written: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionSnapshot:
+    """One decision, explained. `age` is in seconds.
+
+    `chosen` and `chosen_port` are the server, None where there was none, for the reason `refused`.
+    `unanswered_by` is the server that had not answered this connection, None for a new one. `by` is what
+    chose: "scheduler", "startup", "sticky", "test", "backup" or "none"; `scheduler` the scheduler at
+    work, None where none was asked, `set_aside` the choice of the desired one that the startup scheduler
+    took the place of. `last` is the server used last, after which equals are taken in order; `equal` says
+    whether that settled it. `note` are the servers that the scheduler's note names. `candidates` are at
+    most 16, the best first; `others` counts the rest by reason.
+    """
+
+    age: float
+    virtual: str
+    address: Address
+    port: int | None
+    protocol: str
+    client: Address
+    client_port: int
+    chosen: str | None
+    chosen_port: int | None
+    refused: str | None
+    unanswered_by: str | None
+    by: str
+    scheduler: str | None
+    set_aside: str | None
+    last: str | None
+    equal: bool
+    note: tuple[str, ...]
+    sticky: StickyAnswer
+    candidates: tuple[CandidateSnapshot, ...]
+    others: dict[str, int]

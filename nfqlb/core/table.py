@@ -180,6 +180,8 @@ class ConnectionTable:
             self._count(connection.link, counted, unanswered)
             if counted or real.overloaded is not overloaded:  # an answered SYN alone moves no rank
                 real.changed(now)
+            else:
+                real.stirred()
         timeout = state.timeout
         if timeout is not None and timeout is not old.timeout:
             idle = timeout is Timeout.IDLE

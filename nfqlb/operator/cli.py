@@ -29,9 +29,10 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "run": (),
     "check": (),
     "rules": ("show", "apply", "verify", "remove"),
-    "show": ("summary", "virtuals", "reals", "connections", "sticky", "failures"),
+    "show": ("summary", "virtuals", "reals", "connections", "sticky", "failures", "decisions"),
     "set": ("real", "virtual"),
     "clear": ("sticky",),
+    "explain": (),
     "demo": (),
 }
 
@@ -98,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_show(commands.add_parser("show", help="look at the running gateway"))
     _add_set(commands.add_parser("set", help="put a server in or out of service, drain it, weigh it anew"))
     _add_clear(commands.add_parser("clear", help="forget which client is bound to which server"))
+    _add_explain(commands.add_parser("explain", help="tell why a connection went where it went"))
     _add_demo(commands.add_parser("demo", help="a gateway with clients and servers, all inside this machine"))
     return parser
 
@@ -141,6 +143,7 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
         "connections": "live connections",
         "sticky": "which client is bound to which real server",
         "failures": "the latest connections that real servers could not make",
+        "decisions": "where connections went lately, and by what; `explain` tells why",
     }
     for subject in WORDS["show"]:
         one = subjects.add_parser(subject, help=helps[subject])
@@ -150,8 +153,8 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
         _add_config(one, required=False)
         if subject in DEFAULT_LIMITS:
             one.add_argument("--limit", type=_positive, metavar="N", help="at most so many rows")
-        if subject == "connections":
             one.add_argument("--client", metavar="ADDRESS", help="those of this client")
+        if subject in ("connections", "decisions"):
             one.add_argument("--virtual", metavar="NAME", help="those of this virtual server")
         if subject == "failures":
             one.add_argument("--real", metavar="NAME", help="those of this real server")
@@ -181,6 +184,24 @@ def _add_clear(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--client", metavar="ADDRESS", help="the one that this client has")
     _add_socket(one)
     _add_config(one, required=False)
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_explain)
+    parser.add_argument("--client", metavar="ADDRESS", help="the decisions about this client")
+    parser.add_argument(
+        "--connection",
+        metavar="QUAD",
+        help="about this one: CLIENT:PORT, as `show connections` has it, or CLIENT:PORT-ADDRESS:PORT"
+        " with the virtual server's; IPv6 addresses in brackets",
+    )
+    parser.add_argument("--virtual", metavar="NAME", help="about connections to this virtual server")
+    parser.add_argument(
+        "--last", type=_positive, metavar="N", default=1, help="so many, the newest first (1)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document; times are in seconds")
+    _add_socket(parser)
+    _add_config(parser, required=False)
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
@@ -352,6 +373,29 @@ def _order(options: argparse.Namespace, cmd: str, args: JSONObject) -> int:
 def _given(options: argparse.Namespace, *names: str) -> JSONObject:
     """The options that were given, of these."""
     return {name: value for name in names if (value := getattr(options, name, None)) is not None}
+
+
+def _explain(options: argparse.Namespace) -> int:
+    import time
+
+    from nfqlb.operator import show, story
+    from nfqlb.runtime.client import Client
+
+    args = _given(options, "client", "connection", "virtual")
+    with Client(_socket(options)) as client:
+        document = client.call("decisions", {**args, "limit": options.last})
+        if options.json:
+            _say(show.as_json(document))
+        elif document:
+            _say(story.story(document, now=time.time()))
+        elif (who := options.connection or options.client) is None:
+            _say([f"no decision is recorded{f' for {options.virtual}' if options.virtual else ''} yet"])
+        else:
+            address, port = story.asked(who) if options.connection else (who, None)
+            live = client.call("connections", {"client": address})
+            sticky = client.call("sticky", {"client": address})
+            _say(story.nothing_kept(who, live, sticky, port))
+    return 0
 
 
 def _socket(options: argparse.Namespace) -> Path:

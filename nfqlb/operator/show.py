@@ -8,8 +8,13 @@ fit 80 columns. A document that does not hold what it should raises ControlError
 import json
 from collections.abc import Callable
 
+from nfqlb.operator import document as read
+from nfqlb.operator import story
 from nfqlb.operator.text import Row, age, clean, count, endpoint, facts, response, several, table
-from nfqlb.runtime.protocol import JSON, ControlError, JSONObject
+from nfqlb.runtime.protocol import JSON, JSONObject
+
+_rows, _object, _list, _part = read.rows, read.whole, read.items, read.part
+_text, _optional, _number, _port = read.text, read.optional, read.number, read.port
 
 
 def render(subject: str, document: JSON, limit: int | None = None) -> list[str]:
@@ -184,6 +189,24 @@ def failures(document: JSON) -> list[str]:
     return table(titles, rows, right=("AGO", "WAITED"))
 
 
+def decisions(document: JSON) -> list[str]:
+    """Recorded decisions, the newest first."""
+    rows = [
+        (
+            f"{age(_number(one, 'age_s'))} ago",
+            _text(one, "virtual"),
+            endpoint(_text(one, "client"), _port(one, "client_port")),
+            story.server(one),
+            _text(one, "by"),
+            _text(_part(one, "sticky"), "said"),
+        )
+        for one in _rows(document)
+    ]
+    if not rows:
+        return ["no decisions"]
+    return table(("WHEN", "VIRTUAL", "CLIENT", "TO", "BY", "STICKY"), rows, right=("WHEN",))
+
+
 SUBJECTS: dict[str, Callable[[JSON], list[str]]] = {
     "summary": summary,
     "virtuals": virtuals,
@@ -191,6 +214,7 @@ SUBJECTS: dict[str, Callable[[JSON], list[str]]] = {
     "connections": connections,
     "sticky": sticky,
     "failures": failures,
+    "decisions": decisions,
 }
 
 
@@ -250,55 +274,3 @@ def _listed(title: str, numbers: JSONObject) -> list[tuple[str, str]]:
 
 def _times(number: float) -> str:
     return several(number, "time") if number else "never"
-
-
-def _rows(document: JSON) -> list[JSONObject]:
-    if not isinstance(document, list):
-        raise _unreadable("a list is missing")
-    return [_object(row) for row in document]
-
-
-def _object(document: JSON) -> JSONObject:
-    if not isinstance(document, dict):
-        raise _unreadable("an object is missing")
-    return document
-
-
-def _list(row: JSONObject, name: str) -> list[JSONObject]:
-    return _rows(row.get(name))
-
-
-def _part(row: JSONObject, name: str) -> JSONObject:
-    return _object(row.get(name))
-
-
-def _text(row: JSONObject, name: str) -> str:
-    value = row.get(name)
-    if not isinstance(value, str):
-        raise _unreadable(f"{name} is missing")
-    return value
-
-
-def _optional(row: JSONObject, name: str) -> float | None:
-    value = row.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _unreadable(f"{name} is not a number")
-    return value
-
-
-def _number(row: JSONObject, name: str) -> float:
-    value = _optional(row, name)
-    if value is None:
-        raise _unreadable(f"{name} is missing")
-    return value
-
-
-def _port(row: JSONObject, name: str) -> int | None:
-    value = _optional(row, name)
-    return None if value is None else int(value)
-
-
-def _unreadable(what: str) -> ControlError:
-    return ControlError("bad-reply", f"the gateway's answer cannot be shown: {what}", "try --json")

@@ -24,8 +24,10 @@ MAX_DEPTH = 16  # nesting of a request; no command needs more than three
 MAX_IDENT = 64  # an id comes back in the reply, so it must not be a way to grow it
 #: Rows in one reply. The director makes them in one go while packets wait: 10,000 take it some 20 ms.
 MAX_LIMIT = 10_000
-DEFAULT_LIMITS = {"connections": 100, "sticky": MAX_LIMIT, "failures": 100}
-ROWS_A_PIECE = 64  # rows of a list encoded at a time: about 12 KB, well under a millisecond
+MAX_LIMITS = {"decisions": 1000}  # fewer of what has long rows: they must fit into a reply
+DEFAULT_LIMITS = {"connections": 100, "sticky": MAX_LIMIT, "failures": 100, "decisions": 100}
+ROWS_A_PIECE = 64  # rows of a list encoded at a time, where they are short: well under a millisecond
+PIECE = 12 << 10  # bytes that a piece should not exceed by much; a decision may have 4 KB
 
 
 class ControlError(Exception):
@@ -231,9 +233,12 @@ def encode_reply(ident: Ident, outcome: Outcome, *, first: bool = False) -> Iter
         yield encode(head)[:-1] + b',"result":['
         rows = iter(outcome)
         separator = b""
-        while piece := list(islice(rows, ROWS_A_PIECE)):
-            yield separator + encode(piece)[1:-1]
+        count = 4
+        while piece := list(islice(rows, count)):
+            data = encode(piece)[1:-1]
+            yield separator + data
             separator = b","
+            count = max(1, min(ROWS_A_PIECE, PIECE * len(piece) // len(data)))
         yield b"]}\n"
 
 

@@ -1,21 +1,24 @@
 """The documents of the control protocol, made from the core's snapshots: names, units and nothing else.
 
 Times are in seconds, addresses are text, absent values are null; fields may be added, not renamed. Also
-here: which reading commands the worker answers, and what arguments each takes. Pure: snapshots in,
-documents out. `summary` has two halves, because the worker knows the connections and the supervisor
-the processes and queues.
+here: which reading commands the worker answers, and what arguments each takes. Snapshots in, documents
+out; nothing else is read but the wall clock, for when a decision was made. `summary` has two halves,
+because the worker knows the connections and the supervisor the processes and queues.
 """
 
 import difflib
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from itertools import islice
 from typing import Protocol
 
+from nfqlb.core.explanation import Wanted
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
+    DecisionSnapshot,
     FailureSnapshot,
     RealSnapshot,
     StickySnapshot,
@@ -25,7 +28,17 @@ from nfqlb.core.snapshot import (
 from nfqlb.core.spec import Address
 from nfqlb.netfilter.neighbours import UNKNOWN, Neighbour
 from nfqlb.netfilter.queue_status import QueueStatus
-from nfqlb.runtime.protocol import DEFAULT_LIMITS, JSON, MAX_LIMIT, ControlError, JSONObject, Request, Result
+from nfqlb.runtime import decision_view
+from nfqlb.runtime.protocol import (
+    DEFAULT_LIMITS,
+    JSON,
+    MAX_LIMIT,
+    MAX_LIMITS,
+    ControlError,
+    JSONObject,
+    Request,
+    Result,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +63,11 @@ class Observed(Protocol):
     def failures(self, now: float, *, limit: int, real: str | None) -> Sequence[FailureSnapshot]:
         """The latest connections that could not be made, at most `limit` of them."""
 
-    def sticky(self, now: float) -> Iterable[StickySnapshot]:
-        """Sticky entries."""
+    def sticky(self, now: float, client: Address | None) -> Iterable[StickySnapshot]:
+        """Sticky entries, or one client's."""
+
+    def decisions(self, now: float, *, limit: int, wanted: Wanted) -> Iterable[DecisionSnapshot]:
+        """Recorded decisions, at most `limit` of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +304,20 @@ def _failures(director: Observed, args: JSONObject, now: float) -> Result:
 
 def _sticky(director: Observed, args: JSONObject, now: float) -> Result:
     limit = _limit("sticky", args)
-    return map(sticky_entry, list(islice(director.sticky(now), limit)))
+    return map(sticky_entry, list(islice(director.sticky(now, _client(args)), limit)))
+
+
+def _decisions(director: Observed, args: JSONObject, now: float) -> Result:
+    wanted = Wanted(client=_client(args), virtual=_virtual_name(director, args, now))
+    connection = args.get("connection")
+    if connection is not None:
+        try:
+            wanted = decision_view.of_connection(str(connection), wanted)
+        except ValueError as error:
+            raise _bad(f"connection: {error}", decision_view.QUAD) from None
+    found = director.decisions(now, limit=_limit("decisions", args), wanted=wanted)
+    wall = time.time()
+    return (decision_view.decision(snapshot, wall) for snapshot in found)
 
 
 _COMMANDS: dict[str, tuple[tuple[str, ...], Callable[[Observed, JSONObject, float], Result]]] = {
@@ -296,8 +325,9 @@ _COMMANDS: dict[str, tuple[tuple[str, ...], Callable[[Observed, JSONObject, floa
     "virtuals": ((), _virtuals),
     "reals": ((), _reals),
     "connections": (("limit", "client", "virtual"), _connections),
-    "sticky": (("limit",), _sticky),
+    "sticky": (("limit", "client"), _sticky),
     "failures": (("limit", "real"), _failures),
+    "decisions": (("limit", "client", "virtual", "connection"), _decisions),
 }
 COMMANDS = tuple(_COMMANDS)
 
@@ -308,10 +338,9 @@ def _limit(cmd: str, args: JSONObject) -> int:
         return DEFAULT_LIMITS[cmd]
     if isinstance(limit, bool) or not isinstance(limit, int):
         raise _bad(f"limit: {limit!r} is not a whole number")
-    if not 1 <= limit <= MAX_LIMIT:
-        raise _bad(
-            f"limit: {limit} is not between 1 and {MAX_LIMIT}", "client and virtual narrow connections"
-        )
+    most = MAX_LIMITS.get(cmd, MAX_LIMIT)
+    if not 1 <= limit <= most:
+        raise _bad(f"limit: {limit} is not between 1 and {most}", "client and virtual narrow it down")
     return limit
 
 

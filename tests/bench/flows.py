@@ -10,6 +10,7 @@ from ipaddress import IPv4Address
 from struct import Struct
 
 from nfqlb.core.connection import Connection
+from nfqlb.core.decision import KEPT
 from nfqlb.core.director import Director
 from nfqlb.core.rewriting import words
 from nfqlb.core.segment import ACK, SYN, Segment
@@ -56,11 +57,14 @@ class Filled:
     """A director with `connections` established ones, flows 0 to connections - 1; `now` is its time."""
 
     def __init__(
-        self, servers: int, scheduler: str, connections: int, recorder: Recorder | None = None
-    ) -> None:
+        self, servers: int, scheduler: str, connections: int, recorder: Recorder | None = None,
+        decisions: int = KEPT,
+    ) -> None:  # fmt: skip
         self.connections = connections
         self.now = 0.0
-        self.director = Director(config(servers, scheduler, connections), now=0.0, recorder=recorder)
+        self.director = Director(
+            config(servers, scheduler, connections), now=0.0, recorder=recorder, decisions=decisions
+        )
         self._positions = array("H", bytes(2 * connections))
         self._said = 0  # bytes by which sequence numbers have moved on, for all flows alike
 

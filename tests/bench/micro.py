@@ -7,7 +7,8 @@ subtracted. All tables are alive at once and measured in turn, over random flows
 packet     a data segment of an established flow, half of them replies: message read, judged, verdict written;
            under fastest-response each is new data, so that requests are timed and responses give samples
 opening    a SYN that opens a connection: read, decoded, decided, entered, recorded in the journal
-decision   the director's part of that alone: choose a server, enter the connection, count
+decision   the director's part of that alone: choose a server, record why, enter the connection, count;
+           "no record" is the same without the record
 choice     the scheduler's part of that alone: choose, and rank the chosen server anew
 """
 
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -31,6 +32,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from nfqlb.core.decision import KEPT
 from nfqlb.core.segment import SYN, Segment
 from nfqlb.netfilter.queue import PacketQueue
 from nfqlb.packet.path import PacketPath
@@ -46,6 +48,7 @@ _WLC = "weighted-least-connections"
 _FASTEST = "fastest-response"
 _SHORT = {_WLC: "wlc", "round-robin": "rr", "least-connections": "lc"}  # as in IPVS
 _FEW, _MANY = 10, 1000
+_RECORDED = (3, _FEW, 16, _MANY)  # servers, where a decision is compared with one that is not recorded
 _SMALL = 1000
 _MEBI = 1e6
 
@@ -57,10 +60,12 @@ class Shape:
     servers: int
     connections: int
     scheduler: str = _WLC
+    recorded: bool = True
 
     def __str__(self) -> str:
         scheduler = _SHORT.get(self.scheduler, self.scheduler)
-        return f"{scheduler}, {self.servers:,} servers, {self.connections:,} connections"
+        table = f"{scheduler}, {self.servers:,} servers, {self.connections:,} connections"
+        return table if self.recorded else f"{table}, no record"
 
 
 class Bench:
@@ -69,7 +74,9 @@ class Bench:
     def __init__(self, shape: Shape, directory: Path, queue: PacketQueue, feed: Feed) -> None:
         place = directory / str(shape).replace(", ", "-").replace(" ", "-")
         self.journal = Journal(shape.connections + _PACKETS, directory=place)
-        self.filled = Filled(shape.servers, shape.scheduler, shape.connections, self.journal)
+        self.filled = Filled(
+            shape.servers, shape.scheduler, shape.connections, self.journal, KEPT if shape.recorded else 0
+        )
         self.filled.fill()
         self._path = PacketPath(self.filled.director, self.filled.now)
         self._queue = queue
@@ -196,7 +203,13 @@ def _memory_in_fresh_process(connections: int, directory: Path) -> dict[str, flo
 def _shapes(connections: int) -> list[Shape]:
     tables = [Shape(servers, count) for servers in (_FEW, _MANY) for count in (_SMALL, connections)]
     others = ("round-robin", "least-connections", _FASTEST)
-    return tables + [Shape(servers, _SMALL, name) for name in others for servers in (_FEW, _MANY)]
+    tables += [Shape(servers, _SMALL, name) for name in others for servers in (_FEW, _MANY)]
+    recorded = [Shape(servers, _SMALL) for servers in _RECORDED]
+    return list(dict.fromkeys([*tables, *(each for one in recorded for each in (one, _unrecorded(one)))]))
+
+
+def _unrecorded(shape: Shape) -> Shape:
+    return replace(shape, recorded=False)
 
 
 def _measure(
@@ -242,6 +255,10 @@ def _targets(connections: int) -> list[Target]:
         *(
             Target("choice", Shape(_MANY, _SMALL, name), Shape(_FEW, _SMALL, name), 3.0)
             for name in ("round-robin", "least-connections", _FASTEST)
+        ),
+        *(
+            Target("decision", shape, _unrecorded(shape), 1.2)
+            for shape in (Shape(servers, _SMALL) for servers in _RECORDED)
         ),
     ]
 

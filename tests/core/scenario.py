@@ -7,14 +7,15 @@ of their own on addresses and ports, so that a mistake in the core's keys cannot
 
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, ip_address
-from typing import Self
+from typing import Any, Self
 
 from nfqlb.core import spec
 from nfqlb.core.chronicle import Keeper
 from nfqlb.core.connection import Connection
 from nfqlb.core.director import Director
+from nfqlb.core.explanation import Wanted
 from nfqlb.core.segment import ACK, FIN, NO_STAMP, RST, SYN, Segment, Stamp
-from nfqlb.core.snapshot import ConnectionSnapshot, RealSnapshot, VirtualSnapshot
+from nfqlb.core.snapshot import ConnectionSnapshot, DecisionSnapshot, RealSnapshot, VirtualSnapshot
 from nfqlb.core.table import Recorder
 from nfqlb.core.verdict import Drop, Outcome, Pass
 
@@ -182,6 +183,14 @@ class Scenario:
         """Every connection in the table, or those of one client or virtual server."""
         wanted = ip_address(client) if client else None
         return self.director.connections(self.now, limit=10_000, client=wanted, virtual=to)
+
+    def decisions(self, limit: int = 10_000, **wanted: Any) -> list[DecisionSnapshot]:
+        """The recorded decisions, newest first; `wanted` as `explanation.Wanted` has it."""
+        return list(self.director.decisions(self.now, limit=limit, wanted=Wanted(**wanted)))
+
+    def why(self, to: str | None = None) -> DecisionSnapshot:
+        """The last decision, explained; that of a virtual server where several were made at this moment."""
+        return self.decisions(1, virtual=to)[0]
 
     def drops(self) -> dict[str, int]:
         """Packets dropped, by reason."""

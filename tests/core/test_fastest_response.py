@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfqlb.core.response import Ageing, Linear
+from nfqlb.core.response import Ageing, Linear, ResponseTime
 from nfqlb.core.schedulers.fastest_response import FastestResponse
 from nfqlb.core.server import Link, RealServer, VirtualServer
 from nfqlb.core.spec import Real
@@ -39,7 +39,7 @@ def situation(
     for name, (connections, ratio, at) in known.items():
         server = made[name]
         server.connections, server.unanswered = connections, (unanswered or {}).get(name, 0)
-        server.response.last, server.response.ratio, server.response.at = ratio, ratio, at
+        server.response = ResponseTime(ratio, ratio, at)
         server.changed(0.0)
     assert isinstance(web.scheduler, FastestResponse)
     return web.scheduler if ageing is None else FastestResponse(web.links, ageing)

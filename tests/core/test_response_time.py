@@ -38,11 +38,12 @@ def response(lab: Scenario, name: str = "a") -> float | None:
 
 def samples(lab: Scenario, steps: Steps) -> list[float]:
     """What is measured while things are done, each at its time in seconds."""
-    begin, kept = lab.now, lab.director.real_servers["a"].response
-    found, last = list[float](), kept.at if kept.last is not None else None
+    begin, server = lab.now, lab.director.real_servers["a"]
+    found, last = list[float](), server.response.at if server.response.last is not None else None
     for at, act in steps:
         lab.wait(begin + at - lab.now)
         act()
+        kept = server.response
         if kept.last is not None and kept.at != last:
             last = kept.at
             found.append(round(kept.last, 6))
@@ -295,7 +296,7 @@ class TestWhatIsKept:
     def test_the_raw_ratio(self) -> None:
         """R171, R172, T4 (A2): figure 11 read literally."""
         kept = ResponseTime()
-        kept.sample(0.60, 6, 100.0, clamp=0, raw=True)
+        kept = kept.sampled(0.60, 6, 100.0, clamp=0, raw=True)
         assert kept.ratio == 0.60
         assert kept.predicted(4, Linear(4), 100.4) == pytest.approx(2.30)
         lab = site(strict=spec.Strict(ratio=True))
@@ -326,9 +327,9 @@ class TestWhatIsKept:
     def test_t10(self) -> None:
         """R091, T10 (A16): 20 per cent up at most."""
         kept = ResponseTime()
-        kept.sample(0.10, 1, 0.0, clamp=20, raw=False)
+        kept = kept.sampled(0.10, 1, 0.0, clamp=20, raw=False)
         assert kept.ratio == 0.10
-        kept.sample(0.50, 1, 1.0, clamp=20, raw=False)
+        kept = kept.sampled(0.50, 1, 1.0, clamp=20, raw=False)
         assert kept.ratio == pytest.approx(0.12)
         assert (kept.last, kept.at) == (0.50, 1.0)
 
@@ -347,8 +348,8 @@ class TestWhatIsKept:
     def test_the_clamp(self, before: float, interval: float, clamp: float, ratio: float) -> None:
         """R091 (A16): up and down alike; none where it is 0; R can leave 0."""
         kept = ResponseTime()
-        kept.sample(before, 1, 0.0, clamp=0, raw=False)
-        kept.sample(interval, 1, 1.0, clamp=clamp, raw=False)
+        kept = kept.sampled(before, 1, 0.0, clamp=0, raw=False)
+        kept = kept.sampled(interval, 1, 1.0, clamp=clamp, raw=False)
         assert kept.ratio == pytest.approx(ratio)
 
     def test_the_clamp_is_of_the_virtual_server_that_the_sample_came_through(self) -> None:
@@ -372,7 +373,7 @@ class TestThePrediction:
     def test_t3(self) -> None:
         """R086, R087, R088, R160, T3: 0.60 s at 6 connections, later 4 and an age of 0.4 s."""
         kept = ResponseTime()
-        kept.sample(0.60, 6, 100.0, clamp=0, raw=False)
+        kept = kept.sampled(0.60, 6, 100.0, clamp=0, raw=False)
         assert kept.ratio == pytest.approx(0.10)
         assert kept.predicted(4, Linear(4), 100.4) == pytest.approx(0.30)
         lab = site()
@@ -389,7 +390,7 @@ class TestThePrediction:
     def test_t5(self) -> None:
         """R092, T5 (A15): at an age of 2.0 s it is below 0, which wins; shown as 0."""
         kept = ResponseTime()
-        kept.sample(0.60, 6, 100.0, clamp=0, raw=False)
+        kept = kept.sampled(0.60, 6, 100.0, clamp=0, raw=False)
         assert kept.predicted(4, Linear(4), 102.0) == pytest.approx(-0.10)
         lab = site()
         lab.connect().says().hears()
@@ -410,7 +411,7 @@ class TestThePrediction:
     ) -> None:
         """R035, R088, R089: with age, by age over the number that is set; and rises with the load."""
         kept = ResponseTime()
-        kept.sample(interval, connections, 50.0, clamp=0, raw=False)
+        kept = kept.sampled(interval, connections, 50.0, clamp=0, raw=False)
         now = kept.predicted(later, Linear(number), 50.0 + age)
         assert now == pytest.approx(later * interval / connections - age / number, abs=1e-9)
         assert kept.predicted(later, Linear(number), 50.0 + age + more) < now

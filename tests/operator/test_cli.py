@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 import nfqlb
+from nfqlb.core.explanation import Wanted
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
+    DecisionSnapshot,
     FailureSnapshot,
     LinkSnapshot,
     RealSnapshot,
@@ -30,6 +32,7 @@ from nfqlb.runtime.control import Request, Server
 from nfqlb.runtime.orders import ORDERS
 from nfqlb.runtime.protocol import DEFAULT_LIMITS, ControlError, JSONObject
 from nfqlb.runtime.views import COMMANDS
+from tests.runtime.told import a_decision
 
 CONFIG = """
 [gateway]
@@ -100,7 +103,12 @@ class Director:
         client = ip_address("198.51.100.7")
         return [FailureSnapshot("web1", "failed", 75.0, client, 40000, "shop", "no-answer", 3.02)]
 
-    def sticky(self, now: float) -> Sequence[StickySnapshot]:
+    def decisions(self, now: float, *, limit: int, wanted: Wanted) -> Sequence[DecisionSnapshot]:
+        if wanted.client == ip_address("203.0.113.9"):
+            return []
+        return [a_decision(age=float(number)) for number in range(min(limit, 200))]
+
+    def sticky(self, now: float, client: Address | None) -> Sequence[StickySnapshot]:
         return [StickySnapshot("shop", False, ip_address("198.51.100.7"), "web1", 1.0, 59.0)]
 
 
@@ -268,14 +276,14 @@ def test_show_prints_a_table(running: Running) -> None:
 @pytest.mark.parametrize("subject", COMMANDS)
 def test_show_json_is_one_document(running: Running, subject: str) -> None:
     status, output, errors = running.run("show", subject, "--json", "--socket", str(running.path))
-    cut = "nfqlb: the first 100; --limit N shows more\n" if subject == "connections" else ""
+    cut = "nfqlb: the first 100; --limit N shows more\n" if subject in ("connections", "decisions") else ""
     assert (status, errors) == (0, cut), "a list that is cut says so beside the document"
     document = json.loads(output)
     if subject == "summary":
         assert document["worker"] == {"pid": 4711, "restarts": 0}
     else:
         assert isinstance(document, list)
-        assert len(document) == (DEFAULT_LIMITS["connections"] if subject == "connections" else 1)
+        assert len(document) == (DEFAULT_LIMITS[subject] if subject in ("connections", "decisions") else 1)
 
 
 def test_show_finds_the_socket_in_a_configuration(running: Running, config: Path) -> None:
@@ -310,6 +318,45 @@ def test_what_the_gateway_refuses_is_status_1_with_one_line(
     status, output, errors = running.run("show", "connections", *words, "--socket", str(running.path))
     assert (status, output) == (1, "")
     assert errors.startswith(says)
+    assert errors.count("\n") == 1
+
+
+# --- explain ---------------------------------------------------------------------------------------------
+
+
+def test_explain_tells_of_the_last_decision(running: Running) -> None:
+    status, output, errors = running.run("explain", "--socket", str(running.path))
+    assert (status, errors) == (0, "")
+    assert output.splitlines()[0].endswith("  198.51.100.7:40000 to shop went to web2:8080.")
+    said = " ".join(output.splitlines()[2].split())
+    assert said == "web2 5 connections / weight 2 = 2.5 chosen"
+
+
+def test_explain_tells_of_several_decisions_and_as_json(running: Running) -> None:
+    path = str(running.path)
+    assert running.run("explain", "--last", "3", "--socket", path)[1].count(" went to ") == 3
+    document = json.loads(running.run("explain", "--last", "3", "--json", "--socket", path)[1])
+    assert [row["age_s"] for row in document] == [0, 1, 2]
+
+
+def test_explain_says_what_else_is_known_of_a_client(running: Running) -> None:
+    words = ("explain", "--socket", str(running.path))
+    assert running.run(*words, "--client", "203.0.113.9") == (
+        0,
+        "No decision about 203.0.113.9 is kept any more, or there was none.\n"
+        "  203.0.113.9:1 to shop is with web1:8080: established, opened 1.0s ago\n"
+        "  sticky entry for shop: web1, for 59s more\n",
+        "",
+    )
+    told = running.run(*words, "--connection", "203.0.113.9:2-192.0.2.10:80")[1]
+    assert told.splitlines()[1:] == ["  sticky entry for shop: web1, for 59s more"]
+    assert json.loads(running.run(*words, "--client", "203.0.113.9", "--json")[1]) == []
+
+
+def test_explain_refuses_what_is_no_connection(running: Running) -> None:
+    status, output, errors = running.run("explain", "--connection", "x:80", "--socket", str(running.path))
+    assert (status, output) == (1, "")
+    assert errors.startswith("nfqlb: connection: 'x' does not appear to be an IPv4 or IPv6 address; CLIENT:")
     assert errors.count("\n") == 1
 
 

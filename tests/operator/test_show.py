@@ -2,11 +2,14 @@
 
 import copy
 import json
+from ipaddress import ip_address
 
 import pytest
 
 from nfqlb.operator.show import SUBJECTS, as_json, render
+from nfqlb.runtime.decision_view import decision
 from nfqlb.runtime.protocol import JSON, ControlError, JSONObject
+from tests.runtime.told import a_decision
 
 QUIET: JSONObject = {"overruns": 0, "refused": 0, "unreadable": 0}
 SUMMARY: JSONObject = {
@@ -150,6 +153,13 @@ STICKY: JSON = [
     {"virtual": "shop", "client": "198.51.100.7", "real": "web1", "age_s": 12.1, "expires_s": 288.0},
     {"group": "office", "client": "203.0.113.0", "real": "web2", "age_s": 7300.0, "expires_s": 90000.0},
 ]
+DECISIONS: JSON = [
+    decision(a_decision(), 1000.0),
+    decision(a_decision(client=ip_address("2001:db8::7"), by="sticky", scheduler=None), 1000.0),
+    decision(
+        a_decision(chosen=None, chosen_port=None, refused="no-server", scheduler=None, by="none"), 1000.0
+    ),
+]
 DOCUMENTS: dict[str, JSON] = {
     "summary": SUMMARY,
     "virtuals": [SHOP, ANY],
@@ -157,6 +167,7 @@ DOCUMENTS: dict[str, JSON] = {
     "connections": CONNECTIONS,
     "sticky": STICKY,
     "failures": FAILURES,
+    "decisions": DECISIONS,
 }
 
 
@@ -259,6 +270,15 @@ def test_connections() -> None:
     )
 
 
+def test_decisions() -> None:
+    assert shown("decisions", DECISIONS) == (
+        "    WHEN  VIRTUAL  CLIENT               TO             BY         STICKY\n"
+        "1.5s ago  shop     198.51.100.7:40000   web2:8080      scheduler  none\n"
+        "1.5s ago  shop     [2001:db8::7]:40000  web2:8080      sticky     none\n"
+        "1.5s ago  shop     198.51.100.7:40000   - (no-server)  none       none\n"
+    )
+
+
 def test_sticky() -> None:
     assert shown("sticky", STICKY) == (
         "VIRTUAL       CLIENT        REAL    AGE  EXPIRES\n"
@@ -275,6 +295,7 @@ def test_sticky() -> None:
         ("connections", "no connections\n"),
         ("sticky", "no sticky entries\n"),
         ("failures", "no failures\n"),
+        ("decisions", "no decisions\n"),
     ],
 )
 def test_an_empty_list_says_so_in_words(subject: str, says: str) -> None:
@@ -307,6 +328,8 @@ def test_a_document_with_a_hole_is_an_error_and_no_traceback(subject: str) -> No
     whole = document[0] if isinstance(document, list) else document
     assert isinstance(whole, dict)
     needless = {"predicted_s", "virtuals", "response_s", "port", "client_port", "real_port", "mac"}
+    if subject == "decisions":  # most of one is for `explain`
+        needless |= whole.keys() - {"age_s", "virtual", "client", "chosen", "by", "sticky"}
     for name in whole.keys() - needless:
         others: list[JSON] = [None, [], 7 if isinstance(whole[name], str) else "x"]
         for value in others:

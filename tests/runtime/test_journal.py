@@ -144,7 +144,7 @@ def test_successor_finds_every_flow(
         (each.inbound, each.outbound, each.state, each.link.real.spec.name) for each in made[:3]
     ]
     assert restored.server_datagram(made[2].outbound, 301.0) is found[2]
-    assert [each.code for each in open_journal().records()] == [1, 8, 8]
+    assert [each.code for each in open_journal().records()] == [1, 9, 9]
 
 
 @pytest.mark.parametrize("addresses", [V4, V6])

@@ -2,13 +2,18 @@
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from ipaddress import ip_address
+from math import inf
 
 import pytest
 
+from nfqlb.core.explanation import Wanted
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
+    DecisionSnapshot,
     FailureSnapshot,
     LinkSnapshot,
     RealSnapshot,
@@ -20,8 +25,11 @@ from nfqlb.core.spec import Address
 from nfqlb.netfilter.neighbours import Neighbour
 from nfqlb.netfilter.queue_status import QueueStatus
 from nfqlb.runtime import views
+from nfqlb.runtime.decision_view import decision
 from nfqlb.runtime.protocol import MAX_LIMIT, ControlError, JSONObject, Outcome, Request, encode
+from tests.runtime.told import WEB2, a_decision
 
+V4, V6 = ip_address("192.0.2.7"), ip_address("2001:db8::7")
 TOTALS = Totals(
     connections=12,
     connections_total=345,
@@ -110,7 +118,12 @@ class Seen:
         client = ip_address("198.51.100.7")
         return [FailureSnapshot("web1", "failed", 75.0, client, 40000, "shop", "no-answer", 3.0204)]
 
-    def sticky(self, now: float) -> Iterator[StickySnapshot]:
+    def decisions(self, now: float, *, limit: int, wanted: Wanted) -> Sequence[DecisionSnapshot]:
+        self.asked = {"now": now, "limit": limit, "wanted": wanted}
+        return [a_decision()]
+
+    def sticky(self, now: float, client: Address | None) -> Iterator[StickySnapshot]:
+        self.asked = {"client": client}
         while True:
             self.made += 1
             yield an_entry()
@@ -315,6 +328,7 @@ def test_the_director_is_asked_for_no_more_than_the_operator_wants(
         ("sticky", {"limit": -1}, "limit: -1 is not between"),
         ("failures", {"real": "web"}, "there is no real server 'web'; did you mean 'web1'?"),
         ("failures", {"real": [1]}, "there is no real server [1]"),
+        ("decisions", {"limit": 1001}, "limit: 1001 is not between 1 and 1000"),
     ],
 )
 def test_an_argument_that_cannot_be_used_is_refused_by_name(cmd: str, args: JSONObject, says: str) -> None:
@@ -328,8 +342,110 @@ def test_an_unknown_command_is_refused_with_the_nearest_one() -> None:
     with pytest.raises(ControlError, match="there is no command 'sumary'; did you mean 'summary'") as refused:
         views.answer(Seen(), "sumary", {}, 0.0)
     assert refused.value.code == "unknown-command"
-    with pytest.raises(ControlError, match="there is summary, virtuals, reals, connections, sticky"):
+    with pytest.raises(
+        ControlError, match="there is summary, virtuals, reals, connections, sticky, failures, decisions"
+    ):
         views.answer(Seen(), "frobnicate", {}, 0.0)
+
+
+def test_decisions() -> None:
+    (row,) = answer("decisions")
+    at = row.pop("at")
+    assert isinstance(at, float)
+    assert abs(at + 1.5 - time.time()) < 60
+    candidates = row.pop("candidates")
+    assert row == {
+        "age_s": 1.5,
+        "virtual": "shop",
+        "protocol": "tcp",
+        "address": "192.0.2.10",
+        "port": 80,
+        "client": "198.51.100.7",
+        "client_port": 40000,
+        "chosen": "web2",
+        "chosen_port": 8080,
+        "refused": None,
+        "unanswered_by": None,
+        "by": "scheduler",
+        "scheduler": "weighted-least-connections",
+        "scheduler_note": [],
+        "set_aside": None,
+        "last_used": "web1",
+        "tie_break": False,
+        "sticky": {"said": "none", "real": None, "reason": None, "written": "web2"},
+        "others": {},
+    }
+    assert isinstance(candidates, list)
+    assert candidates[0] == {
+        "real": "web2",
+        "port": 8080,
+        "backup_for": None,
+        "state": "in-service",
+        "state_age_s": 60.0,
+        "weight": 2,
+        "connections": 5,
+        "max_connections": 0,
+        "unanswered": 1,
+        "syn_limit": 5,
+        "response_s": 0.03,
+        "ratio_s": 0.01,
+        "response_age_s": 2.0,
+        "predicted_s": -0.45,
+        "indicium": 2.5,
+        "reason": "chosen",
+    }
+
+
+def test_an_indicium_that_is_no_number_in_json_is_null() -> None:
+    endless = a_decision(candidates=(replace(WEB2, indicium=-inf),))
+    candidates = decision(endless, 0.0)["candidates"]
+    assert isinstance(candidates, list)
+    assert isinstance(candidates[0], dict)
+    assert candidates[0]["indicium"] is None
+
+
+@pytest.mark.parametrize(
+    ("args", "wanted"),
+    [
+        ({}, Wanted()),
+        ({"client": "2001:db8::7", "virtual": "shop"}, Wanted(client=V6, virtual="shop")),
+        ({"connection": "192.0.2.7:40000"}, Wanted(client=V4, client_port=40000)),
+        ({"connection": "192.0.2.7:40000", "client": "192.0.2.7"}, Wanted(client=V4, client_port=40000)),
+        (
+            {"connection": "[2001:db8::7]:443-[2001:db8::7]:80"},
+            Wanted(client=V6, client_port=443, address=V6, port=80),
+        ),
+    ],
+)
+def test_decisions_are_asked_for_by_whatever_names_them(args: JSONObject, wanted: Wanted) -> None:
+    director = Seen()
+    views.answer(director, "decisions", args, 9.0)
+    assert director.asked == {"now": 9.0, "limit": 100, "wanted": wanted}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("web:80", "'web' does not appear to be an IPv4 or IPv6 address"),
+        ("192.0.2.7", "'' does not appear"),
+        ("192.0.2.7:x", "'192.0.2.7:x' is not an address and a port"),
+        ("2001:db8::7:443", "'2001:db8::7:443' is not an address and a port"),
+        ("[192.0.2.7]:80", "'[192.0.2.7]:80' is not an address and a port"),
+        ("192.0.2.7:80-shop", "'' does not appear"),
+        ("192.0.2.8:80", "'192.0.2.8:80' is not one of the client 192.0.2.7"),
+    ],
+)
+def test_what_is_no_connection_is_refused(text: str, says: str) -> None:
+    with pytest.raises(ControlError, match="CLIENT:PORT") as refused:
+        views.answer(Seen(), "decisions", {"connection": text, "client": "192.0.2.7"}, 0.0)
+    assert refused.value.code == "bad-argument"
+    assert says in refused.value.message
+
+
+def test_a_clients_sticky_entries_are_asked_for_by_its_address() -> None:
+    director = Seen()
+    views.answer(director, "sticky", {"client": "192.0.2.7", "limit": 1}, 0.0)
+    assert director.asked == {"client": V4}
 
 
 class Defective(Seen):

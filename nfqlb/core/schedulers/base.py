@@ -7,6 +7,7 @@ indicium at hand, so choosing among 1,000 servers costs little more than among 1
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from enum import Enum
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -16,14 +17,27 @@ if TYPE_CHECKING:  # servers are built with their scheduler; a scheduler only re
     from nfqlb.core.server import Link
 
 
+class Way(Enum):
+    """How a scheduler comes to a choice, and why it passes over a server that it could have chosen."""
+
+    RANKS = "ranks"  # all are compared by `indicium`, equals by the order after the last used
+    DRAWS = "draws"  # so are those few that are drawn
+    TAKES_TURNS = "takes turns"  # each has its turns, whatever it is doing
+    HASHES = "hashes"  # the client's address says which
+
+
 class Scheduler(ABC):
     """Chooses a link for a new connection. Its state belongs to one virtual server.
 
     `now` is the moment of the choice; whoever asks for one sets it before. Few schedulers heed it.
+    `way` says how it comes to a choice. `note` is what only the scheduler knows of its last choice, if
+    there is anything: see each. Both are for the record of decisions.
     """
 
     name: str
     now: float = 0.0
+    way: Way
+    note: Sequence[int] | None = None
 
     @abstractmethod
     def update(self, link: "Link") -> None:
@@ -55,6 +69,8 @@ class Ranked(Scheduler):
     machines is taken only where there is no good one (R147, R150). `rank` gives the numbers to
     compare where these are not the indicia themselves, but in the same order.
     """
+
+    way = Way.RANKS
 
     def __init__(self, links: Sequence["Link"], rank: Callable[["Link"], float] | None = None) -> None:
         self._links = links

@@ -40,7 +40,6 @@ class FastestResponse(Ranked):
             self._ageing = Linear(virtual.ageing) if ageing is None else ageing
             self._next = int(virtual.predict == "next")  # A15b
         self._divisor = self._ageing.divisor if isinstance(self._ageing, Linear) else 0.0
-        self._tried = [-inf] * len(links)
         super().__init__(links, self._timeless if self._divisor else self.indicium)
 
     def update(self, link: "Link") -> None:
@@ -60,7 +59,7 @@ class FastestResponse(Ranked):
     def chosen(self, link: "Link") -> None:
         """Remember that a server which has not been measured is being tried."""
         if link.real.response.last is None:
-            self._tried[link.position] = self.now
+            link.real.tried(self.now)
             self.update(link)
 
     def indicium(self, link: "Link") -> float:
@@ -79,4 +78,4 @@ class FastestResponse(Ranked):
         response = real.response
         if response.last is not None:
             return (real.connections + self._next) * response.ratio, response.ratio, response.at
-        return (real.connections + 1) * _UNKNOWN, _UNKNOWN, self._tried[link.position]
+        return (real.connections + 1) * _UNKNOWN, _UNKNOWN, response.tried

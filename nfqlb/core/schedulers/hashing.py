@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from nfqlb.core.schedulers.base import Scheduler
+from nfqlb.core.schedulers.base import Scheduler, Way
 
 if TYPE_CHECKING:
     from nfqlb.core.server import Link
@@ -27,8 +27,11 @@ class Hashing(Scheduler):
 
     Where its server is not available the address is hashed anew, so that the clients of a missing
     server spread over all others by weight, and come back with it. Weight 0 is no change of slots
-    but unavailability: who quiesces a server moves nobody else's clients.
+    but unavailability: who quiesces a server moves nobody else's clients. Its `note` is the server that
+    the client's address points at first, by position.
     """
+
+    way = Way.HASHES
 
     def __init__(self, links: Sequence["Link"]) -> None:
         self._links = links
@@ -57,6 +60,8 @@ class Hashing(Scheduler):
         bad: Link | None = None
         for probe in range(_PROBES if slots else 0):
             link = slots[hashed(client, b"%d" % probe) % len(slots)]
+            if not probe:
+                self.note = (link.position,)
             if link.available and (allowed is None or allowed(link)):
                 if not link.real.overloaded:
                     return link

@@ -7,7 +7,7 @@ draws the same. Better is by connections for the weight, as in weighted least co
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from nfqlb.core.schedulers.base import Scheduler
+from nfqlb.core.schedulers.base import Scheduler, Way
 
 if TYPE_CHECKING:
     from nfqlb.core.server import Link
@@ -38,9 +38,13 @@ class Pool:
 
 
 class PowerOfTwo(Scheduler):
-    """Draws among the available links; among those over their SYN limit only where there is no other."""
+    """Draws among the available links; among those over their SYN limit only where there is no other.
+
+    Its `note` are the positions of the one or two links drawn, in that order.
+    """
 
     name = "power-of-two"
+    way = Way.DRAWS
 
     def __init__(self, links: Sequence["Link"], seed: int = _SEED) -> None:
         self._state = seed
@@ -71,9 +75,11 @@ class PowerOfTwo(Scheduler):
 
     def _two(self, links: "list[Link]") -> "tuple[Link, ...]":
         if len(links) == 1:
+            self.note = (links[0].position,)
             return (links[0],)
         first = self._draw(len(links))
         second = (first + 1 + self._draw(len(links) - 1)) % len(links)
+        self.note = (links[first].position, links[second].position)
         return links[first], links[second]
 
     def _draw(self, below: int) -> int:

@@ -12,7 +12,7 @@ from fractions import Fraction
 from math import inf, lcm
 from typing import TYPE_CHECKING
 
-from nfqlb.core.schedulers.base import Scheduler
+from nfqlb.core.schedulers.base import Scheduler, Way
 from nfqlb.core.schedulers.ranking import Ranking
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class WeightedRoundRobin(Scheduler):
     """
 
     name = "weighted-round-robin"
+    way = Way.TAKES_TURNS
 
     def __init__(self, links: Sequence["Link"]) -> None:
         many = len(links)

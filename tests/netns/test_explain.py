@@ -1,0 +1,98 @@
+"""`nfqlb explain` on the real kernel: why a real request went where it went."""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from nfqlb.demo.appliance import Appliance, balancing, configuration, nfqlb_command, socket_path, virtual
+from nfqlb.demo.lab import VIP, Lab
+from nfqlb.demo.web import serve
+from nfqlb.runtime.protocol import ControlError
+from tests.netns.asking import PREFIX, ask, holding, rows, wait_until
+
+SERVERS = ("web1", "web2")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(clients=1, servers=2, prefix=PREFIX) as lab:
+        for server in lab.servers:
+            serve(lab, server, ports=(80,))
+        yield lab
+
+
+def explain(lab: Lab, *words: str) -> str:
+    """What the command says."""
+    done = nfqlb_command(lab, "explain", *words, "--socket", str(socket_path(lab)))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def config(lab: Lab, sticky: int = 0) -> str:
+    """A virtual server whose web2 has twice the weight."""
+    shop = virtual("shop", SERVERS, scheduler="weighted-least-connections", sticky=sticky)
+    return configuration(lab, shop, reals={"web2": "weight = 2"})
+
+
+def test_a_request_is_explained(lab: Lab) -> None:
+    """R187, R096: the server that curl got, and the numbers that were compared."""
+    with balancing(lab, config(lab)) as appliance, holding(lab.client, 2):
+        answer = ask(lab.client)
+        told = rows(appliance, "decisions", limit=1)[0]
+        assert abs(told["at"] - time.time()) < 60
+        assert (told["client"], told["client_port"]) == (answer.client, answer.client_port)
+        assert (told["chosen"], told["virtual"], told["by"]) == (answer.server, "shop", "scheduler")
+        who = f"{answer.client}:{answer.client_port}"
+        for words in ((), ("--connection", who), ("--connection", f"{who}-{VIP}:80", "--virtual", "shop")):
+            first, *lines = explain(lab, *words).splitlines()
+            assert first.endswith(f"  {who} to shop went to web2:80.")
+            assert lines == [
+                "  Clients are not sticky here. weighted-least-connections compared 2 servers.",
+                "    web2   1 connection / weight 2 = 0.5   chosen",
+                "    web1   1 connection / weight 1 = 1     worse",
+            ]
+        assert len(json.loads(explain(lab, "--client", answer.client, "--last", "9", "--json"))) == 3
+        table = nfqlb_command(lab, "show", "decisions", "--socket", str(socket_path(lab))).stdout
+        assert table.splitlines()[1].split()[2:] == ["shop", who, "web2:80", "scheduler", "off"]
+
+
+def test_a_sticky_client_is_explained_and_what_is_left_after_the_worker(lab: Lab) -> None:
+    """R187: the record is the worker's; connections and sticky entries outlive that."""
+    with balancing(lab, config(lab, sticky=600)) as appliance, holding(lab.client, 1) as held:
+        (answer,) = held.rounds()[0]
+        assert ask(lab.client).server == answer.server
+        assert f"Its sticky entry says {answer.server}, and holds anew." in explain(lab)
+        before = appliance.kill_worker()
+        wait_until(lambda: restarted(appliance, before), "another worker")
+        assert held.again()[0].server == answer.server
+        first, *known = explain(lab, "--connection", f"{answer.client}:{answer.client_port}").splitlines()
+        assert first.startswith("No decision about")
+        assert known[0].startswith(
+            f"  {answer.client}:{answer.client_port} to shop is with {answer.server}:80:"
+        )
+        assert known[1].startswith(f"  sticky entry for shop: {answer.server}, for ")
+        assert explain(lab) == "no decision is recorded yet\n"
+
+
+def restarted(appliance: Appliance, before: int) -> bool:
+    """Whether a worker with another process id answers."""
+    try:
+        return appliance.worker != before and bool(rows(appliance, "connections"))
+    except (ControlError, AssertionError):
+        return False
+
+
+def test_a_failed_server_is_explained(lab: Lab) -> None:
+    """R181, R187: refused connections fail web1, and that is said."""
+    keys = "failure_threshold = 1\nfailure_clients = 1\nretry = 3600"
+    shop = virtual("shop", ["web1:9000", "web2:80"], scheduler="round-robin")
+    with balancing(lab, configuration(lab, shop, reals={"web1": keys})):
+        for _ in range(2):
+            lab.client.run("curl", "-sS", "--max-time", "10", f"http://{VIP}/", check=False)
+        assert ask(lab.client).server == "web2"
+        lines = explain(lab).splitlines()
+        assert re.fullmatch(r"    web2   \d connections?, weight 1 +chosen", lines[2]), lines
+        assert re.fullmatch(r"    web1   had failed \d+\.\ds before +passed over", lines[3]), lines
