@@ -100,6 +100,7 @@ class RealTable(TableModel):
     retry: Duration = 60.0
     idle_timeout: PositiveDuration | None = None  # None: as `[timeouts]` has it
     backup: NameOrNothing = ""
+    backup_when: Literal["failed", "full"] = "failed"
 
 
 class VirtualTable(TableModel):
@@ -118,6 +119,7 @@ class VirtualTable(TableModel):
         float, Field(ge=0, le=100, allow_inf_nan=False, description="a number from 0 to 100, in per cent")
     ] = 50.0
     startup_time: Duration = 60.0
+    startup_test: Literal["chosen", "any", "before"] = "chosen"
     sticky: Duration = 0.0
     sticky_mask: Annotated[
         int | None, Field(ge=0, le=128, description="a prefix length: 0 to 32, for IPv6 to 128")

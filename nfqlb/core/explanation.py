@@ -144,7 +144,7 @@ def explain(virtual: VirtualServer, decision: Decision, now: float) -> DecisionS
         chosen_port=placed.port if placed else None,
         refused=decision.refused.value if decision.refused else None,
         unanswered_by=decision.avoid.spec.name if decision.avoid else None,
-        by=_by(decision, scheduler),
+        by=_by(virtual, decision, scheduler),
         scheduler=scheduler.name if scheduler else None,
         set_aside=decision.set_aside.real.spec.name if decision.set_aside else None,
         last=_name_at(virtual, decision.last),
@@ -177,13 +177,14 @@ def judge(virtual: VirtualServer, decision: Decision) -> list[Candidate]:
 
 def _at_work(virtual: VirtualServer, decision: Decision) -> Scheduler | None:
     """The scheduler whose choice it was."""
-    if decision.set_aside is not None:
-        return virtual.startup
-    return virtual.scheduler if decision.by == virtual.scheduler.name else None
+    if decision.by == virtual.scheduler.name and decision.set_aside is None:
+        return virtual.scheduler
+    startup = virtual.startup.scheduler if virtual.startup is not None else None
+    return startup if startup is not None and decision.by == startup.name else None
 
 
-def _by(decision: Decision, scheduler: Scheduler | None) -> str:
-    if decision.set_aside is not None:
+def _by(virtual: VirtualServer, decision: Decision, scheduler: Scheduler | None) -> str:
+    if scheduler is not None and scheduler is not virtual.scheduler:
         return "startup"
     return "scheduler" if scheduler is not None else decision.by or "none"
 
@@ -209,7 +210,9 @@ def _active(link: Link, facts: Sequence[Facts]) -> bool:
     above = link.stands_for
     if above is None:
         return True
-    return facts[above.position].condition is not Condition.WELL and _active(above, facts)
+    then, spec = facts[above.position], above.real.spec
+    full = spec.backup_when == "full" and 0 < spec.max_connections <= then.connections
+    return (full or then.condition is not Condition.WELL) and _active(above, facts)
 
 
 def _compare(able: Sequence[Candidate], best: Candidate, decision: Decision, scheduler: Scheduler) -> None:

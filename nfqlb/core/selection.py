@@ -100,6 +100,11 @@ class Selection:
         self, virtual: VirtualServer, client: bytes, now: float, allowed: Allowed | None
     ) -> Choice | None:
         """The desired scheduler's choice, the startup scheduler's in its stead, or the backup (R133-R139)."""
+        startup = virtual.startup
+        if startup is not None and startup.before and startup.acts(None, now):
+            other = startup.scheduler.choose(client, virtual.last, allowed)
+            if other is not None:
+                return Choice(other, startup.scheduler.name)
         scheduler = virtual.scheduler
         scheduler.now = now
         link = scheduler.choose(client, virtual.last, allowed)
@@ -107,11 +112,11 @@ class Selection:
             backup = virtual.backup
             usable = backup is not None and backup.real.admits_new and (allowed is None or allowed(backup))
             return Choice(backup, BACKUP) if backup is not None and usable else None
-        if virtual.startup is not None and virtual.starts_up(link, now):
-            other = virtual.startup.choose(client, virtual.last, allowed)
+        if startup is not None and not startup.before and startup.acts(link, now):
+            other = startup.scheduler.choose(client, virtual.last, allowed)
             if other is not None:
                 self.found = (self.found[0], link, self.found[2])
-                return Choice(other, virtual.startup.name)
+                return Choice(other, startup.scheduler.name)
         return Choice(link, scheduler.name)
 
     def _apart(

@@ -7,16 +7,17 @@ table alone; every change is passed on to the schedulers that rank it.
 """
 
 from dataclasses import dataclass
-from math import fsum, inf
+from math import inf
 from typing import TYPE_CHECKING
 
 from nfqlb.core import spec
 from nfqlb.core.admission import ServerState
 from nfqlb.core.health import Condition, Health
 from nfqlb.core.keys import TCP, UDP
-from nfqlb.core.response import FASTEST_RESPONSE, Measuring, ResponseTime
+from nfqlb.core.response import Measuring, ResponseTime
 from nfqlb.core.rewriting import rewritings
 from nfqlb.core.schedulers import RoundRobin, Scheduler, make_scheduler
+from nfqlb.core.startup import Startup
 from nfqlb.core.states import State
 
 if TYPE_CHECKING:
@@ -82,8 +83,13 @@ class RealServer:
 
     @property
     def down(self) -> bool:
-        """Whether it has failed and not yet proved otherwise: its backup stands in (R185)."""
+        """Whether it has failed and not yet proved otherwise (R181)."""
         return self.health.condition is not Condition.WELL
+
+    @property
+    def wants_backup(self) -> bool:
+        """Whether its backup stands in: it has failed, or is full where that is to count too (R185, A27)."""
+        return self.down or (self.full and self.spec.backup_when == "full")
 
     @property
     def admits_new(self) -> bool:
@@ -177,8 +183,8 @@ class Link:
 
     @property
     def active(self) -> bool:
-        """Whether this place counts at present: a backup's does where who it stands for is down (A27)."""
-        return self.stands_for is None or (self.stands_for.real.down and self.stands_for.active)
+        """Whether this place counts at present: a backup's does where who it stands for wants one (A27)."""
+        return self.stands_for is None or (self.stands_for.real.wants_backup and self.stands_for.active)
 
     @property
     def available(self) -> bool:
@@ -209,7 +215,7 @@ class VirtualServer:
     it (A29). `port` is None where it answers on every port; `opening` is the state that its
     connections begin in. `link_at` finds a link by real address and port (network order; every
     port: by address alone). `scope` is None where stickiness is off (A10). `scheduler` is the
-    desired one (318); `startup`, where there is one, acts in its stead while a server starts up, and
+    desired one (318); `startup`, where there is one, acts in its stead while servers start up, and
     `actual` names the one that acted last (320). `backup` is the link for when no other may be
     chosen (316). `setting` is the state that the operator gave it; for `bound_from` see `RealServer`.
     `measuring` says how response times are measured, None where they are not (UDP does not tell what
@@ -217,9 +223,8 @@ class VirtualServer:
     """
 
     __slots__ = (
-        "_capacity", "_counted", "_unmeasured", "actual", "backup", "bound_from", "connections", "decisions",
-        "last", "link_at", "links", "measuring", "opening", "port", "protocol", "scheduler", "scope",
-        "setting", "spec", "startup", "total",
+        "actual", "backup", "bound_from", "connections", "decisions", "last", "link_at", "links", "measuring",
+        "opening", "port", "protocol", "scheduler", "scope", "setting", "spec", "startup", "total",
     )  # fmt: skip
 
     def __init__(
@@ -246,12 +251,7 @@ class VirtualServer:
             self.backup = Link(self, reals[virtual.backup], virtual.port, len(self.links))
         self.link_at = {link.real.address + link.inbound.port: link for link in reversed(self.everybody)}
         self.scheduler: Scheduler = make_scheduler(virtual, self.links)
-        self.startup = RoundRobin(self.links) if virtual.startup == RoundRobin.name else None
-        self._counted = [_counted(link) for link in self.links]
-        self._capacity = fsum(self._counted)
-        self._unmeasured: set[int] = set()  # positions; kept where a startup scheduler waits for them
-        for link in self.links:
-            self._await(link)
+        self.startup = Startup(self) if virtual.startup == RoundRobin.name else None
         self.actual = self.scheduler.name
         self.decisions: Decisions | None = None
 
@@ -288,43 +288,10 @@ class VirtualServer:
             self.decisions.stale.add(link.position)
         if self.startup is not None:
             self.startup.update(link)
-            if self._counted[link.position] != _counted(link):
-                self._counted[link.position] = _counted(link)
-                self._capacity = fsum(self._counted)
-            self._await(link)
-
-    def _await(self, link: Link) -> None:
-        """Remember whether a link that may be chosen has still to be measured, where that matters (R102)."""
-        if self.startup is None or self.scheduler.name != FASTEST_RESPONSE:
-            return
-        if link.available and link.real.response.last is None:
-            self._unmeasured.add(link.position)
-        else:
-            self._unmeasured.discard(link.position)
-
-    def starts_up(self, link: Link, now: float) -> bool:
-        """Whether the server that the desired scheduler chose is starting up (R135, A11).
-
-        It is for `startup_time` seconds after it came into service, while it has less than
-        `startup_share` per cent of its weighted fair share of this virtual server's connections
-        (R097, R101). Under fastest-response they all are, while one that may be chosen has not been
-        measured yet (R102).
-        """
-        if self._unmeasured:
-            return True
-        if now - link.real.serving_since >= self.spec.startup_time:
-            return False
-        fair = self.connections * link.real.weight / self._capacity
-        return link.connections < fair * self.spec.startup_share / 100
 
     def links_to(self, real: RealServer) -> list[Link]:
         """This virtual server's links to a real server: usually one, none if it has no place here."""
         return [link for link in real.links if link.virtual is self and link.active]
-
-
-def _counted(link: Link) -> float:
-    """What a link adds to its virtual server's capacity, the sum of weights (R097)."""
-    return link.real.weight if link.available else 0.0
 
 
 def _scope(virtual: spec.Virtual, strict_refresh: bool) -> Scope | None:

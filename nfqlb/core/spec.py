@@ -46,7 +46,7 @@ class Real:
     """`[[real]]`: one physical machine. Limits of 0 mean "no limit".
 
     `idle_timeout` is in seconds and already resolved: where the file names none, it is
-    the one of `[timeouts]`.
+    the one of `[timeouts]`. `backup_when` is "failed" or "full", which is also while failed (A27).
     """
 
     name: str
@@ -61,6 +61,7 @@ class Real:
     retry: float = 60.0
     idle_timeout: float = 3600.0
     backup: str = ""
+    backup_when: str = "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class Virtual:
     startup: str = "none"
     startup_share: float = 50.0
     startup_time: float = 60.0
+    startup_test: str = "chosen"
     sticky: float = 0.0
     sticky_mask: int = 32
     sticky_group: str = ""

@@ -175,7 +175,11 @@ def _scheme(decision: JSONObject) -> str:
         return "No scheduler had a server to choose."
     aside = optional_text(decision, "set_aside")
     way = _way(decision, chosen)
-    return f"The scheduler would have taken {aside}, which is starting up, so {way}" if aside else way
+    if by != "startup":
+        return way
+    return f"The scheduler would have taken {aside}; while servers start up, {way}" if aside else (
+        f"While servers start up, {way}"
+    )
 
 
 def _way(decision: JSONObject, chosen: str | None) -> str:

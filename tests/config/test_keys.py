@@ -147,6 +147,7 @@ KEYS = (
     Key("real", "retry", 60.0, ("60", '"1m"', '"60s"'), ("0", "61", '"5m"'), (), NO_DURATION),
     Key("real", "idle_timeout", 3600.0, ("3600",), ('"5m"', '"2h"'), (), (*NO_DURATION, *ZERO)),
     Key("real", "backup", "", ('""',), ('"web2"',), (), NO_NAME),
+    Key("real", "backup_when", "failed", ('"failed"',), ('"full"',), (), NO_TEXT),
     Key("virtual", "protocol", "tcp", ('"tcp"',), ('"udp"',), (), (*NO_TEXT, '"TCP"')),
     Key(
         "virtual",
@@ -162,6 +163,7 @@ KEYS = (
         "virtual", "startup_share", 50.0, ("50", "50.0"), ("0", "49", "100", "12.5"), (), (*NO_NUMBER, "101")
     ),
     Key("virtual", "startup_time", 60.0, ("60", '"1m"'), ("0", '"0s"', "61", '"1h"'), (), NO_DURATION),
+    Key("virtual", "startup_test", "chosen", ('"chosen"',), ('"any"', '"before"'), (), NO_TEXT),
     Key("virtual", "sticky", 0.0, ("0", '"0s"'), ("1", '"5m"', "0.5"), (), NO_DURATION),
     Key("virtual", "sticky_mask", 32, ("32",), ("0", "24"), (), (*NO_WHOLE, "33", "129")),
     Key("virtual", "sticky_group", "", ('""',), ('"both"\nsticky = 5', '"b.o-t_h"\nsticky = 5'), (), NO_NAME),

@@ -55,6 +55,8 @@ WORDS = (
     "assignment",
     "syn",
     "activity",
+    "any",
+    "full",
     "",
     "a b",
     "\\",

@@ -82,13 +82,15 @@ def _state(real: RealServer, load: int) -> str:
     return "max-capacity" if real.spec.max_connections and load >= real.spec.max_connections else "in-service"
 
 
-def _active(link: Link) -> bool:
-    """Whether every server that a backup's link stands for, directly or not, is down."""
-    above = []
+def _active(link: Link, loads: Counter[str]) -> bool:
+    """Whether every server that a backup's link stands for, directly or not, is down or counts as such."""
     while (stands_for := link.stands_for) is not None:
         link = stands_for
-        above.append(link.real.health.condition)
-    return Condition.WELL not in above
+        real = link.real.spec
+        full = real.backup_when == "full" and 0 < real.max_connections <= loads[real.name]
+        if link.real.health.condition is Condition.WELL and not full:
+            return False
+    return True
 
 
 def plain_choice(virtual: VirtualServer, loads: Counter[str]) -> Link | None:
@@ -102,7 +104,7 @@ def plain_choice(virtual: VirtualServer, loads: Counter[str]) -> Link | None:
             continue
         if link.real.setting.shown != "in-service":
             continue
-        if link.real.health.condition is not Condition.WELL or not _active(link):
+        if link.real.health.condition is not Condition.WELL or not _active(link, loads):
             continue
         measure = MEASURES[virtual.spec.scheduler](load, weight)
         rank = bool(real.syn_limit) and link.real.unanswered >= real.syn_limit, measure

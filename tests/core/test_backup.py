@@ -77,6 +77,31 @@ def test_it_stands_in_until_its_server_has_passed_the_test() -> None:
     audit(lab.director)
 
 
+def test_a_full_server_has_no_backup() -> None:
+    """R047, R184 (A27): it is not down; its clients are refused."""
+    lab = Scenario(virtual("web", "a"), [server("a", backup="b", max_connections=2), server("b")])
+    assert [lab.connect().server for _ in range(2)] == ["a", "a"]
+    assert lab.dial().refused is Drop.NO_SERVER
+
+
+def test_a_full_server_has_one_where_the_operator_says_so() -> None:
+    """R047, R184, R185 (A27): while it is full, and where it has failed."""
+    first = server("a", backup="b", backup_when="full", max_connections=2)
+    lab = Scenario(virtual("web", "a"), [first, server("b", backup="c"), server("c")])
+    calls = [lab.connect() for _ in range(4)]
+    assert [call.server for call in calls] == ["a", "a", "b", "b"]
+    told = {each.real: each.reason for each in lab.decisions()[0].candidates}
+    assert told == {"b": "chosen", "a": "max-capacity", "c": "standby"}
+    audit(lab.director)
+    calls[0].close()
+    assert lab.connect().server == "a"
+    assert {each.real: each.reason for each in lab.decisions()[0].candidates}["b"] == "standby"
+    calls[1].close()
+    fail(lab, "a")
+    assert lab.connect().server == "b"
+    audit(lab.director)
+
+
 def test_a_failed_backup_is_not_tested_while_nobody_needs_it() -> None:
     """R182: a client would wait for nothing."""
     lab = chain()

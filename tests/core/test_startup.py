@@ -20,11 +20,13 @@ def site(
     share: float = 50,
     time: float = 60,
     weights: dict[str, float] | None = None,
+    test: str = "chosen",
 ) -> Scenario:
     """One virtual server with a startup scheme."""
     web = replace(
-        virtual("web", servers, scheduler=scheduler), startup=startup, startup_share=share, startup_time=time
-    )
+        virtual("web", servers, scheduler=scheduler), startup=startup, startup_share=share, startup_time=time,
+        startup_test=test,
+    )  # fmt: skip
     found = [real(name, weight=(weights or {}).get(name, 1)) for name in servers]
     return Scenario(web, found, max_connections=10_000)
 
@@ -125,8 +127,9 @@ def test_it_ends_when_the_share_is_reached(share: float) -> None:
 def test_the_share_itself_is_enough(connections: int, new: bool) -> None:
     """R097, R135 (A11): half of a quarter of 80 is 10, and less than that is new."""
     server = site().director.virtual_servers[0]
+    assert server.startup is not None
     server.connections, server.links[3].connections = 80, connections
-    assert server.starts_up(server.links[3], 5001.0) is new
+    assert server.startup.acts(server.links[3], 5001.0) is new
 
 
 def test_the_fair_share_is_by_weight() -> None:
@@ -150,6 +153,54 @@ def test_only_the_chosen_server_s_newness_counts() -> None:
     ends.close()
     assert lab.connect().server == "a"
     assert lab.virtual().actual == "least-connections"
+
+
+@pytest.mark.parametrize("test", ["any", "before"])
+def test_any_server_s_newness_may_count(test: str) -> None:
+    """R136, R137 (A11): while one is new they all take turns, whoever would be chosen."""
+    lab = loaded(test=test)
+    back(lab, "d")
+    calls = [lab.connect() for _ in range(4)]
+    ends = next(call for call in calls if call.server == "a")
+    lab.director.real_servers["d"].connections += 1000
+    lab.director.real_servers["d"].changed(lab.now)
+    ends.close()
+    assert sorted(served(lab, 4)) == list("abcd")
+    assert lab.virtual().actual == "round-robin"
+    lab.wait(60)
+    assert lab.connect().server == "a"
+    assert lab.virtual().actual == "least-connections"
+
+
+@pytest.mark.parametrize("test", ["any", "before"])
+def test_with_any_it_ends_as_the_last_new_server_has_its_share(test: str) -> None:
+    """R136, R137 (A11): against a plain look at every server, at every step."""
+    lab = site(test=test, time=30, weights={"a": 2, "d": 0.5})
+    server = lab.director.virtual_servers[0]
+    for step, name in enumerate("dabdcadbbcadcbdabcddab" * 4):
+        lab.wait(step % 7)
+        (out if step % 5 == 4 else back)(lab, name)
+        capacity = sum(link.real.weight for link in server.links if link.available)
+        expected = any(
+            link.available
+            and lab.now - link.real.serving_since < 30
+            and link.connections < server.connections * link.real.weight / capacity / 2
+            for link in server.links
+        )
+        call = lab.connect()
+        assert lab.virtual().actual == ("round-robin" if expected else "least-connections"), step
+        if step % 3 == 0:
+            call.close()
+
+
+def test_before_does_not_ask_the_desired_scheduler() -> None:
+    """R137: the record of decisions knows of no choice that was set aside; with "any" it does."""
+    for test, aside in (("any", "d"), ("before", None)):
+        lab = loaded(test=test)
+        back(lab, "d")
+        lab.connect()
+        (told,) = lab.decisions(limit=1)
+        assert (told.by, told.scheduler, told.set_aside) == ("startup", "round-robin", aside)
 
 
 def test_a_server_that_was_quiesced_is_new_again() -> None:
@@ -224,9 +275,10 @@ def test_the_capacity_is_that_of_available_servers() -> None:
     """R097: against a plain sum, while servers come and go."""
     lab = site(weights={"a": 0.5, "b": 2, "c": 0.1, "d": 7})
     server = lab.director.virtual_servers[0]
+    assert server.startup is not None
     for step, name in enumerate("adcbaacdbdcab"):
         (out if step % 2 else back)(lab, name)
         if step % 3 == 0:
             set_weight(server, name, step)
         expected = sum(link.real.weight for link in server.links if link.available)
-        assert server._capacity == pytest.approx(expected)
+        assert server.startup._capacity == pytest.approx(expected)

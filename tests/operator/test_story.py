@@ -122,8 +122,12 @@ def test_the_sticky_entry(answer: StickyAnswer, says: str) -> None:
         ({"scheduler": "round-robin", "last": None}, "round-robin took the next in order from the first."),
         (
             {"scheduler": "round-robin", "by": "startup", "set_aside": "web3"},
-            "The scheduler would have taken web3, which is starting up, so round-robin took the next in order"
+            "The scheduler would have taken web3; while servers start up, round-robin took the next in order"
             " after web1.",
+        ),
+        (
+            {"scheduler": "round-robin", "by": "startup"},
+            "While servers start up, round-robin took the next in order after web1.",
         ),
         ({"scheduler": "weighted-round-robin"}, "weighted-round-robin gave web2 its turn."),
         ({"scheduler": "power-of-two", "note": ("web2", "web1")}, "power-of-two drew web2 and web1."),
