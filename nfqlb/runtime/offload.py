@@ -114,31 +114,28 @@ class OffloadPath:
 
     def tapped(self, buffer: bytearray, start: int, end: int, hook: int, _stamp: float) -> None:
         """A copy of a packet that the kernel translates, as far as it was copied."""
-        segment = _segment_in(buffer, start, end)
-        if segment is None:
+        if end - start >= 40 and buffer[start] == 0x45 and buffer[start + 9] == _TCP:
+            _, _, key, numbers, flags = _read_ipv4(buffer, start)  # nearly all of them
+            flags &= 0xFFF
+        elif (segment := _segment_in(buffer, start, end)) is not None:
+            key, flags, numbers = segment
+        else:
             if _protocol_in(buffer, start) in (_ICMP, _ICMP6):
                 self.director.refuse(Drop.UNREACHABLE)  # eaten by the rules
             return
-        if hook == PREROUTING:
-            connection = self._inbound.get(segment.key)
-            if connection is not None:
-                self._trust_reset(connection, segment)
-                self.director.client_sent(connection, segment.flags, segment.numbers, self.now)
-            return
-        connection = self._outbound.get(segment.key)
+        connection = (self._inbound if hook == PREROUTING else self._outbound).get(key)
         if connection is None:
             return
-        self._trust_reset(connection, segment)
-        self.director.server_sent(connection, segment.flags, segment.numbers, self.now)
-        if connection.state is State.SYN_RECEIVED:
-            sequence, acknowledged = segment.numbers[:4], segment.numbers[4:]
-            following = (int.from_bytes(sequence, "big") + 1 & 0xFFFFFFFF).to_bytes(4, "big")
-            self.director.client_sent(connection, ACK, acknowledged + following, self.now)
-
-    def _trust_reset(self, connection: Connection, segment: Segment) -> None:
-        """What was last seen of either side is no measure for a reset here; conntrack has compared it."""
-        if segment.flags & RST and connection.state is not State.SYN_SENT:
+        if flags & RST and connection.state is not State.SYN_SENT:
+            # what was last seen of either side is no measure here; conntrack has compared it
             connection.client_numbers = connection.server_numbers = b""
+        if hook == PREROUTING:
+            self.director.client_sent(connection, flags, numbers, self.now)
+            return
+        self.director.server_sent(connection, flags, numbers, self.now)
+        if connection.state is State.SYN_RECEIVED:
+            following = (int.from_bytes(numbers[:4], "big") + 1 & 0xFFFFFFFF).to_bytes(4, "big")
+            self.director.client_sent(connection, ACK, numbers[4:] + following, self.now)
 
     def lost(self, _count: int) -> None:
         """The tap or conntrack has lost something."""
