@@ -211,7 +211,9 @@ class Endings:
     def __init__(self, on_end: OnEnd, on_loss: Callable[[int], None]) -> None:
         self.on_end = on_end
         self.on_loss = on_loss
+        self.on_error: Callable[[Exception], None] = _ignore
         self.events = 0
+        self.failed = 0  # endings that `on_end` raised at
         self.overruns = 0
         self._buffer = bytearray(0)
         self._socket = netlink.connect(receive_buffer=_RECEIVE_BUFFER)
@@ -261,8 +263,17 @@ class Endings:
         size, kind = attribute_header(buffer, first)  # the kernel puts the original tuple first
         if kind & netlink.TYPE == _TUPLE_ORIGINAL:
             key, protocol = _tuple_in(buffer, first, size)
-            if key:
+            if not key:
+                return
+            try:
                 self.on_end(key, protocol)
+            except Exception as error:  # noqa: BLE001  one ending must not cost those behind it
+                self.failed += 1
+                self.on_error(error)
+
+
+def _ignore(_error: Exception) -> None:
+    pass
 
 
 def room(settings: Path = _SETTINGS) -> tuple[int, int]:

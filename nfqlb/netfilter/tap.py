@@ -54,6 +54,8 @@ class TapMessages:
         self.packets = 0
         self.lost = 0  # copies that the kernel made and we never saw
         self.unreadable = 0
+        self.failed = 0  # copies that `on_packet` raised at
+        self.on_error: Callable[[Exception], None] = _ignore
         self._next = -1  # the sequence number that comes next, -1 before the first
         self._layouts: list[_Layout] = []
 
@@ -76,10 +78,14 @@ class TapMessages:
                     count += 1
                     seconds, micros = _stamp(buffer, at + stamp) if stamp else (0, 0)
                     start = at + payload
-                    on_packet(
-                        buffer, start, start + _size(buffer, start - 4)[0] - 4,
-                        buffer[at + _HOOK_AT], seconds + micros * 1e-6,
-                    )  # fmt: skip
+                    try:
+                        on_packet(
+                            buffer, start, start + _size(buffer, start - 4)[0] - 4,
+                            buffer[at + _HOOK_AT], seconds + micros * 1e-6,
+                        )  # fmt: skip
+                    except Exception as error:  # noqa: BLE001  one copy must not cost those behind it
+                        self.failed += 1
+                        self.on_error(error)
                 else:
                     self.unreadable += 1
             at += (size + 3) & ~3
@@ -194,3 +200,7 @@ class Tap(TapMessages):
                 continue
             count += self.read(buffer, got)
         return count
+
+
+def _ignore(_error: Exception) -> None:
+    pass

@@ -145,6 +145,23 @@ def test_numbers_begin_anew_after_the_last(desk: Desk) -> None:
     assert desk.gaps == []
 
 
+def test_a_copy_that_nobody_can_stand_does_not_cost_those_behind_it(desk: Desk) -> None:
+    errors: list[Exception] = []
+    desk.messages.on_error = errors.append
+
+    def refuse(buffer: bytearray, start: int, end: int, hook: int, stamp: float) -> None:
+        if buffer[start:end] == b"bad":
+            raise RuntimeError("no")
+        desk._note(buffer, start, end, hook, stamp)
+
+    desk.messages.on_packet = refuse
+    assert desk.get(message(b"a", number=1), message(b"bad", number=2), message(b"c", number=3)) == 3
+    assert [packet for packet, _, _ in desk.seen] == [b"a", b"c"]
+    assert desk.messages.failed == len(errors) == 1
+    desk.get(message(b"d", number=4))
+    assert desk.gaps == []
+
+
 def test_a_message_without_a_packet_is_counted(desk: Desk) -> None:
     assert desk.get(message(None), message(b"packet")) == 1
     assert desk.messages.unreadable == 1

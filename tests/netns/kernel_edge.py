@@ -158,7 +158,7 @@ def offloading(site: Site, config: Config = OFFLOAD) -> Iterator[Edge]:
             rules.apply(config)
             address.bring_up(config)
         yield edge
-        assert edge.queue.failed == edge.queue.refused == edge.tap.unreadable == 0
+        assert edge.queue.failed == edge.queue.refused == edge.tap.unreadable == edge.tap.failed == 0
     finally:
         with entered(site.gateway):
             rules.remove(site.directory)
