@@ -11,6 +11,7 @@ from typing import Any
 
 from nfqlb.config.checks import check_all, sticky_bits
 from nfqlb.config.draft import Draft, Entry, read_tables
+from nfqlb.config.marks import check_offload
 from nfqlb.config.model import GatewayTable, RealTable, VirtualTable
 from nfqlb.config.report import ConfigError, Finding, KeyPath, Problem, printable, spell
 from nfqlb.config.scanner import KeyPlaces
@@ -85,9 +86,12 @@ def parse(text: str, source: str) -> Config:
     problems: list[Problem] = []
     draft = read_tables(raw, problems)
     problems.extend(check_all(draft))
-    if problems:
+    config = None if problems else _build(draft)
+    if config is not None:
+        problems.extend(check_offload(config))
+    if config is None or problems:
         raise ConfigError(source, [_locate(problem, raw, places) for problem in problems], text)
-    return _build(draft)
+    return config
 
 
 def _unreadable(source: str, error: OSError | ValueError) -> ConfigError:

@@ -15,11 +15,16 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from pathlib import Path
 from typing import Any
 
+from nfqlb.config.marks import OFFLOAD
 from nfqlb.core.spec import Address, Config
+from nfqlb.netfilter import sysctl, timeouts
+from nfqlb.netfilter.conntrack import room
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.iptables import Iptables
 from nfqlb.netfilter.procfs import may_administer, may_send_raw, namespace, readers
 from nfqlb.netfilter.queue_status import QueueStatus, read_queues
+from nfqlb.netfilter.render import PREFIX
+from nfqlb.netfilter.ruleset import Table, parse
 from nfqlb.netfilter.state import DIRECTORY, owner
 
 ADDRESS_PROTOCOL = 110
@@ -82,6 +87,10 @@ class Facts:
     `other_rules` counts the rules in the tables of the other kind. `queue_readers` maps a bound
     queue's number to the process ids that read it, `owner` is another nfqlb's process id in this
     network namespace.
+
+    Of interest to datapath offload alone, and read only for it: how many connections the kernel may track
+    once `run` has done what it can (0: no limit, or not known yet), whether it keeps `timeouts` of ours for
+    them, and the rules of others that change destination addresses, in the order of their chain.
     """
 
     interfaces: Mapping[str, Interface]
@@ -97,6 +106,9 @@ class Facts:
     iptables: str = "nf_tables"
     other_rules: int = 0
     owner: int | None = None
+    tracked: int = 0
+    timeouts: bool = True
+    translations: tuple[str, ...] = ()
 
 
 def read(config: Config, directory: Path = DIRECTORY) -> Facts:
@@ -113,6 +125,7 @@ def read(config: Config, directory: Path = DIRECTORY) -> Facts:
         addresses = read_addresses(route)
     bound = tuple(read_queues())
     kind, other_rules = _programs()
+    offload = any(virtual.datapath == OFFLOAD for virtual in config.virtuals)
     return Facts(
         interfaces=interfaces,
         addresses=tuple(addresses),
@@ -127,6 +140,7 @@ def read(config: Config, directory: Path = DIRECTORY) -> Facts:
         iptables=kind,
         other_rules=other_rules,
         owner=_other(directory),
+        **(_of_offload(config, bool(kind)) if offload else {}),
     )
 
 
@@ -197,6 +211,41 @@ def _other(directory: Path) -> int | None:
     """Another process that holds this network namespace; this one may hold it already."""
     process = owner(directory, namespace())
     return None if process == os.getpid() else process
+
+
+def _of_offload(config: Config, iptables: bool) -> dict[str, Any]:
+    """What only datapath offload asks for."""
+    rules: list[str] = []
+    for program in ("iptables", "ip6tables") if iptables else ():
+        with contextlib.suppress(KernelError):
+            table = parse(Iptables(program).save()).get("nat")
+            rules += translations(table) if table else ()
+    tracked = 0
+    with contextlib.suppress(KernelError):  # nobody has asked for conntrack yet; our rules will
+        tracked = int(sysctl.tracking(config).get(sysctl.TRACKED, room()[1]))
+    return {"tracked": tracked, "timeouts": timeouts.available(), "translations": tuple(rules)}
+
+
+def translations(table: Table) -> list[str]:
+    """The rules of others in a nat table that may give a packet from outside another destination.
+
+    Chains are followed in order, each once; conditions of the jumps to them are not weighed.
+    """
+    found: list[str] = []
+    seen: set[str] = set()
+
+    def follow(chain: str) -> None:
+        seen.add(chain)
+        for rule in table.chains.get(chain, ()):
+            words = rule.split()
+            target = next((words[at + 1] for at, word in enumerate(words[:-1]) if word in ("-j", "-g")), "")
+            if target in ("DNAT", "REDIRECT", "NETMAP"):
+                found.append(rule)
+            elif target in table.chains and target not in seen and not target.startswith(PREFIX):
+                follow(target)
+
+    follow("PREROUTING")
+    return found
 
 
 def _rp_filter() -> dict[str, int]:

@@ -6,15 +6,19 @@ refuses; a warning means that it works, but probably not as the operator expects
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from ipaddress import ip_network
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-from nfqlb.core.spec import Config
+from nfqlb.config.marks import OFFLOAD
+from nfqlb.core.spec import Config, Virtual
 from nfqlb.netfilter import facts
 from nfqlb.netfilter.facts import ELSEWHERE, Facts
-from nfqlb.netfilter.render import MAX_PACKET
+from nfqlb.netfilter.render import MAX_PACKET, queue_numbers
 from nfqlb.netfilter.reply import replies_to_clients
 from nfqlb.netfilter.state import DIRECTORY
+from nfqlb.netfilter.sysctl import tracked
 
 _USUAL_LIMIT = 65_536
 """Bytes that super-packets stay below unless somebody raised the limit."""
@@ -78,16 +82,16 @@ def _alone(config: Config, found: Facts) -> Iterator[Finding]:
 def _queues(config: Config, found: Facts) -> Iterator[Finding]:
     if found.owner is not None:
         return  # another nfqlb has them, which is said already
-    first = config.gateway.queue
+    ours = queue_numbers(config)
     for queue in found.queues:
-        if queue.number in (first, first + 1):
+        if queue.number in ours:
             pids = found.queue_readers.get(queue.number) or (queue.port,)
             who = ", ".join(str(pid) for pid in pids)
             plural = "es" if len(pids) > 1 else ""
             yield Finding(
                 "error",
                 f"queue {queue.number} is taken by process{plural} {who}",
-                f"stop it, or set another `queue` in [gateway] (nfqlb uses {first} and {first + 1})",
+                f"stop it, or set another `queue` in [gateway] (nfqlb uses {' and '.join(map(str, ours))})",
             )
 
 
@@ -257,6 +261,68 @@ def _reserved_addresses(config: Config, found: Facts) -> Iterator[Finding]:
                 yield Finding("error", f"virtual address {address} is {what}", "use another address of it")
 
 
+def _tracking(config: Config, found: Facts) -> Iterator[Finding]:
+    """The kernel's table is the one that counts where the kernel translates; `run` raises what it may."""
+    if not _offloaded(config):
+        return
+    if 0 < found.tracked < config.gateway.max_connections:
+        yield Finding(
+            "warning",
+            f"this machine tracks {found.tracked} connections at most, max_connections is "
+            f"{config.gateway.max_connections}; beyond that the kernel drops what opens one",
+            f"sysctl net.netfilter.nf_conntrack_max={tracked(config)} where it may be set: outside of "
+            "containers, for all of them",
+        )
+    if not found.timeouts:
+        times = config.timeouts
+        values = {"established": times.idle, "syn_sent": times.half_open, "time_wait": times.closing}
+        settings = " ".join(
+            f"net.netfilter.nf_conntrack_tcp_timeout_{name}={value:.0f}" for name, value in values.items()
+        )
+        yield Finding(
+            "warning",
+            "this kernel keeps no time-outs of ours for connections that it translates (nfnetlink_cttimeout "
+            "is missing); they last as long as any other of this machine",
+            f"sysctl {settings} (for all connections), or datapath rewrite",
+        )
+
+
+def _translations(config: Config, found: Facts) -> Iterator[Finding]:
+    """Our rules come first once they are there, so what somebody else meant for the address is void then."""
+    for virtual in _offloaded(config):
+        for rule in found.translations:
+            if _may_meet(rule, virtual):
+                yield Finding(
+                    "warning",
+                    f"a NAT rule of this machine may be meant for {virtual.name} ({virtual.address}), "
+                    f"which comes first: {rule}",
+                    "remove it, or narrow it to other addresses or ports",
+                )
+
+
+def _offloaded(config: Config) -> list[Virtual]:
+    return [virtual for virtual in config.virtuals if virtual.datapath == OFFLOAD]
+
+
+def _may_meet(rule: str, virtual: Virtual) -> bool:
+    """Whether packets to a virtual server may fit a rule. What is not understood may fit."""
+    words = rule.split()
+    told = {option: value for option, value in pairwise(words) if option.startswith("-")}
+    denied = {words[at + 1] for at, word in enumerate(words[:-1]) if word == "!"}
+    destination, protocol, port = (
+        told.get(option, "") if option not in denied else "" for option in ("-d", "-p", "--dport")
+    )
+    if destination:
+        try:
+            if virtual.address not in ip_network(destination, strict=False):
+                return False
+        except ValueError:
+            return True
+    if protocol and protocol not in (virtual.protocol, "all"):
+        return False
+    return not port.isdigit() or virtual.port is None or int(port) == virtual.port
+
+
 _CHECKS: tuple[Callable[[Config, Facts], Iterator[Finding]], ...] = (
     _rights,
     _programs,
@@ -271,4 +337,6 @@ _CHECKS: tuple[Callable[[Config, Facts], Iterator[Finding]], ...] = (
     _virtual_addresses,
     _reserved_addresses,
     _queues,
+    _tracking,
+    _translations,
 )

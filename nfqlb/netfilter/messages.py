@@ -31,12 +31,15 @@ _MSG_ERROR = 2  # NLMSG_ERROR
 _REQUEST = 1
 
 _ATTRIBUTE_PACKET_HEADER = 1
+_ATTRIBUTE_MARK = 3
 _ATTRIBUTE_TIMESTAMP = 4
+_ATTRIBUTES_BEFORE_MARK = range(5, 9)  # interfaces (nfqnl_build_packet_message writes them in this order)
 _ATTRIBUTE_PAYLOAD = 10
 _ATTRIBUTE_SKB_INFO = 14
 _ATTRIBUTE_VERDICT_HEADER = 2
 _NF_ACCEPT = b"\0\0\0\1"
 _NF_DROP = b"\0\0\0\0"
+_NF_REPEAT = b"\0\0\0\4"
 
 _KIND_AT = 4
 _FIRST_ATTRIBUTE = 20  # after the netlink header and nfgenmsg
@@ -46,6 +49,7 @@ _ID_AT, _HOOK_AT = 24, 30  # NFQA_PACKET_HDR always comes first
 #: So many bytes of a message tell a packet's id.
 ID_END = _ID_AT + 4
 VERDICT_SIZE = 32  # a verdict without payload; the payload's attribute header adds 4
+_MARKED_SIZE = VERDICT_SIZE + 8
 _MAX_LAYOUTS = 32
 
 _kind = Struct("=H").unpack_from
@@ -53,6 +57,7 @@ _attribute = Struct("=HH").unpack_from
 # what may stand just before the payload (NFQA_SKB_INFO, big-endian: its last byte), then the payload's size
 _tail = Struct("=HH3xBH").unpack_from
 _write_verdict = Struct("=IHHIIBBHHH4s4sHH").pack_into
+_write_marked = Struct("=IHHIIBBHHH4s4sHH4s").pack_into
 _header = Struct("=IHHIIBBH").pack
 _verdict_header = Struct("=HH4s4s").pack
 
@@ -136,6 +141,32 @@ class QueueMessages:
         )  # fmt: skip
         return view[begin : (stop + 3) & ~3]
 
+    def answer_mark(self, buffer: bytearray, view: memoryview, at: int, mask: int) -> memoryview:
+        """Judge the packet whose attribute is at `at`; the verdict message that marks it.
+
+        Here `judge` returns a mark, of which the bits of `mask` count and the packet's others stay as
+        they are; the packet begins its way through this hook again (NF_REPEAT), so that rules behind
+        the queue see the mark. 0 drops it. The packet itself is not sent back. `view` is of the same
+        buffer, whose beginning the message takes. A judgement that raises is counted and drops the packet.
+        """
+        size, info_kind, flags, payload = _tail(buffer, at - 8)
+        info = flags if info_kind == _ATTRIBUTE_SKB_INFO and size == 8 else 0
+        packet_id = buffer[_ID_AT:ID_END]
+        before = _mark_in(buffer, at)
+        mark = 0
+        self.handled += 1
+        try:
+            mark = self.judge(buffer, at + 4, at + payload, buffer[_HOOK_AT], info) & mask  # type: ignore[misc]
+        except Exception as error:  # noqa: BLE001  whatever went wrong, the packet needs its verdict
+            self.failed += 1
+            self.on_error(error)
+        _write_marked(
+            buffer, 0, _MARKED_SIZE, MSG_VERDICT, _REQUEST, 0, 0, 0, 0, self._id,
+            12, _ATTRIBUTE_VERDICT_HEADER, _NF_REPEAT if mark else _NF_DROP, packet_id,
+            8, _ATTRIBUTE_MARK, (before & ~mask | mark).to_bytes(4, "big"),
+        )  # fmt: skip
+        return view[:_MARKED_SIZE]
+
     def message(self, kind: int, attributes: bytes) -> bytes:
         """A message to the kernel about this queue."""
         return _header(_FIRST_ATTRIBUTE + len(attributes), kind, _REQUEST, 0, 0, 0, 0, self._id) + attributes
@@ -143,6 +174,19 @@ class QueueMessages:
     def drop(self, packet_id: bytes, kind: int = MSG_VERDICT) -> bytes:
         """The message that drops a packet; as MSG_VERDICT_BATCH, it and every earlier one."""
         return self.message(kind, _verdict_header(12, _ATTRIBUTE_VERDICT_HEADER, _NF_DROP, packet_id))
+
+
+def _mark_in(buffer: bytearray, end: int) -> int:
+    """The mark that a packet carries already; 0 if its message has none before `end`."""
+    at = _FIRST_ATTRIBUTE + ((_PACKET_HEADER_SIZE + 3) & ~3)
+    while at < end:
+        size, kind = _attribute(buffer, at)
+        if kind == _ATTRIBUTE_MARK:
+            return int.from_bytes(buffer[at + 4 : at + 8], "big")
+        if kind not in _ATTRIBUTES_BEFORE_MARK:
+            break
+        at += (size + 3) & ~3
+    return 0
 
 
 def is_error(buffer: bytes | bytearray, got: int) -> bool:

@@ -212,3 +212,19 @@ class PacketQueue(QueueMessages):
                 if error.errno != errno.ENOBUFS:
                     raise
                 self.overruns += 1
+
+
+class MarkQueue(PacketQueue):
+    """A queue whose packets are marked, not changed: `judge` returns a mark within `mask`, 0 to drop.
+
+    The kernel translates what is marked (datapath offload). See `QueueMessages.answer_mark`. `mask` must be
+    the bits by which the rules tell a marked packet, or it would come here again and again.
+    """
+
+    def __init__(self, number: int, *, length: int, receive_buffer: int, mask: int) -> None:
+        super().__init__(number, length=length, receive_buffer=receive_buffer)
+        self.mask = mask
+
+    def answer(self, buffer: bytearray, view: memoryview, at: int) -> memoryview:
+        """Judge one packet; the verdict message, with its mark."""
+        return self.answer_mark(buffer, view, at, self.mask)

@@ -12,7 +12,9 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+from nfqlb.config.marks import OFFLOAD
 from nfqlb.core.spec import Address, Config, Gateway, Virtual
+from nfqlb.netfilter import render_offload
 from nfqlb.netfilter.errors import KernelError
 
 PREFIX = "NFQLB-"
@@ -74,12 +76,21 @@ class Bundle:
         return self.ipv4 if family is IPV4 else self.ipv6
 
 
-def render(config: Config) -> Bundle:
-    """The rules that `config` needs. Raises KernelError for a name that cannot stand in a rule."""
-    template = read_template("rewrite.rules")
+def render(config: Config, *, policies: bool = True) -> Bundle:
+    """The rules that `config` needs. Raises KernelError for a name that cannot stand in a rule.
+
+    `policies`: this kernel can keep time-outs of ours (see `timeouts`), which datapath offload asks for.
+    """
+    ipv4, ipv6 = (_render_family(config, family, policies=policies) for family in FAMILIES)
+    return Bundle(ipv4, ipv6, queue_numbers(config))
+
+
+def queue_numbers(config: Config) -> tuple[int, ...]:
+    """The queues that the rules send to: two for datapath rewrite, one for offload."""
     first = config.gateway.queue
-    ipv4, ipv6 = (_render_family(config, family, template) for family in FAMILIES)
-    return Bundle(ipv4, ipv6, (first, first + 1))
+    datapaths = {virtual.datapath for virtual in config.virtuals}
+    rewrite = (first, first + 1) if datapaths != {OFFLOAD} else ()
+    return rewrite + ((render_offload.queue_number(config),) if OFFLOAD in datapaths else ())
 
 
 def read_template(name: str) -> str:
@@ -139,15 +150,54 @@ def _squeeze(lines: Iterable[str]) -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines).strip("\n") + "\n")
 
 
-def _render_family(config: Config, family: Family, template: str) -> str:
-    virtuals = [
+def _render_family(config: Config, family: Family, *, policies: bool) -> str:
+    texts = []
+    if virtuals := _virtuals(config, family, "rewrite"):
+        lists = _lists(config, family, virtuals)
+        texts.append(fill(read_template("rewrite.rules"), _words(config.gateway, family), lists))
+    if virtuals := _virtuals(config, family, OFFLOAD):
+        words = _words(config.gateway, family) | render_offload.words(config, family, policies=policies)
+        base = _lists(config, family, virtuals)
+        lists = {**base, **render_offload.lists(config, virtuals, base, family, policies=policies)}
+        texts.append(fill(read_template("offload.rules"), words, lists))
+    return join(texts)
+
+
+def _virtuals(config: Config, family: Family, datapath: str) -> list[Virtual]:
+    return [
         virtual
         for virtual in config.virtuals
-        if virtual.address.version == family.version and virtual.datapath == "rewrite"
+        if virtual.address.version == family.version and virtual.datapath == datapath
     ]
-    if not virtuals:
-        return ""
-    return fill(template, _words(config.gateway, family), _lists(config, family, virtuals))
+
+
+def join(texts: Sequence[str]) -> str:
+    """Filled templates as one text: tables of one name become one, so that each changes in one transaction.
+
+    What stands before a table's name stays with it. Tables come in the order of their last mention: the
+    way in is each template's last, and so it is of all.
+    """
+    if len(texts) < 2:
+        return "".join(texts)
+    heads: dict[str, list[str]] = {}
+    bodies: dict[str, list[str]] = {}
+    order: list[str] = []
+    for text in texts:
+        head: list[str] = []
+        name = ""
+        for line in text.splitlines():
+            if line.startswith("*"):
+                name = line
+                heads.setdefault(name, []).extend(head)
+                bodies.setdefault(name, [])
+                head = []
+                order = [*(other for other in order if other != name), name]
+            elif line == "COMMIT":
+                name = ""
+            else:
+                (bodies[name] if name else head).append(line)
+    tables = [[*heads[name], name, *bodies[name], "COMMIT", ""] for name in order]
+    return _squeeze(line for table in tables for line in table)
 
 
 def _words(gateway: Gateway, family: Family) -> dict[str, str]:
@@ -179,6 +229,11 @@ def _lists(config: Config, family: Family, virtuals: Sequence[Virtual]) -> dict[
         "inside": [{"inside": _safe(name)} for name in gateway.inside],
         "error": [{"type": str(number)} for number in family.errors],
         "virtual": [_virtual_words(virtual) for virtual in virtuals],
+        "offloaded virtual": [
+            _virtual_words(virtual)
+            for virtual in _virtuals(config, family, OFFLOAD)
+            if virtual.address in {other.address for other in virtuals}
+        ],
         "vip": vips,
         "IPv4 vip": vips if family is IPV4 else (),
         "closed vip": closed,

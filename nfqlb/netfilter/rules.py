@@ -8,8 +8,9 @@ addresses and the record of changed settings.
 
 from pathlib import Path
 
+from nfqlb.config.marks import OFFLOAD
 from nfqlb.core.spec import Config
-from nfqlb.netfilter import address, sysctl
+from nfqlb.netfilter import address, sysctl, timeouts
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.iptables import Iptables
 from nfqlb.netfilter.queue_status import read_queues
@@ -33,10 +34,13 @@ def apply(config: Config, *, force: bool = False) -> None:
     Without `force` only where somebody reads both queues: without a reader the kernel drops every
     packet of the virtual servers. Raises KernelError, with everything as it was before.
     """
-    bundle = render(config)
+    policies = _keeps_timeouts(config)
+    bundle = render(config, policies=policies)
     live = {family: _live(family, bundle) for family in FAMILIES}
     if not force:
         _refuse_unread(bundle)
+    if policies:
+        timeouts.put(config)  # first, as rules name them
     done: list[Family] = []
     try:
         for family in FAMILIES:
@@ -45,12 +49,17 @@ def apply(config: Config, *, force: bool = False) -> None:
     except KernelError:
         for family in reversed(done):
             _roll_back(family, live[family])
+        if policies:
+            timeouts.remove()  # those that no rule names
         raise
+    if policies:
+        timeouts.remove(keep=frozenset(timeouts.wanted(config)))
 
 
 def verify(config: Config) -> list[str]:
     """How the live rules differ from those of `config`, one line each; [] where they are as meant."""
-    bundle = render(config)
+    policies = _keeps_timeouts(config)
+    bundle = render(config, policies=policies)
     found = []
     for family in FAMILIES:
         live = _live(family, bundle)
@@ -58,6 +67,9 @@ def verify(config: Config) -> list[str]:
         for name in dict.fromkeys([*wanted, *live]):
             lines = differences(wanted.get(name), live.get(name))
             found += [f"{family.program} {line}" for line in lines]
+    if policies:
+        missing = timeouts.wanted(config).keys() - set(timeouts.present())
+        found += [f"conntrack time-outs {name}: missing" for name in sorted(missing)]
     return found + _strangers()
 
 
@@ -73,7 +85,7 @@ def remove(directory: Path = DIRECTORY) -> list[str]:
 
 
 def withdraw() -> list[str]:
-    """Takes out our rules alone, of both families and of both kinds of tables. Raises KernelError."""
+    """Takes out our rules and what they name, in both families and kinds of tables. Raises KernelError."""
     done = []
     for family in FAMILIES:
         tables = Iptables(family.program)
@@ -84,7 +96,12 @@ def withdraw() -> list[str]:
         other = tables.other_kind()  # should iptables have been switched over since the rules were made
         if other.installed and _holds_ours(other):
             done += _clear(other)
-    return done
+    return done + [f"conntrack time-outs {name}" for name in timeouts.remove()]
+
+
+def _keeps_timeouts(config: Config) -> bool:
+    """Whether the kernel shall keep our time-outs and can; where it cannot, `host` says what that means."""
+    return any(virtual.datapath == OFFLOAD for virtual in config.virtuals) and timeouts.available()
 
 
 def _live(family: Family, bundle: Bundle) -> dict[str, Table]:

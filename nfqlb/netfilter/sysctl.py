@@ -8,11 +8,14 @@ first start, however often nfqlb crashed since. Forwarding is set per interface:
 from collections.abc import Mapping
 from pathlib import Path
 
+from nfqlb.config.marks import OFFLOAD
 from nfqlb.core.spec import Config
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.state import Change, Record
 
 ROOT = Path("/proc/sys")
+TRACKED = "net/netfilter/nf_conntrack_max"
+"""How many connections the kernel's table may hold: one for all network namespaces, set in the first."""
 
 
 def forwarding(config: Config) -> dict[str, str]:
@@ -25,6 +28,33 @@ def forwarding(config: Config) -> dict[str, str]:
         return {}
     interfaces = dict.fromkeys(config.gateway.outside + config.gateway.inside)
     return {f"net/ipv4/conf/{name}/forwarding": "1" for name in interfaces}
+
+
+def tracking(config: Config, root: Path = ROOT) -> dict[str, str]:
+    """What the kernel's connection table needs where it translates (datapath offload).
+
+    It must hold `max_connections`, those of others, and ours that only linger. A limit that is higher
+    already stays; where it cannot be set from here, nothing is wanted (`host` compares). Nothing else is
+    changed: accounting, time stamps and events of the table stay as they are.
+    """
+    if all(virtual.datapath != OFFLOAD for virtual in config.virtuals) or not _settable(root, TRACKED):
+        return {}
+    current = int(_read(root, TRACKED))
+    needed = tracked(config)
+    return {TRACKED: str(max(current, needed) if current else 0)}  # 0: no limit
+
+
+def tracked(config: Config) -> int:
+    """How many connections the kernel's table should have room for: a quarter more than our own."""
+    return config.gateway.max_connections * 5 // 4
+
+
+def _settable(root: Path, path: str) -> bool:
+    """Whether a setting may be written here, whoever asks: some are read-only in all but one namespace."""
+    try:
+        return bool((root / path).stat().st_mode & 0o200)
+    except OSError:
+        return False
 
 
 def switch(wanted: Mapping[str, str], record: Record, root: Path = ROOT) -> list[str]:

@@ -7,9 +7,10 @@ from ipaddress import ip_address, ip_interface
 import pytest
 
 from nfqlb.core.spec import Config, Gateway, Real, Server, Virtual
-from nfqlb.netfilter.facts import ELSEWHERE, Facts, Interface, InterfaceAddress, Route
+from nfqlb.netfilter.facts import ELSEWHERE, Facts, Interface, InterfaceAddress, Route, translations
 from nfqlb.netfilter.host import Finding, judge
 from nfqlb.netfilter.queue_status import QueueStatus
+from nfqlb.netfilter.ruleset import parse
 
 WEB1, WEB2 = Real("web1", ip_address("10.0.0.11")), Real("web2", ip_address("10.0.0.12"))
 WEB = Virtual("web", ip_address("192.0.2.100"), (Server("web1", 80), Server("web2", 80)), port=80)
@@ -256,3 +257,87 @@ BAD: list[Callable[[], Facts]] = [
 @pytest.mark.parametrize("facts", BAD)
 def test_missing_facts_are_findings_and_never_an_exception(facts: Callable[[], Facts]) -> None:
     assert judge(CONFIG, facts())
+
+
+# ---- What only datapath offload asks for
+
+OFFLOAD = replace(CONFIG, virtuals=(replace(WEB, datapath="offload"),))
+
+
+def test_a_connection_table_that_is_too_small_is_told() -> None:
+    small = replace(GOOD, tracked=262_144)
+    finding = only(OFFLOAD, small)
+    assert finding.level == "warning"
+    for word in ("262144 connections", "1000000", "nf_conntrack_max=1250000"):
+        assert word in str(finding)
+    assert judge(CONFIG, small) == []
+    assert judge(OFFLOAD, replace(GOOD, tracked=1_000_000)) == []
+    assert judge(OFFLOAD, replace(GOOD, tracked=0)) == []  # no limit
+
+
+def test_a_kernel_that_keeps_no_time_outs_of_ours_is_told_with_the_way_around() -> None:
+    finding = only(OFFLOAD, replace(GOOD, timeouts=False))
+    assert finding.level == "warning"
+    assert "nfnetlink_cttimeout" in finding.what
+    assert "nf_conntrack_tcp_timeout_established=3600" in finding.advice
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "-d 192.0.2.100/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.99",
+        "-d 192.0.2.0/24 -j DNAT --to-destination 10.0.0.99",
+        "-i eth0 -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 8080",
+        "-j DNAT --to-destination 10.0.0.99",
+        "! -d 198.51.100.1/32 -p tcp -j DNAT --to-destination 10.0.0.99",
+        "-p tcp -m multiport --dports 80,443 -j REDIRECT",
+    ],
+)
+def test_a_translation_that_may_mean_a_virtual_server_is_told(rule: str) -> None:
+    found = replace(GOOD, translations=(rule,))
+    finding = only(OFFLOAD, found)
+    assert finding.level == "warning"
+    assert rule in finding.what
+    assert judge(CONFIG, found) == []
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "-d 192.0.2.101/32 -p tcp -j DNAT --to-destination 10.0.0.99",
+        "-d 192.0.2.100/32 -p udp -j DNAT --to-destination 10.0.0.99",
+        "-d 192.0.2.100/32 -p tcp -m tcp --dport 443 -j DNAT --to-destination 10.0.0.99",
+        "-d 2001:db8::1/128 -j DNAT --to-destination fd00::1",
+    ],
+)
+def test_a_translation_of_something_else_is_not(rule: str) -> None:
+    assert judge(OFFLOAD, replace(GOOD, translations=(rule,))) == []
+
+
+def test_translations_are_found_wherever_a_packet_from_outside_may_go() -> None:
+    """Docker's chain, say; not those of packets that this machine sends, and not ours."""
+    saved = """\
+*nat
+:PREROUTING ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:DOCKER - [0:0]
+:NFQLB-O-LINKS - [0:0]
+-A PREROUTING -j NFQLB-O-LINKS
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A OUTPUT -d 127.0.0.1/32 -j DNAT --to-destination 10.0.0.3
+-A DOCKER -i docker0 -j RETURN
+-A DOCKER ! -i docker0 -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.2:80
+-A DOCKER -j DOCKER
+-A NFQLB-O-LINKS -p tcp -j DNAT --to-destination 10.0.0.1:80
+COMMIT
+"""
+    assert translations(parse(saved)["nat"]) == [
+        "! -i docker0 -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.2:80"
+    ]
+
+
+def test_the_queue_of_datapath_offload_is_one() -> None:
+    taken = replace(GOOD, queues=(QueueStatus(1, 77, 0, 0, 0, 0),))
+    assert judge(OFFLOAD, taken) == []
+    taken = replace(GOOD, queues=(QueueStatus(0, 77, 0, 0, 0, 0),))
+    assert "(nfqlb uses 0)" in only(OFFLOAD, taken).advice

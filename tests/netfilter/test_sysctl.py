@@ -11,7 +11,7 @@ from nfqlb.core.spec import Config, Gateway, Real, Server, Virtual
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.procfs import Namespace
 from nfqlb.netfilter.state import Change, Record
-from nfqlb.netfilter.sysctl import forwarding, restore, switch
+from nfqlb.netfilter.sysctl import TRACKED, forwarding, restore, switch, tracking
 
 HERE = Namespace(4026531840, 7, "boot-1")
 OUTSIDE, INSIDE = "net/ipv4/conf/eth0/forwarding", "net/ipv4/conf/eth1.5/forwarding"
@@ -160,3 +160,46 @@ def test_a_record_says_what_was_changed(machine: Machine) -> None:
         "boot": "boot-1",
         "changes": [{"path": OUTSIDE, "before": "0", "value": "1"}],
     }
+
+
+# ---- Connection tracking, which datapath offload relies on
+
+
+def offloaded(limit: int) -> Config:
+    base = config()
+    gateway = replace(base.gateway, max_connections=limit)
+    return replace(base, gateway=gateway, virtuals=(replace(base.virtuals[0], datapath="offload"),))
+
+
+def test_the_kernels_table_is_given_room_and_put_back(machine: Machine) -> None:
+    machine.put(TRACKED, "262144")
+    wanted = tracking(offloaded(1_000_000), machine.root)
+    assert wanted == {TRACKED: "1250000"}
+    switch(wanted, machine.record, machine.root)
+    assert machine.get(TRACKED) == "1250000"
+    # a start after a crash wants the same, and still knows what stood there before
+    switch(tracking(offloaded(1_000_000), machine.root), machine.record, machine.root)
+    restore(machine.record, machine.root)
+    assert machine.get(TRACKED) == "262144"
+
+
+@pytest.mark.parametrize("current", ["2000000", "0"])
+def test_room_that_is_there_already_is_left_alone(machine: Machine, current: str) -> None:
+    """0 stands for no limit."""
+    machine.put(TRACKED, current)
+    assert switch(tracking(offloaded(1_000_000), machine.root), machine.record, machine.root) == []
+    assert machine.get(TRACKED) == current
+    assert machine.files() == []
+
+
+def test_a_limit_that_cannot_be_set_here_is_not_wanted(machine: Machine) -> None:
+    """Inside of a container it is read-only; and without conntrack there is none."""
+    assert tracking(offloaded(1_000_000), machine.root) == {}
+    machine.put(TRACKED, "262144")
+    (machine.root / TRACKED).chmod(0o444)
+    assert tracking(offloaded(1_000_000), machine.root) == {}
+
+
+def test_datapath_rewrite_needs_no_such_room(machine: Machine) -> None:
+    machine.put(TRACKED, "262144")
+    assert tracking(config(), machine.root) == {}

@@ -1,0 +1,129 @@
+"""Which mark stands for which link where the kernel translates (datapath `offload`).
+
+Owns the layout of the bits of `mark_mask` there. The highest bit, in a connection's mark only, is the
+armed one: a request has been seen and its answer is awaited. The others are a number:
+
+    0             none of ours
+    1             kept free: in datapath `rewrite`, a connection straight to a real server
+    2 ...         a link: a real server's address and port (RealServer and port objects 3B, 3F)
+    ... all ones  no link, the client is to be refused (with the armed bit: judged, in `rewrite`)
+
+Links whose response times are measured (R173: only where a scheduler uses them) have the upper end of the
+numbers, a block that one comparison under a mask tells from the rest.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nfqlb.config.report import Problem
+from nfqlb.core.spec import Address, Config, Server, Virtual
+
+OFFLOAD = "offload"
+TIMED_SCHEDULERS = ("fastest-response",)
+_FIRST = 2
+_WORD = 32  # bits of a mark
+_LAST_QUEUE = 65_535
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a link leads: all that the kernel needs to know of it, so virtual servers share them."""
+
+    address: Address
+    protocol: str
+    port: int | None
+    timed: bool
+    idle_timeout: float
+
+
+class LinkMarks:
+    """The marks of one configuration's links. Raises ValueError where they do not fit into its mask.
+
+    `armed` is the armed bit, `number_mask` the bits of the number, `refused` the mark of a client to be
+    refused. `timed` is the value and the mask that tell a measured link's mark, (0, 0) without any.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.mask = config.gateway.mark_mask
+        self.armed = 1 << (self.mask.bit_length() - 1)
+        self.number_mask = self.mask ^ self.armed
+        self.refused = self.number_mask
+        self._config = config
+        shift = (self.mask & -self.mask).bit_length() - 1
+        plain, timed = _targets(config)
+        size = (self.number_mask >> shift) + 1
+        block = _block(len(timed))
+        if _needed(len(plain), len(timed)) > size:
+            raise ValueError(f"{len(plain) + len(timed)} links do not fit into {self.mask:#010x}")
+        numbered = [*enumerate(plain, _FIRST), *enumerate(timed, size - block)]
+        self.marks: dict[Target, int] = {target: number << shift for number, target in numbered}
+        top = self.number_mask & ~((block - 1) << shift)
+        self.timed = (top, top) if timed else (0, 0)
+
+    def of(self, virtual: Virtual, server: Server) -> int:
+        """The mark of a real server's place in a virtual server. Raises KeyError for one not offloaded."""
+        return self.marks[_target(self._config, virtual, server)]
+
+
+def is_timed(virtual: Virtual) -> bool:
+    """Whether a virtual server's scheduler, or its shadow, goes by response times (R173)."""
+    return virtual.scheduler in TIMED_SCHEDULERS or virtual.shadow in TIMED_SCHEDULERS
+
+
+def check_offload(config: Config) -> Iterator[Problem]:
+    """What datapath offload needs and does not get: a queue of its own, and numbers for its links."""
+    datapaths = {virtual.datapath for virtual in config.virtuals}
+    if OFFLOAD not in datapaths:
+        return
+    if len(datapaths) > 1 and config.gateway.queue > _LAST_QUEUE - 2:
+        message = f"{config.gateway.queue} is too high for both datapaths, which use three queues from there"
+        yield Problem(("gateway", "queue"), message, f"{_LAST_QUEUE - 2} at most")
+    yield from _links_fit(config)
+
+
+def _links_fit(config: Config) -> Iterator[Problem]:
+    """The problem of more links than `mark_mask` has numbers for."""
+    plain, timed = _targets(config)
+    mask = config.gateway.mark_mask
+    low = (mask & -mask).bit_length() - 1
+    room, needed = 1 << max(mask.bit_length() - low - 1, 0), _needed(len(plain), len(timed))
+    if needed > room:
+        bits = (needed - 1).bit_length() + 1
+        count = len(plain) + len(timed)
+        message = f'{mask:#010x} has no room for {count} real servers and ports of datapath "offload"'
+        hint = f"widen it, e.g. mark_mask = {_widened(low, bits):#010x}, or use a virtual server with rewrite"
+        yield Problem(("gateway", "mark_mask"), message, hint)
+
+
+def _targets(config: Config) -> tuple[list[Target], list[Target]]:
+    """All links' targets, each once: those not measured, and those measured."""
+    found = {
+        _target(config, virtual, server): None
+        for virtual in config.virtuals
+        if virtual.datapath == OFFLOAD
+        for server in config.places(virtual)
+    }
+    return [one for one in found if not one.timed], [one for one in found if one.timed]
+
+
+def _target(config: Config, virtual: Virtual, server: Server) -> Target:
+    real = config.real(server.real)
+    return Target(real.address, virtual.protocol, server.port, is_timed(virtual), real.idle_timeout)
+
+
+def _block(timed: int) -> int:
+    """Numbers kept for measured links: a power of two, with room for the one of all ones; 1 without any."""
+    return 1 << timed.bit_length()
+
+
+def _needed(plain: int, timed: int) -> int:
+    """How many numbers there must be: a power of two, so that the block lies on a boundary; 0 for none."""
+    if not plain and not timed:
+        return 0
+    least = max(_FIRST + plain + _block(timed), 2 * _block(timed))
+    return 1 << (least - 1).bit_length()
+
+
+def _widened(low: int, bits: int) -> int:
+    """A mask of so many bits, as near to where the old one lies as a mark's 32 bits allow."""
+    return ((1 << bits) - 1) << max(min(low, _WORD - bits), 0)
