@@ -6,7 +6,7 @@ armed one: a request has been seen and its answer is awaited. The others are a n
     0             none of ours
     1             kept free: in datapath `rewrite`, a connection straight to a real server
     2 ...         a link: a real server's address and port (RealServer and port objects 3B, 3F)
-    ... all ones  no link, the client is to be refused (with the armed bit: judged, in `rewrite`)
+    ... all ones  kept free: with the armed bit it is judged, in `rewrite`
 
 Links whose response times are measured (R173: only where a scheduler uses them) have the upper end of the
 numbers, a block that one comparison under a mask tells from the rest.
@@ -39,15 +39,14 @@ class Target:
 class LinkMarks:
     """The marks of one configuration's links. Raises ValueError where they do not fit into its mask.
 
-    `armed` is the armed bit, `number_mask` the bits of the number, `refused` the mark of a client to be
-    refused. `timed` is the value and the mask that tell a measured link's mark, (0, 0) without any.
+    `armed` is the armed bit, `number_mask` the bits of the number. `timed` is the value and the mask that
+    tell a measured link's mark, (0, 0) without any.
     """
 
     def __init__(self, config: Config) -> None:
         self.mask = config.gateway.mark_mask
         self.armed = 1 << (self.mask.bit_length() - 1)
         self.number_mask = self.mask ^ self.armed
-        self.refused = self.number_mask
         self._config = config
         shift = (self.mask & -self.mask).bit_length() - 1
         plain, timed = _targets(config)

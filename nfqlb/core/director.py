@@ -32,7 +32,7 @@ from nfqlb.core.snapshot import (
     VirtualSnapshot,
 )
 from nfqlb.core.states import BY_CODE, TRANSITIONS, Event, State
-from nfqlb.core.table import ConnectionTable, Recorder
+from nfqlb.core.table import Carrier, ConnectionTable, Recorder
 from nfqlb.core.verdict import Drop, Outcome, Refusal, Tally
 
 #: Ending a connection and telling its client takes so many times what a look at one takes.
@@ -49,7 +49,7 @@ class Director:
 
     def __init__(
         self, config: spec.Config, *, now: float, recorder: Recorder | None = None,
-        keeper: Keeper | None = None, decisions: int = KEPT,
+        keeper: Keeper | None = None, carrier: Carrier | None = None, decisions: int = KEPT,
     ) -> None:  # fmt: skip
         self.config = config
         self.tally = Tally()
@@ -81,6 +81,7 @@ class Director:
             on_silence=lambda connection, now: self._placement.silent(connection, now),
             on_eviction=self.watch.ended,
             on_gone=(lambda connection: self._placement.gone(connection)) if active else None,
+            carrier=carrier,
         )
         self._destinations = Destinations(self.virtual_servers)
         self._outage = Outage(self.virtual_servers, self.table, self.tally)
@@ -200,6 +201,11 @@ class Director:
             return self.refuse(Drop.SERVER_UNKNOWN)
         self._happened(flow, Event.ANSWER, now)
         return flow
+
+    def forget(self, connection: Connection, now: float) -> None:
+        """Whoever carries this connection says that it has ended."""
+        self.watch.ended(connection, now)
+        self.table.remove(connection, now)
 
     # --- errors about packets that were sent earlier
 

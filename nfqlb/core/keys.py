@@ -23,6 +23,11 @@ def key_end(protocol: int) -> bytes:
     return b"" if protocol == TCP else bytes((protocol,))
 
 
+def without_end(key: bytes) -> tuple[bytes, int]:
+    """A key's addresses and ports alone, and its IP protocol."""
+    return (key, TCP) if not len(key) & 1 else (key[:-1], key[-1])
+
+
 def is_ipv4(key: bytes) -> bool:
     """Whether a key is of IPv4 addresses."""
     return len(key) in _IPV4_KEYS

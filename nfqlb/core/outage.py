@@ -62,7 +62,7 @@ class Outage:
         if link.real.tester is connection:
             return  # it went to another one in between, and has come back to test this one
         order = reset_of(connection) if link.virtual.spec.on_failure == "reset" else None
-        self._table.remove(connection, now)
+        self._table.cut(connection, now)
         if order is not None:
             self.resets.append(order)
             self._tally.reply(Reply.FAILURE)

@@ -12,6 +12,7 @@ from nfqlb.core.destinations import Destinations
 from nfqlb.core.keys import client_of
 from nfqlb.core.segment import RST
 from nfqlb.core.server import VirtualServer
+from nfqlb.core.spec import Virtual
 from nfqlb.core.verdict import Drop, Refusal, Reply, Tally
 
 #: Replies a second to one kind of packet, and as many at once: what Linux allows itself for ICMP
@@ -116,7 +117,7 @@ class Rejection:
         if reason not in _TOLD or virtual is None or not self._can_be_told(client_of(key)):
             return Action.DROP
         kind = _kind(reason, flags)
-        action = POLICY[Side.CLIENTS, kind][rejects_with_reset(virtual, kind)]
+        action = POLICY[Side.CLIENTS, kind][rejects_with_reset(virtual.spec, kind)]
         reply = _REPLIES.get(action)
         if reply is None:
             return action
@@ -129,15 +130,15 @@ class Rejection:
         return client not in self._own and not (_no_client4 if len(client) == 4 else _no_client6)(client)
 
 
-def rejects_with_reset(virtual: VirtualServer, kind: Kind) -> bool:
+def rejects_with_reset(virtual: Virtual, kind: Kind) -> bool:
     """Whether a virtual server's clients are told.
 
     Those of a failed server's connections are with on_failure = "reset", in whatever state their
     connection is found by then (A34).
     """
-    if kind is Kind.SEGMENT and virtual.spec.on_failure == "reset":
+    if kind is Kind.SEGMENT and virtual.on_failure == "reset":
         return True
-    return virtual.spec.reject == "reset"
+    return virtual.reject == "reset"
 
 
 def _kind(reason: Refusal, flags: int | None) -> Kind:

@@ -20,6 +20,8 @@ from nfqlb.core.timers import DueQueue
 #: or, where its time-out is short, an eighth to a quarter of that. It bounds how long a finished
 #: connection is remembered by its queue; idle time-outs are hours.
 IDLE_CHECK = 60.0
+#: Asking a carrier takes as long as looking at so many connections.
+_ASKING = 50
 
 
 class Recorder(Protocol):
@@ -55,12 +57,23 @@ class NoRecorder:
         """Nothing."""
 
 
+class Carrier(Protocol):
+    """Who carries connections of which not every packet is seen here: it knows what the table cannot."""
+
+    def carries(self, connection: Connection, now: float) -> bool:
+        """Whether a connection that seems to have been idle too long still goes on; then `seen` is set."""
+
+    def cut(self, connection: Connection) -> None:
+        """The connection is given up, though it might go on: stop carrying it."""
+
+
 class ConnectionTable:
     """All connections, by key (R050, R059, A4, A5). At most `limit` of them.
 
     `half_open`, `closing` and `udp` are time-outs, `idle_check` how often idle ones are looked for (seconds).
     Before a connection whose SYN was never answered is forgotten, `on_silence` is told if it has timed
     out, `on_eviction` if it makes room for another. `on_gone` is told of every one that is forgotten.
+    `carrier`, where there is one, is asked before an answered one times out.
     """
 
     def __init__(
@@ -68,9 +81,10 @@ class ConnectionTable:
         count_on: str = "syn", close_on: str = "both",
         recorder: Recorder | None = None, on_silence: Callable[[Connection, float], None] | None = None,
         on_eviction: Callable[[Connection, float], None] | None = None,
-        on_gone: Callable[[Connection], None] | None = None,
+        on_gone: Callable[[Connection], None] | None = None, carrier: Carrier | None = None,
     ) -> None:  # fmt: skip
         self.limit = limit
+        self._carrier = carrier
         self._on_gone = on_gone
         self._on_silence = on_silence
         self._on_eviction = on_eviction
@@ -163,6 +177,12 @@ class ConnectionTable:
         if self._on_gone is not None:
             self._on_gone(connection)
 
+    def cut(self, connection: Connection, now: float) -> None:
+        """Forget a connection that might go on."""
+        if self._carrier is not None:
+            self._carrier.cut(connection)
+        self.remove(connection, now)
+
     def _set_state(self, connection: Connection, state: State, now: float) -> None:
         old = connection.state
         connection.state = state
@@ -235,7 +255,7 @@ class ConnectionTable:
             if connection.state.timeout is timeout:
                 if connection.state.unanswered and self._on_eviction is not None:
                     self._on_eviction(connection, now)
-                self.remove(connection, now)
+                (self.remove if connection.state.ended else self.cut)(connection, now)
                 return True
         return False
 
@@ -249,12 +269,20 @@ class ConnectionTable:
                 looked += 1
                 if connection.state.timeout is not timeout:
                     continue  # it is gone, or has moved on: another queue has it
-                if now - connection.seen >= self._limit_of(connection, timeout):
-                    if connection.state.unanswered and self._on_silence is not None:
-                        self._on_silence(connection, now)
-                    self.remove(connection, now)
-                else:
+                if now - connection.seen < self._limit_of(connection, timeout):
                     queue.push(connection, now)
+                elif connection.state.unanswered:
+                    if self._on_silence is not None:
+                        self._on_silence(connection, now)
+                    self.cut(connection, now)
+                elif self._carrier is not None and not connection.state.ended:
+                    looked += _ASKING
+                    if self._carrier.carries(connection, now):
+                        queue.push(connection, now)
+                    else:
+                        self.remove(connection, now)
+                else:
+                    self.remove(connection, now)
         return looked
 
     def _limit_of(self, connection: Connection, timeout: Timeout) -> float:

@@ -141,14 +141,15 @@ class QueueMessages:
         )  # fmt: skip
         return view[begin : (stop + 3) & ~3]
 
-    def answer_mark(self, buffer: bytearray, view: memoryview, at: int, mask: int) -> memoryview:
-        """Judge the packet whose attribute is at `at`; the verdict message that marks it.
+    def answer_mark(self, buffer: bytearray, view: memoryview, place: Place, mask: int) -> memoryview:
+        """Judge the packet at a place that was found; the verdict message that marks it.
 
         Here `judge` returns a mark, of which the bits of `mask` count and the packet's others stay as
         they are; the packet begins its way through this hook again (NF_REPEAT), so that rules behind
         the queue see the mark. 0 drops it. The packet itself is not sent back. `view` is of the same
         buffer, whose beginning the message takes. A judgement that raises is counted and drops the packet.
         """
+        at, stamp_at = place
         size, info_kind, flags, payload = _tail(buffer, at - 8)
         info = flags if info_kind == _ATTRIBUTE_SKB_INFO and size == 8 else 0
         packet_id = buffer[_ID_AT:ID_END]
@@ -156,7 +157,8 @@ class QueueMessages:
         mark = 0
         self.handled += 1
         try:
-            mark = self.judge(buffer, at + 4, at + payload, buffer[_HOOK_AT], info) & mask  # type: ignore[misc]
+            # judge is set by the worker
+            mark = self.judge(buffer, at + 4, at + payload, buffer[_HOOK_AT], info, stamp_at) & mask  # type: ignore[misc]
         except Exception as error:  # noqa: BLE001  whatever went wrong, the packet needs its verdict
             self.failed += 1
             self.on_error(error)

@@ -26,6 +26,7 @@ from nfqlb.netfilter.messages import (
     ID_END,
     MSG_CONFIG,
     MSG_VERDICT_BATCH,
+    Place,
     QueueMessages,
     id_in,
     id_of,
@@ -225,6 +226,6 @@ class MarkQueue(PacketQueue):
         super().__init__(number, length=length, receive_buffer=receive_buffer)
         self.mask = mask
 
-    def answer(self, buffer: bytearray, view: memoryview, at: int) -> memoryview:
+    def answer(self, buffer: bytearray, view: memoryview, place: Place) -> memoryview:
         """Judge one packet; the verdict message, with its mark."""
-        return self.answer_mark(buffer, view, at, self.mask)
+        return self.answer_mark(buffer, view, place, self.mask)

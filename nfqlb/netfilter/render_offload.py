@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from nfqlb.config.marks import OFFLOAD, LinkMarks, Target
+from nfqlb.core.reject import Kind, rejects_with_reset
 from nfqlb.core.spec import Config, Virtual
 from nfqlb.netfilter.errors import KernelError
 
@@ -33,6 +34,7 @@ _HAS_DATA = {
     6: "8,80 0 0 52,84 0 0 240,116 0 0 2,4 0 0 40,7 0 0 0,128 0 0 0,28 0 0 0,22 0 0 0",
 }
 """Classic BPF that returns a packet's length less its headers': X = IP header (IPv6: 40), A = TCP header."""
+_TOLD = "RETURN"
 
 
 def queue_number(config: Config) -> int:
@@ -119,9 +121,9 @@ def lists(
     udp = any(virtual.protocol == "udp" for virtual in virtuals)
     timed = bool(marks.timed[1])
     mixed = any(virtual.datapath != OFFLOAD for virtual in config.virtuals)
-    named = [{**words, **_missed(words, gateway.reject)} for words in base["virtual"]]
+    named = [{**words, **_missed(each)} for words, each in zip(base["virtual"], virtuals, strict=True)]
     tcp = [words for words in named if words["protocol"] == "tcp"]
-    reset = tcp if gateway.reject == "reset" else []
+    reset = [words for words in tcp if words["missed"] == _TOLD]
     eaten, passed = ("1",) if family.version == 6 else ("3",), () if family.version == 6 else ("3/4",)
     return {
         "way out": [{**into, **out} for into in base["inside"] for out in outside],
@@ -146,8 +148,10 @@ def lists(
     }
 
 
-def _missed(words: Mapping[str, str], reject: str) -> dict[str, str]:
-    return {"missed": "RETURN" if reject == "reset" and words["protocol"] == "tcp" else "DROP"}
+def _missed(virtual: Virtual) -> dict[str, str]:
+    """What becomes of a segment without a connection: let through to where it is reset, or dropped."""
+    told = virtual.protocol == "tcp" and rejects_with_reset(virtual, Kind.SEGMENT)
+    return {"missed": _TOLD if told else "DROP"}
 
 
 def _other_marks(marks: LinkMarks) -> "Items":

@@ -11,14 +11,15 @@ import socket
 from collections.abc import Callable
 from struct import Struct
 
+from nfqlb.core.segment import NO_STAMP, Stamp
 from nfqlb.netfilter import netlink
 from nfqlb.netfilter.netlink import FIRST_ATTRIBUTE, NetlinkError, attribute
 from nfqlb.netfilter.procfs import may_administer
 from nfqlb.netfilter.render_offload import COPIED, THRESHOLD
 
 #: What is done with a copy, buffer[start:end], which may be cut short: (buffer, start, end, hook, stamp).
-#: `stamp` is the kernel's wall clock at the packet's arrival in seconds, 0.0 where it says none.
-OnPacket = Callable[[bytearray, int, int, int, float], None]
+#: `stamp` is the kernel's wall clock at the packet's arrival (seconds, microseconds), () where it says none.
+OnPacket = Callable[[bytearray, int, int, int, Stamp], None]
 
 _FLUSH = 1  # hundredths of a second that the kernel collects copies for, unless there are enough before
 _NETLINK_BUFFER = 32_768  # of the kernel, for one batch
@@ -76,12 +77,11 @@ class TapMessages:
                     if not count and sequence:
                         self._expect(_sequence(buffer, at + sequence)[0])
                     count += 1
-                    seconds, micros = _stamp(buffer, at + stamp) if stamp else (0, 0)
                     start = at + payload
                     try:
                         on_packet(
                             buffer, start, start + _size(buffer, start - 4)[0] - 4,
-                            buffer[at + _HOOK_AT], seconds + micros * 1e-6,
+                            buffer[at + _HOOK_AT], _stamp(buffer, at + stamp) if stamp else NO_STAMP,
                         )  # fmt: skip
                     except Exception as error:  # noqa: BLE001  one copy must not cost those behind it
                         self.failed += 1

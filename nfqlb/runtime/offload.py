@@ -1,38 +1,42 @@
-"""What the worker does where the kernel translates: decides SYNs by marks, and follows what it is told.
+"""What the worker does where the kernel translates: decides by marks, and follows what it is told.
 
-Owns `OffloadPath`, the counterpart of `packet.path.PacketPath`. The queue asks it (`judge`), the tap and
-conntrack tell it (`tapped`, `ended`), and `sweep` compares with the kernel's table: for what was lost, for
-what a predecessor's journal does not say, and for when an established connection was last heard of.
+Owns `OffloadPath`, the counterpart of `packet.path.PacketPath`, and `KernelCarrier`, which knows of a
+connection what only the kernel can. The queue asks the path (`judge`), the tap and conntrack tell it
+(`tapped`, `ended`), and `sweep` compares with the kernel's table: for what was lost, and for what a
+predecessor's journal does not say.
 
-Of a connection it sees SYNs, SYN-ACK, FINs and resets, no more. So a SYN-ACK counts as the client's ACK
-that would follow (R078), and that a reset lies inside the window is conntrack's word, which has seen all.
+Of a connection it sees SYNs, SYN-ACK, FINs and resets, and where response times count the first data of
+each request and answer; no more. So a SYN-ACK counts as the client's ACK that would follow (R078), and
+that a reset lies inside the window is conntrack's word, which has seen all.
 """
 
 from collections.abc import Iterable, Iterator
 from struct import Struct
 from typing import Protocol
 
-from nfqlb.config.marks import OFFLOAD, LinkMarks
+from nfqlb.config.marks import OFFLOAD, LinkMarks, is_timed
 from nfqlb.core.connection import Connection
 from nfqlb.core.director import Director
-from nfqlb.core.segment import ACK, RST, SYN, Segment
+from nfqlb.core.keys import TCP, UDP, UDP_END, key_end, server_of, without_end
+from nfqlb.core.segment import ACK, NO_STAMP, RST, SYN, Segment, Stamp
 from nfqlb.core.server import Link
 from nfqlb.core.states import State
 from nfqlb.core.table import NoRecorder, Recorder
 from nfqlb.core.verdict import Drop
 from nfqlb.netfilter import conntrack
 from nfqlb.netfilter.conntrack import Entry
+from nfqlb.packet.replies import Replies
+from nfqlb.packet.stamps import read_stamp
 
 PREROUTING = 0  # linux/netfilter.h: what comes from clients is queued and tapped there
-_TCP, _ICMP, _ICMP6 = 6, 1, 58
+_ICMP, _ICMP6 = 1, 58
 
-# version and header length, protocol, addresses and ports, both numbers, offset and flags
-_read_ipv4 = Struct("!B8xBxx12s8sH").unpack_from
-_read_ipv6 = Struct("!B5xBx32s4s8sH").unpack_from
+# version and header length, total length, protocol, addresses and ports, both numbers, offset and flags
+_read_ipv4 = Struct("!BxH5xBxx12s8sH").unpack_from
+# version, payload length, next header, addresses, ports, both numbers, offset and flags
+_read_ipv6 = Struct("!BxxxHBx32s4s8sH").unpack_from
 
-#: Drops that a client may be told of, where it is to be told at all: it asked for what there is no place for.
-_REFUSALS = (Drop.NO_SERVER, Drop.TABLE_FULL, Drop.COLLISION)
-
+_DONE = object()
 _STATES = {
     conntrack.SYN_SENT: State.SYN_SENT,
     conntrack.SYN_RECEIVED: State.SYN_RECEIVED,
@@ -50,11 +54,34 @@ class Table(Protocol):
     def entries(self, mask: int) -> Iterator[Entry]:
         """Every entry with a mark within `mask`."""
 
-    def find(self, inbound: bytes) -> Entry | None:
+    def find(self, inbound: bytes, protocol: int) -> Entry | None:
         """The entry of what a client sends."""
 
-    def delete(self, inbound: bytes) -> bool:
+    def delete(self, inbound: bytes, protocol: int) -> bool:
         """Forget an entry."""
+
+
+class KernelCarrier:
+    """The kernel as the one who carries connections (`core.table.Carrier`)."""
+
+    def __init__(self, table: Table, udp: float) -> None:
+        self._table = table
+        self._udp = udp
+
+    def carries(self, connection: Connection, now: float) -> bool:
+        """Whether conntrack still has it; since when it is quiet follows from what is left of its time."""
+        if connection.link.virtual.spec.datapath != OFFLOAD:
+            return False
+        entry = self._table.find(*without_end(connection.inbound))
+        if entry is None or state_of(entry) is None:
+            return False
+        connection.seen = max(connection.seen, heard_of(connection, entry, now, self._udp))
+        return True
+
+    def cut(self, connection: Connection) -> None:
+        """Have conntrack forget it: its packets belong to nothing from now on."""
+        if connection.link.virtual.spec.datapath == OFFLOAD:
+            self._table.delete(*without_end(connection.inbound))
 
 
 class OffloadPath:
@@ -62,7 +89,7 @@ class OffloadPath:
 
     `now` is the time everything happens at (seconds); whoever drives it sets it. `recorder` is told of
     connections that are found in the kernel's table alone. `behind` says that something was lost, so that
-    a sweep is due.
+    a sweep is due. `replies` are for clients that are refused.
     """
 
     def __init__(
@@ -73,38 +100,61 @@ class OffloadPath:
         self.behind = False
         self.adopted = 0  # connections that only the kernel knew
         self.forgotten = 0  # connections whose end nobody had told
+        self.replies = Replies(director)
         self._table = table
         self._recorder = recorder or NoRecorder()
         config = director.config
         marks = LinkMarks(config)
         self._mask = marks.mask
-        self._refused = marks.refused if config.gateway.reject == "reset" else 0
+        self._udp = config.timeouts.udp
         self._marks = {
             (virtual.name, server.real, server.port): marks.of(virtual, server)
             for virtual in config.virtuals
             if virtual.datapath == OFFLOAD
             for server in config.places(virtual)
         }
+        self._timed = {virtual.name for virtual in config.virtuals if is_timed(virtual)}
         self._inbound = director.table.inbound
         self._outbound = director.table.outbound
         self._steps: Iterator[None] | None = None
 
     # --- the queue
 
-    def judge(self, buffer: bytearray, start: int, end: int, _hook: int, _info: int) -> int:
-        """The mark for a SYN in `buffer[start:end]`; 0 to drop it."""
+    def judge(
+        self, buffer: bytearray, start: int, end: int, _hook: int, info: int, stamp_at: int
+    ) -> int:
+        """The mark for a SYN or datagram in `buffer[start:end]`; 0 drops it. Arguments as in `PacketPath`."""
         segment = _segment_in(buffer, start, end)
-        if segment is None or not segment.flags & SYN:
+        if segment is not None and segment.flags & SYN:
+            stamp = read_stamp(buffer, stamp_at) if stamp_at else NO_STAMP
+            return self._decide(segment._replace(size=0, stamp=stamp), buffer, start, end, info)
+        found = _datagram_in(buffer, start, end) if segment is None else None
+        if found is None:
             self.director.refuse(Drop.MALFORMED)
             return 0
-        before = self._inbound.get(segment.key)
+        return self._decide(found, buffer, start, end, info)
+
+    def _decide(
+        self, what: Segment | bytes, buffer: bytearray, start: int, end: int, info: int
+    ) -> int:
+        """The same for a segment, or a datagram by its key."""
+        key = what.key if isinstance(what, Segment) else what
+        before = self._inbound.get(key)
         link = before.link if before is not None else None
-        outcome = self.director.client_syn(segment, self.now)
+        if isinstance(what, Segment):
+            outcome = self.director.client_syn(what, self.now)
+        else:
+            outcome = self.director.client_datagram(key, self.now)
         if not isinstance(outcome, Connection):
-            return self._refused if outcome in _REFUSALS else 0
+            transport = start + (40 if buffer[start] >> 4 == 6 else (buffer[start] & 0xF) * 4)
+            flags = what.flags if isinstance(what, Segment) else None
+            self.replies.tell(outcome, key, flags, buffer, start, end, transport, info, self.now)
+            return 0
         if before is not None and (outcome is not before or outcome.link is not link):
             # a new connection, or another server: by its old entry conntrack would send it where that went
-            self._table.delete(segment.key)
+            self._table.delete(*without_end(key))
+        if outcome is not before and outcome.link.virtual.spec.name not in self._timed:
+            outcome.interval = None  # nobody tells of its data
         return self._mark(outcome.link)
 
     def _mark(self, link: Link) -> int:
@@ -112,17 +162,14 @@ class OffloadPath:
 
     # --- the tap
 
-    def tapped(self, buffer: bytearray, start: int, end: int, hook: int, _stamp: float) -> None:
+    def tapped(self, buffer: bytearray, start: int, end: int, hook: int, stamp: Stamp) -> None:
         """A copy of a packet that the kernel translates, as far as it was copied."""
-        if end - start >= 40 and buffer[start] == 0x45 and buffer[start + 9] == _TCP:
-            _, _, key, numbers, flags = _read_ipv4(buffer, start)  # nearly all of them
-            flags &= 0xFFF
-        elif (segment := _segment_in(buffer, start, end)) is not None:
-            key, flags, numbers = segment
-        else:
+        segment = _segment_in(buffer, start, end)
+        if segment is None:
             if _protocol_in(buffer, start) in (_ICMP, _ICMP6):
                 self.director.refuse(Drop.UNREACHABLE)  # eaten by the rules
             return
+        key, flags, numbers, size, _ = segment
         connection = (self._inbound if hook == PREROUTING else self._outbound).get(key)
         if connection is None:
             return
@@ -130,12 +177,12 @@ class OffloadPath:
             # what was last seen of either side is no measure here; conntrack has compared it
             connection.client_numbers = connection.server_numbers = b""
         if hook == PREROUTING:
-            self.director.client_sent(connection, flags, numbers, self.now)
+            self.director.client_sent(connection, flags, numbers, self.now, size, stamp)
             return
-        self.director.server_sent(connection, flags, numbers, self.now)
+        self.director.server_sent(connection, flags, numbers, self.now, size, stamp)
         if connection.state is State.SYN_RECEIVED:
             following = (int.from_bytes(numbers[:4], "big") + 1 & 0xFFFFFFFF).to_bytes(4, "big")
-            self.director.client_sent(connection, ACK, numbers[4:] + following, self.now)
+            self.director.client_sent(connection, ACK, numbers[4:] + following, self.now, 0, NO_STAMP)
 
     def lost(self, _count: int) -> None:
         """The tap or conntrack has lost something."""
@@ -148,60 +195,64 @@ class OffloadPath:
 
         A connection whose SYN nobody answered is left to the core's own time-out, which counts it.
         """
-        connection = self._inbound.get(inbound)
-        if protocol != _TCP or connection is None or connection.state in (State.SYN_SENT, State.CLOSED):
+        connection = self._inbound.get(inbound + key_end(protocol))
+        if connection is None or connection.state is State.SYN_SENT or connection.state.ended:
             return
-        if self._table.find(inbound) is None:
-            self.director.table.remove(connection, self.now)
+        if connection.link.virtual.spec.datapath == OFFLOAD and self._table.find(inbound, protocol) is None:
+            self.director.forget(connection, self.now)
             self.forgotten += 1
 
     # --- comparing with the kernel's table
+
+    @property
+    def sweeping(self) -> bool:
+        """Whether a comparison is under way."""
+        return self._steps is not None
 
     def sweep(self, budget: int) -> bool:
         """Compare some more, about `budget` connections; True once the whole table has been seen."""
         if self._steps is None:
             self.behind = False
             self._steps = self._compare()
+        steps, self._steps = self._steps, None  # should it fail, the next one begins anew
         for _ in range(budget):
-            try:
-                next(self._steps)
-            except StopIteration:
-                self._steps = None
+            if next(steps, _DONE) is _DONE:
                 return True
+        self._steps = steps
         return False
 
     def _compare(self) -> Iterator[None]:
         begun = self.now
         found: set[bytes] = set()
         for entry in self._table.entries(self._mask):
-            found.add(entry.inbound)
+            found.add(entry.inbound + key_end(entry.protocol))
             self._meet(entry)
             yield
         self.director.restored(self.now)  # whatever was adopted counts in the next choice
         for connection in list(self._inbound.values()):
             if self._is_gone(connection, found, begun):
-                self.director.table.remove(connection, self.now)
+                self.director.forget(connection, self.now)
                 self.forgotten += 1
             yield
 
     def _meet(self, entry: Entry) -> None:
         """One entry: its connection is alive, or becomes known."""
-        connection = self._inbound.get(entry.inbound)
-        state = _STATES.get(entry.tcp_state)
-        if entry.protocol != _TCP or state is None:
+        connection = self._inbound.get(entry.inbound + key_end(entry.protocol))
+        state = state_of(entry)
+        if state is None:
             return
         if connection is None:
             self._adopt(entry, state)
-        elif connection.state.quick and connection.state is not State.CLOSED:
-            quiet = connection.link.real.spec.idle_timeout - entry.timeout
-            connection.seen = max(connection.seen, self.now - max(0.0, quiet))
+        elif state is State.UDP_FLOW and connection.state is State.UDP_NEW:
+            self.director.server_datagram(connection.outbound, self.now)
+        elif connection.state.quick and not connection.state.ended:
+            connection.seen = max(connection.seen, heard_of(connection, entry, self.now, self._udp))
 
     def _adopt(self, entry: Entry, state: State) -> None:
-        size = (len(entry.outbound) - 4) // 2
-        server = entry.outbound[:size] + entry.outbound[-4:-2]
-        known = self.director.restore(entry.inbound, server, state.code, -1, opened=self.now, now=self.now)
-        if known:
-            connection = self._inbound[entry.inbound]
+        key = entry.inbound + key_end(entry.protocol)
+        server = server_of(entry.outbound)
+        if self.director.restore(key, server, state.code, -1, opened=self.now, now=self.now):
+            connection = self._inbound[key]
             connection.place = self._recorder.opened(connection)
             self.adopted += 1
 
@@ -209,11 +260,24 @@ class OffloadPath:
         """Whether a connection that was there before the comparison began has no entry any more."""
         if connection.opened >= begun or connection.inbound in found:
             return False
-        if connection.state in (State.SYN_SENT, State.CLOSED, State.GONE):
+        if connection.state in (State.SYN_SENT, State.GONE) or connection.state.ended:
             return False
         if connection.link.virtual.spec.datapath != OFFLOAD:
             return False
-        return self._table.find(connection.inbound) is None
+        return self._table.find(*without_end(connection.inbound)) is None
+
+
+def state_of(entry: Entry) -> State | None:
+    """What an entry means for the core; None for one whose connection has ended."""
+    if entry.protocol == UDP:
+        return State.UDP_FLOW if entry.status & conntrack.SEEN_REPLY else State.UDP_NEW
+    return _STATES.get(entry.tcp_state) if entry.protocol == TCP else None
+
+
+def heard_of(connection: Connection, entry: Entry, now: float, udp: float) -> float:
+    """When a packet of the connection last passed, from what is left of its entry's time-out (seconds)."""
+    limit = udp if connection.state.udp else connection.link.real.spec.idle_timeout
+    return now - max(0.0, limit - entry.timeout)
 
 
 def _segment_in(buffer: bytearray, start: int, end: int) -> Segment | None:
@@ -222,21 +286,30 @@ def _segment_in(buffer: bytearray, start: int, end: int) -> Segment | None:
     size = end - start
     if version == 4:
         header = (buffer[start] & 0xF) * 4
-        if header < 20 or size < header + 14 or buffer[start + 9] != _TCP:
+        if header < 20 or size < header + 14 or buffer[start + 9] != TCP:
             return None
-        if header == 20:
-            _, _, key, numbers, flags = _read_ipv4(buffer, start)
-            return Segment(key, flags & 0xFFF, numbers)
-        return _segment_at(buffer, bytes(buffer[start + 12 : start + 20]), start + header)
-    if version == 6 and size >= 54 and buffer[start + 6] == _TCP:
-        _, _, addresses, ports, numbers, flags = _read_ipv6(buffer, start)
-        return Segment(addresses + ports, flags & 0xFFF, numbers)
+        _, total, _, key, numbers, flags = _read_ipv4(buffer, start)
+        if header > 20:
+            at = start + header
+            key = bytes(buffer[start + 12 : start + 20]) + bytes(buffer[at : at + 4])
+            numbers, flags = bytes(buffer[at + 4 : at + 12]), int.from_bytes(buffer[at + 12 : at + 14], "big")
+        return Segment(key, flags & 0xFFF, numbers, max(0, total - header - (flags >> 12) * 4))
+    if version == 6 and size >= 54 and buffer[start + 6] == TCP:
+        _, length, _, addresses, ports, numbers, flags = _read_ipv6(buffer, start)
+        return Segment(addresses + ports, flags & 0xFFF, numbers, max(0, length - (flags >> 12) * 4))
     return None
 
 
-def _segment_at(buffer: bytearray, addresses: bytes, at: int) -> Segment:
-    flags = int.from_bytes(buffer[at + 12 : at + 14], "big")
-    return Segment(addresses + bytes(buffer[at : at + 4]), flags & 0xFFF, bytes(buffer[at + 4 : at + 12]))
+def _datagram_in(buffer: bytearray, start: int, end: int) -> bytes | None:
+    """The key of the UDP datagram whose headers are in `buffer[start:end]`; None where it is none."""
+    version, size = buffer[start] >> 4, end - start
+    if version == 4 and size >= 28 and buffer[start + 9] == UDP:
+        at = start + (buffer[start] & 0xF) * 4
+        if at + 8 <= end:
+            return bytes(buffer[start + 12 : start + 20]) + bytes(buffer[at : at + 4]) + UDP_END
+    if version == 6 and size >= 48 and buffer[start + 6] == UDP:
+        return bytes(buffer[start + 8 : start + 44]) + UDP_END
+    return None
 
 
 def _protocol_in(buffer: bytearray, start: int) -> int:

@@ -25,22 +25,20 @@ from nfqlb.core.spec import Config
 from nfqlb.netfilter import address, host, rules, sysctl
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.neighbours import Neighbours
-from nfqlb.netfilter.queue import PacketQueue, ask_for_stamps
+from nfqlb.netfilter.queue import ask_for_stamps
 from nfqlb.netfilter.queue_status import read_queues
 from nfqlb.netfilter.reply import ReplySockets, replies_to_clients
 from nfqlb.netfilter.state import Claim, Record
 from nfqlb.runtime import orders, views
 from nfqlb.runtime.channel import SupervisorChannel, WorkerChannel, pair
 from nfqlb.runtime.control import Request, Server
+from nfqlb.runtime.datapaths import Datapaths
 from nfqlb.runtime.journal import Journal
 from nfqlb.runtime.protocol import JSON, ControlError
 from nfqlb.runtime.worker import Worker
 
 logger = logging.getLogger(__name__)
 
-#: A SYN flood fills its own short queue; the other holds what arrives while a worker is replaced.
-_NEW_LENGTH, _NEW_RECEIVE_BUFFER = 1024, 1 << 20
-_LENGTH, _RECEIVE_BUFFER = 8192, 8 << 20
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _TICK = 1.0
@@ -93,30 +91,19 @@ class Supervisor:
         self._journal = Journal(config.gateway.max_connections)
         undo.callback(self._journal.close, remove=True)
         self._listen_to_signals()
-        self._new = self._bind(config.gateway.queue, _NEW_LENGTH, _NEW_RECEIVE_BUFFER)
-        self._established = self._bind(config.gateway.queue + 1, _LENGTH, _RECEIVE_BUFFER)
+        self._datapaths = Datapaths(config)
+        undo.callback(self._datapaths.close)
         self._replies = self._open_replies()
         undo.enter_context(ask_for_stamps())  # response times are differences of stamps
         undo.callback(self._end_worker)
         self._control = Server(Path(config.gateway.socket), self._selector, self._answer)
         undo.callback(self._control.close)
-        _log_all(sysctl.switch, sysctl.forwarding(config), record)
+        _log_all(sysctl.switch, sysctl.forwarding(config) | sysctl.tracking(config), record)
         self._fork()
         undo.callback(_log_all, rules.withdraw)
         rules.apply(config)
         undo.callback(_log_all, address.take_down)
         _log_all(address.bring_up, config)
-
-    def _bind(self, number: int, length: int, receive_buffer: int) -> PacketQueue:
-        try:
-            queue = PacketQueue(number, length=length, receive_buffer=receive_buffer)
-        except OSError as error:
-            raise KernelError(
-                f"NFQUEUE {number} cannot be bound: {error}; is it taken, or the kernel without "
-                "nfnetlink_queue?"
-            ) from None
-        self._undo.callback(queue.close)
-        return queue
 
     def _open_replies(self) -> ReplySockets | None:
         """The sockets by which clients are told of what is refused, where they are to be."""
@@ -215,7 +202,7 @@ class Supervisor:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._control.abandon()
         worker = Worker(
-            self._config, self._new, self._established, WorkerChannel(channel), self._journal, self._replies
+            self._config, self._datapaths, WorkerChannel(channel), self._journal, self._replies
         )
         signal.signal(signal.SIGTERM, lambda *_: worker.stop())
         worker.run(self._say_serving)
@@ -262,7 +249,7 @@ class Supervisor:
     def _summary(self, counts: JSON) -> JSON:
         assert isinstance(counts, dict)
         gateway = self._config.gateway
-        ours = (gateway.queue, gateway.queue + 1)
+        ours = [queue.number for queue in self._datapaths.queues]
         return views.summary(
             counts,
             views.GatewayStatus(

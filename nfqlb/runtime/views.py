@@ -89,13 +89,15 @@ class Losses:
 
     `overruns`: reports that the kernel had no room to hand a packet over; `refused`: verdicts that it did not
     take; `unreadable`: packets in a message of a shape not understood. `unkept` are records that found
-    no room in the journal: connections, and servers.
+    no room in the journal: connections, and servers. `followed` is what was not told in time of
+    connections that the kernel carries, by what it is.
     """
 
     overruns: Mapping[int, int] = field(default_factory=dict)
     refused: Mapping[int, int] = field(default_factory=dict)
     unreadable: Mapping[int, int] = field(default_factory=dict)
     unkept: int = 0
+    followed: Mapping[str, int] = field(default_factory=dict)
 
 
 def counts(totals: Totals, losses: Losses | None = None) -> JSONObject:
@@ -107,6 +109,7 @@ def counts(totals: Totals, losses: Losses | None = None) -> JSONObject:
             for name in ("overruns", "refused", "unreadable")
         },
         "journal": {"lost": losses.unkept},
+        "followed": dict(losses.followed),
         "connections": {
             "now": totals.connections,
             "total": totals.connections_total,
@@ -141,6 +144,7 @@ def summary(worker: Mapping[str, JSON], gateway: GatewayStatus) -> JSONObject:
             for queue in gateway.queues
         ],
         "journal": worker["journal"],
+        "followed": worker["followed"],
         "drops": worker["drops"],
         "replies": worker["replies"],
     }

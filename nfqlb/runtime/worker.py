@@ -1,9 +1,9 @@
 """The worker: reads the queues, judges their packets, answers the supervisor's questions.
 
 Owns the loop that everything passes through. It is forked by the supervisor, which has bound
-the queues; it restores what its predecessor knew, and from then on alternates between packets,
-questions and time-outs, each within a budget, so that none starves another. It ends when the
-supervisor says so or is gone.
+what it reads (see `datapaths`); it restores what its predecessor knew, and from then on alternates
+between packets, questions and time-outs, each within a budget, so that none starves another. It
+ends when the supervisor says so or is gone.
 """
 
 import gc
@@ -15,23 +15,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from selectors import EVENT_WRITE
 
-from nfqlb.core.director import Director
 from nfqlb.core.spec import Config
 from nfqlb.core.verdict import Drop, Reply
-from nfqlb.netfilter.queue import PacketQueue
 from nfqlb.netfilter.reply import ReplySockets
-from nfqlb.packet.path import PacketPath
 from nfqlb.runtime import news, orders
 from nfqlb.runtime.channel import WorkerChannel
+from nfqlb.runtime.datapaths import Datapaths, Paths
 from nfqlb.runtime.journal import Journal
 from nfqlb.runtime.protocol import JSONObject, Result
 from nfqlb.runtime.views import Losses, counts, respond
 
 logger = logging.getLogger(__name__)
 
-#: Packets of established connections judged before new ones get a turn; and of new ones.
-_BUDGET = 256
-_NEW_BUDGET = 64
 _TIMER = 0.25  # seconds between two looks at what has timed out
 _TIMER_BUDGET = 2000  # connections looked at in one go: about a millisecond
 #: Connections share the time stamps of their packets, which are this coarse (seconds).
@@ -44,29 +39,26 @@ _QUIET = 10.0  # seconds between two log lines about failed judgements
 class Worker:
     """One worker's life.
 
-    `new` is the queue of SYNs, `established` that of everything else; `replies` goes to clients whose
-    packets are refused, None where they are not to know.
+    `datapaths` is what the supervisor has bound; `replies` goes to clients whose packets are refused,
+    None where they are not to know.
     """
 
     def __init__(
         self,
         config: Config,
-        new: PacketQueue,
-        established: PacketQueue,
+        datapaths: Datapaths,
         channel: WorkerChannel,
         journal: Journal,
         replies: ReplySockets | None = None,
     ) -> None:
-        self._new = new
-        self._established = established
+        self._datapaths = datapaths
         self._channel = channel
         self._journal = journal
         self._replies = replies
         self._stopping = False
         self._complained = -_QUIET
-        now = time.monotonic()
-        self.director = Director(config, now=now, recorder=journal, keeper=journal)
-        self._path = PacketPath(self.director, now)
+        self._paths = Paths(config, datapaths, journal)
+        self.director = self._paths.director
 
     def stop(self) -> None:
         """End after this round."""
@@ -80,10 +72,7 @@ class Worker:
             os.nice(_NICENESS)
         self._restore()
         gc.freeze()
-        for queue in (self._new, self._established):
-            queue.free_abandoned()
-            queue.judge = self._path.judge
-            queue.on_error = self._complain
+        self._paths.connect(self._complain)
         say_serving()
         self._serve()
 
@@ -107,29 +96,30 @@ class Worker:
 
     def _serve(self) -> None:
         poll = select.poll()
-        established, new, channel = self._established.fileno(), self._new.fileno(), self._channel.fileno()
-        poll.register(established, select.POLLIN)
-        poll.register(new, select.POLLIN)
+        sources = {source.reader.fileno(): source for source in self._datapaths.sources()}
+        for descriptor in sources:
+            poll.register(descriptor, select.POLLIN)
         interest = select.POLLIN
-        poll.register(channel, interest)
-        path, chronicle = self._path, self.director.chronicle
+        poll.register(self._channel.fileno(), interest)
+        paths, chronicle = self._paths, self.director.chronicle
         timer = 0.0
         overdue = False  # more has timed out than one round looked at
+        behind = False  # the kernel has not told everything
         while not self._stopping and not self._channel.lost:
-            ready = poll.poll(0 if overdue else _TIMER * 1000)
+            ready = poll.poll(0 if overdue or behind else _TIMER * 1000)
             now = time.monotonic()
-            if now - path.now >= _GRAIN:
-                path.now = now
+            if now - paths.now >= _GRAIN:
+                paths.tell_time(now)
             for descriptor, _ in ready:  # in the order of registration
-                if descriptor == established:
-                    self._established.run(_BUDGET)
-                elif descriptor == new:
-                    self._new.run(_NEW_BUDGET)
+                source = sources.get(descriptor)
+                if source is not None:
+                    source.reader.run(source.budget)
                 else:
                     interest = self._answer(poll, now, interest)
             if overdue or now >= timer:
                 overdue = self.director.tick(now, _TIMER_BUDGET)
                 timer = now + _TIMER
+            behind = paths.catch_up()
             if chronicle.touched:
                 self._tell(now)
             if self._replies is not None:
@@ -137,7 +127,7 @@ class Worker:
 
     def _reply(self, sockets: ReplySockets) -> None:
         """Send what is to go to clients; what the kernel does not take is lost, as any packet may be."""
-        for packet in self._path.replies.take():
+        for packet in self._paths.take_replies():
             if not sockets.send(packet):
                 self.director.tally.reply(Reply.NOT_SENT)
 
@@ -155,12 +145,13 @@ class Worker:
         return counts(self.director.totals(), self._losses()) if cmd == "summary" else result
 
     def _losses(self) -> Losses:
-        queues = (self._new, self._established)
+        queues = self._datapaths.queues
         return Losses(
             overruns={queue.number: queue.overruns for queue in queues},
             refused={queue.number: queue.refused for queue in queues},
             unreadable={queue.number: queue.unreadable for queue in queues},
             unkept=self._journal.unkept,
+            followed=self._paths.followed(),
         )
 
     def _tell(self, now: float) -> None:

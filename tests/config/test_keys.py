@@ -72,7 +72,7 @@ SCHEDULERS = (
 ZERO = ("0", "0.0")
 
 KEYS = (
-    Key("gateway", "datapath", "rewrite", ('"rewrite"',), (), ('"offload"',), NO_TEXT),
+    Key("gateway", "datapath", "rewrite", ('"rewrite"',), ('"offload"',), (), NO_TEXT),
     Key("gateway", "max_connections", 1_000_000, ("1_000_000",), ("1", "7000"), (), (*NO_WHOLE, "0")),
     Key("gateway", "max_sticky", 1_000_000, ("1000000",), ("1",), (), (*NO_WHOLE, "0")),
     Key("gateway", "queue", 0, ("0",), ("1", "65534"), (), (*NO_WHOLE, "65535")),
@@ -177,7 +177,7 @@ KEYS = (
     Key("virtual", "on_failure", "keep", ('"keep"',), ('"reset"', '"drop"'), (), NO_TEXT),
     Key("virtual", "synguard", 0.0, ("0",), (), ("1", "100"), NO_NUMBER),
     Key("virtual", "shadow", "", ('""',), (), SCHEDULERS, NO_TEXT),
-    Key("virtual", "datapath", "rewrite", ('"rewrite"',), (), ('"offload"',), NO_TEXT),
+    Key("virtual", "datapath", "rewrite", ('"rewrite"',), ('"offload"',), (), NO_TEXT),
     Key("strict", "syn_limit", False, ("false",), ("true",), (), NO_SWITCH),
     Key("strict", "ratio", False, ("false",), ("true",), (), NO_SWITCH),
     Key("strict", "every_packet", False, ("false",), ("true",), (), NO_SWITCH),

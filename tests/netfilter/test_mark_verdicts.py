@@ -27,7 +27,9 @@ class Desk:
         self.messages.on_error = self.errors.append
         self.buffer = bytearray(BUFFER)
 
-    def _judge(self, buffer: bytearray, start: int, end: int, hook: int, info: int) -> int:
+    def _judge(
+        self, buffer: bytearray, start: int, end: int, hook: int, info: int, stamp_at: int
+    ) -> int:
         self.seen.append(bytes(buffer[start:end]))
         if self.mark is None:
             raise RuntimeError("no")
@@ -35,8 +37,9 @@ class Desk:
 
     def answer(self, message: bytes) -> bytes:
         self.buffer[: len(message)] = message
-        at = self.messages.payload_at(self.buffer, len(message))
-        return bytes(self.messages.answer_mark(self.buffer, memoryview(self.buffer), at, MASK))
+        place = self.messages.find(self.buffer, len(message))
+        assert place is not None
+        return bytes(self.messages.answer_mark(self.buffer, memoryview(self.buffer), place, MASK))
 
 
 @STEADY

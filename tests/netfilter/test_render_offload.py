@@ -107,7 +107,8 @@ def of(virtual: Virtual, *others: Virtual, **changes: object) -> Config:
     return replace(CONFIG, gateway=gateway, reals=reals, virtuals=(virtual, *others))
 
 
-EVERYTHING = of(WEB, SIX, DNS, FAST, SLOW, secure=True, reject="reset")
+TOLD = replace(WEB, reject="reset")
+EVERYTHING = of(TOLD, SIX, DNS, FAST, SLOW, secure=True)
 
 
 def test_the_rules_of_one_virtual_server_word_for_word() -> None:
@@ -318,7 +319,9 @@ def test_only_bits_of_the_mask_are_written() -> None:
 
 def test_a_reset_needs_the_one_table_that_may() -> None:
     assert "*filter" not in render(of(WEB)).ipv4
-    text = render(of(WEB, DNS, reject="reset")).ipv4
+    for virtual in (TOLD, replace(WEB, on_failure="reset")):
+        assert render(of(virtual)).ipv4 == render(of(TOLD)).ipv4
+    text = render(of(TOLD, replace(DNS, reject="reset"))).ipv4
     assert "-d 192.0.2.100/32 -p tcp -m tcp --dport 80 -m comment --comment web -j REJECT" in text
     mangle = parse(text)["mangle"].chains["NFQLB-O-MISSED"]
     assert [rule.rsplit(" ", 1)[1] for rule in mangle[:2]] == ["RETURN", "DROP"]

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nfqlb.core.segment import NO_STAMP, Stamp
 from nfqlb.netfilter.tap import TapMessages
 from tests.netfilter.captured import ANSWERED, TAPPED_IPV4, TAPPED_IPV6
 
@@ -22,7 +23,7 @@ OPTIONAL: dict[str, tuple[int, bytes]] = {
     "stamp": (3, pack("!QQ", 1_700_000_000, 250_000)),
     "user": (11, b"\0\0\0\0"),
 }
-Seen = list[tuple[bytes, int, float]]
+Seen = list[tuple[bytes, int, Stamp]]
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -55,7 +56,7 @@ class Desk:
         self.messages = TapMessages(self._note, self.gaps.append)
         self.buffer = bytearray(BUFFER)
 
-    def _note(self, buffer: bytearray, start: int, end: int, hook: int, stamp: float) -> None:
+    def _note(self, buffer: bytearray, start: int, end: int, hook: int, stamp: Stamp) -> None:
         self.seen.append((bytes(buffer[start:end]), hook, stamp))
 
     def get(self, *parts: bytes) -> int:
@@ -77,7 +78,7 @@ def test_a_batch_of_the_kernels_own_is_read_packet_by_packet(desk: Desk) -> None
     assert desk.seen[1][0].endswith(b"question")
     stamps = [stamp for _, _, stamp in desk.seen]
     assert stamps == sorted(stamps)
-    assert 1 < stamps[0] < 1e10
+    assert 1 < stamps[0][0] < 1e10
     assert desk.gaps == []
 
 
@@ -102,7 +103,7 @@ def test_every_packet_comes_out_as_it_went_in(packets: list[tuple[bytes, set[str
     ]
     assert desk.get(*texts, DONE) == len(packets)
     assert desk.seen == [
-        (payload, index % 5, 1_700_000_000.25 if "stamp" in names else 0.0)
+        (payload, index % 5, (1_700_000_000, 250_000) if "stamp" in names else NO_STAMP)
         for index, (payload, names) in enumerate(packets)
     ]
     assert desk.gaps == []
@@ -125,7 +126,7 @@ def test_a_payload_that_looks_like_attributes_moves_nothing(desk: Desk) -> None:
     inner = attribute(3, pack("!QQ", 1, 1)) + attribute(12, bytes(4)) + attribute(9, b"inner")
     for _ in range(2):
         desk.get(message(inner, number=None))
-    assert desk.seen == [(inner, 2, 0.0)] * 2
+    assert desk.seen == [(inner, 2, NO_STAMP)] * 2
 
 
 def test_missing_numbers_are_missing_packets(desk: Desk) -> None:
@@ -149,7 +150,7 @@ def test_a_copy_that_nobody_can_stand_does_not_cost_those_behind_it(desk: Desk) 
     errors: list[Exception] = []
     desk.messages.on_error = errors.append
 
-    def refuse(buffer: bytearray, start: int, end: int, hook: int, stamp: float) -> None:
+    def refuse(buffer: bytearray, start: int, end: int, hook: int, stamp: Stamp) -> None:
         if buffer[start:end] == b"bad":
             raise RuntimeError("no")
         desk._note(buffer, start, end, hook, stamp)

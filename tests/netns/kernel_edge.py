@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 from nfqlb.config.marks import LinkMarks
+from nfqlb.core.segment import Stamp
 from nfqlb.core.spec import Config, Real, Server, Virtual
 from nfqlb.netfilter import address, netlink, render_offload, rules, sysctl
 from nfqlb.netfilter.conntrack import Conntrack, Endings, Entry
@@ -124,7 +125,7 @@ class Edge:
         """How many copies there were, by hook and by the flags that open or end; 0 for data."""
         return Counter((copy.hook, copy.flags & (FIN | SYN | RST)) for copy in self.copies)
 
-    def _judge(self, buffer: bytearray, start: int, end: int, hook: int, info: int) -> int:
+    def _judge(self, buffer: bytearray, start: int, end: int, hook: int, info: int, stamp_at: int) -> int:
         packet = bytes(buffer[start:end])
         size, ports = (16, 40) if packet[0] >> 4 == 6 else (4, 20)
         first = 8 if size == 16 else 12
@@ -132,8 +133,9 @@ class Edge:
         self.opened.append(found)
         return self.choose(found)
 
-    def _tapped(self, buffer: bytearray, start: int, end: int, hook: int, stamp: float) -> None:
-        self.copies.append(copy_of(bytes(buffer[start:end]), hook, stamp))
+    def _tapped(self, buffer: bytearray, start: int, end: int, hook: int, stamp: Stamp) -> None:
+        seconds, micros = stamp or (0, 0)
+        self.copies.append(copy_of(bytes(buffer[start:end]), hook, seconds + micros / 1e6))
 
     def _serve(self) -> None:
         poll = select.poll()

@@ -36,9 +36,9 @@ class Brain:
         edge.tap.on_packet = self.path.tapped
         edge.endings.on_end = self.path.ended
 
-    def _judge(self, buffer: bytearray, start: int, end: int, hook: int, info: int) -> int:
+    def _judge(self, buffer: bytearray, start: int, end: int, hook: int, info: int, stamp_at: int) -> int:
         self.path.now = time.monotonic()
-        return self.path.judge(buffer, start, end, hook, info)
+        return self.path.judge(buffer, start, end, hook, info, stamp_at)
 
     def sweep(self) -> None:
         with entered(self._site.gateway):

@@ -15,6 +15,7 @@ from nfqlb.core.director import Director
 from nfqlb.core.segment import ACK, FIN, RST, SYN
 from nfqlb.core.spec import Config, Gateway, Real, Server, Virtual
 from nfqlb.netfilter.conntrack import ESTABLISHED, SYN_SENT, TIME_WAIT, Entry
+from nfqlb.packet.translate import CHECKSUM_NOT_READY
 from nfqlb.runtime.offload import OffloadPath
 
 VIP, CLIENT = "192.0.2.100", "198.51.100.7"
@@ -38,10 +39,10 @@ class Ledger:
     def entries(self, mask: int) -> Iterator[Entry]:
         yield from [entry for entry in self.rows.values() if entry.mark & mask]
 
-    def find(self, inbound: bytes) -> Entry | None:
+    def find(self, inbound: bytes, protocol: int) -> Entry | None:
         return self.rows.get(inbound)
 
-    def delete(self, inbound: bytes) -> bool:
+    def delete(self, inbound: bytes, protocol: int) -> bool:
         self.deleted.append(inbound)
         return self.rows.pop(inbound, None) is not None
 
@@ -75,17 +76,17 @@ class Worker:
 
     def syn(self, port: int = 5000, sequence: int = 100) -> int:
         buffer = packet((CLIENT, port), (VIP, 80), SYN, sequence)
-        return self.path.judge(buffer, 0, len(buffer), PREROUTING, 0)
+        return self.path.judge(buffer, 0, len(buffer), PREROUTING, CHECKSUM_NOT_READY, 0)
 
     def client(self, flags: int, sequence: int, acknowledged: int, port: int = 5000) -> None:
         buffer = packet((CLIENT, port), (VIP, 80), flags, sequence, acknowledged)
-        self.path.tapped(buffer, 0, len(buffer), PREROUTING, 0.0)
+        self.path.tapped(buffer, 0, len(buffer), PREROUTING, ())
 
     def server(
         self, flags: int, sequence: int, acknowledged: int, port: int = 5000, host: Real = WEB1
     ) -> None:
         buffer = packet((str(host.address), 8080), (CLIENT, port), flags, sequence, acknowledged)
-        self.path.tapped(buffer, 0, len(buffer), FORWARD, 0.0)
+        self.path.tapped(buffer, 0, len(buffer), FORWARD, ())
 
     def enter(
         self, port: int = 5000, state: int = ESTABLISHED, timeout: int = 3600, host: Real = WEB1
@@ -202,21 +203,22 @@ def test_an_unanswered_syn_is_left_to_the_time_out_that_counts_it(gateway: Worke
 @pytest.mark.parametrize(("reject", "refused"), [("drop", False), ("reset", True)])
 def test_a_client_that_no_server_takes_is_refused_as_the_operator_says(reject: str, refused: bool) -> None:
     reals = tuple(replace(real, weight=0.0) for real in CONFIG.reals)
-    gateway = Worker(replace(CONFIG, reals=reals, gateway=replace(CONFIG.gateway, reject=reject)))
-    assert gateway.syn() == (gateway.marks.refused if refused else 0)
+    gateway = Worker(replace(CONFIG, reals=reals, virtuals=(replace(WEB, reject=reject),)))
+    assert gateway.syn() == 0
+    assert len(gateway.path.replies.take()) == refused
 
 
 @pytest.mark.parametrize("noise", [b"\x45" + bytes(60), b"\x4f" + bytes(40), b"\x60" + bytes(60), bytes(96)])
 def test_what_is_no_segment_changes_nothing(gateway: Worker, noise: bytes) -> None:
     buffer = bytearray(noise)
-    assert gateway.path.judge(buffer, 0, len(buffer), PREROUTING, 0) == 0
-    gateway.path.tapped(buffer, 0, len(buffer), FORWARD, 0.0)
+    assert gateway.path.judge(buffer, 0, len(buffer), PREROUTING, 0, 0) == 0
+    gateway.path.tapped(buffer, 0, len(buffer), FORWARD, ())
     assert gateway.states() == []
 
 
 def test_an_eaten_error_is_counted(gateway: Worker) -> None:
     buffer = bytearray(b"\x45" + bytes(8) + b"\x01" + bytes(60))
-    gateway.path.tapped(buffer, 0, len(buffer), FORWARD, 0.0)
+    gateway.path.tapped(buffer, 0, len(buffer), FORWARD, ())
     assert gateway.director.totals().drops["unreachable-eaten"] == 1
 
 

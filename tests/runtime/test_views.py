@@ -169,6 +169,7 @@ def test_summary_is_made_of_what_worker_and_supervisor_know() -> None:
             }
         ],
         "journal": {"lost": 4},
+        "followed": {},
         "drops": {"malformed": 1, "no-connection": 7},
         "replies": {"reset": 5},
     }

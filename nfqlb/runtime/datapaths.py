@@ -1,0 +1,235 @@
+"""What the two datapaths are bound to in the kernel, and how a worker is driven by it.
+
+Owns the descriptors that outlive a worker: the supervisor binds them before it forks, so that the kernel
+goes on queueing, copying and remembering while a dead worker is replaced. `Rewriting` are the two queues of
+datapath `rewrite`, `Offloading` the queue, the tap and the endings of datapath `offload`. A worker
+connects them to its director and runs them in turn.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol, TypeVar
+
+from nfqlb.config.marks import OFFLOAD, LinkMarks
+from nfqlb.core.director import Director
+from nfqlb.core.spec import Config
+from nfqlb.netfilter.conntrack import Conntrack, Endings
+from nfqlb.netfilter.errors import KernelError
+from nfqlb.netfilter.queue import MarkQueue, PacketQueue
+from nfqlb.netfilter.render_offload import group_number, queue_number
+from nfqlb.netfilter.tap import Tap
+from nfqlb.packet.path import PacketPath
+from nfqlb.runtime.journal import Journal
+from nfqlb.runtime.offload import KernelCarrier, OffloadPath
+
+logger = logging.getLogger(__name__)
+
+Queue = TypeVar("Queue", bound=PacketQueue)
+
+#: A SYN flood fills its own short queue; the other holds what arrives while a worker is replaced.
+_NEW_LENGTH, _NEW_RECEIVE_BUFFER = 1024, 1 << 20
+_LENGTH, _RECEIVE_BUFFER = 8192, 8 << 20
+#: Packets of established connections judged before new ones get a turn; and of new ones. What was lost is
+#: looked for in portions of so many connections (a millisecond or two).
+_BUDGET, _NEW_BUDGET, _SWEEP = 256, 64, 200
+_SWEEP_AGAIN = 5.0  # seconds after it failed
+
+
+class Runs(Protocol):
+    """Something that is read when its descriptor is readable."""
+
+    def fileno(self) -> int:
+        """The descriptor."""
+
+    def run(self, budget: int) -> int:
+        """Read what waits, about `budget` packets at most; returns how many there were."""
+
+
+class Source(NamedTuple):
+    """What a worker reads, and how much of it in one go."""
+
+    reader: Runs
+    budget: int
+
+
+class Rewriting:
+    """Datapath `rewrite`: the queue of SYNs, and that of everything else. Raises KernelError."""
+
+    def __init__(self, config: Config) -> None:
+        first = config.gateway.queue
+        with contextlib.ExitStack() as undo:
+            self.new = _bind(first, lambda: PacketQueue(
+                first, length=_NEW_LENGTH, receive_buffer=_NEW_RECEIVE_BUFFER
+            ))  # fmt: skip
+            undo.callback(self.new.close)
+            self.established = _bind(first + 1, lambda: PacketQueue(
+                first + 1, length=_LENGTH, receive_buffer=_RECEIVE_BUFFER
+            ))  # fmt: skip
+            undo.pop_all()
+
+    @property
+    def queues(self) -> tuple[PacketQueue, ...]:
+        """All queues."""
+        return self.new, self.established
+
+    def close(self) -> None:
+        """Unbind."""
+        for queue in self.queues:
+            queue.close()
+
+    def connect(self, path: PacketPath, on_error: Callable[[Exception], None]) -> None:
+        """In a worker: let `path` judge, and free what a predecessor had read."""
+        for queue in self.queues:
+            queue.free_abandoned()
+            queue.judge = path.judge
+            queue.on_error = on_error
+
+    def sources(self) -> list[Source]:
+        """What is to be read, the most urgent first."""
+        return [Source(self.established, _BUDGET), Source(self.new, _NEW_BUDGET)]
+
+
+class Offloading:
+    """Datapath `offload`: the queue of what opens connections, the tap, conntrack's endings.
+
+    Raises KernelError.
+    """
+
+    def __init__(self, config: Config) -> None:
+        number, mask = queue_number(config), LinkMarks(config).number_mask
+        with contextlib.ExitStack() as undo:
+            self.queue = _bind(number, lambda: MarkQueue(
+                number, length=_NEW_LENGTH, receive_buffer=_NEW_RECEIVE_BUFFER, mask=mask
+            ))  # fmt: skip
+            undo.callback(self.queue.close)
+            self.tap = Tap(group_number(config), lambda *_: None, lambda _: None)
+            undo.callback(self.tap.close)
+            self.endings = Endings(lambda *_: None, lambda _: None)
+            undo.pop_all()
+
+    @property
+    def queues(self) -> tuple[PacketQueue, ...]:
+        """All queues."""
+        return (self.queue,)
+
+    def close(self) -> None:
+        """Unbind."""
+        self.queue.close()
+        self.tap.close()
+        self.endings.close()
+
+    def connect(self, path: OffloadPath, on_error: Callable[[Exception], None]) -> None:
+        """In a worker: let `path` judge and be told, and free what a predecessor had read."""
+        self.queue.free_abandoned()
+        self.queue.judge = path.judge
+        self.tap.on_packet, self.tap.on_loss = path.tapped, path.lost
+        self.endings.on_end, self.endings.on_loss = path.ended, path.lost
+        self.queue.on_error = self.tap.on_error = self.endings.on_error = on_error
+        path.behind = True  # what happened while nobody was there is found by comparing
+
+    def sources(self) -> list[Source]:
+        """What is to be read, the most urgent first."""
+        return [Source(self.queue, _NEW_BUDGET), Source(self.tap, _BUDGET), Source(self.endings, _BUDGET)]
+
+
+class Datapaths:
+    """All that a configuration's datapaths need to be bound. Raises KernelError, with nothing bound."""
+
+    def __init__(self, config: Config) -> None:
+        used = {virtual.datapath for virtual in config.virtuals}
+        with contextlib.ExitStack() as undo:
+            self.rewriting = Rewriting(config) if used != {OFFLOAD} else None
+            if self.rewriting is not None:
+                undo.callback(self.rewriting.close)
+            self.offloading = Offloading(config) if OFFLOAD in used else None
+            undo.pop_all()
+
+    @property
+    def _bound(self) -> list[Rewriting | Offloading]:
+        return [each for each in (self.rewriting, self.offloading) if each is not None]
+
+    @property
+    def queues(self) -> list[PacketQueue]:
+        """All queues."""
+        return [queue for each in self._bound for queue in each.queues]
+
+    def close(self) -> None:
+        """Unbind everything."""
+        for each in self._bound:
+            each.close()
+
+    def sources(self) -> list[Source]:
+        """What a worker reads, in the order in which it should."""
+        return [source for each in self._bound for source in each.sources()]
+
+
+class Paths:
+    """In a worker: what judges the packets of every datapath, for one director of its own.
+
+    `now` follows the worker's clock, in seconds.
+    """
+
+    def __init__(self, config: Config, datapaths: Datapaths, journal: Journal) -> None:
+        now = time.monotonic()
+        self._datapaths = datapaths
+        table = Conntrack() if datapaths.offloading is not None else None
+        carrier = KernelCarrier(table, config.timeouts.udp) if table is not None else None
+        self.director = Director(config, now=now, recorder=journal, keeper=journal, carrier=carrier)
+        self._rewrite = PacketPath(self.director, now)
+        self._offload = OffloadPath(self.director, table, now, journal) if table is not None else None
+        self.now = now
+        self._sweep_at = now
+
+    def connect(self, on_error: Callable[[Exception], None]) -> None:
+        """Begin to judge."""
+        if self._datapaths.rewriting is not None:
+            self._datapaths.rewriting.connect(self._rewrite, on_error)
+        if self._datapaths.offloading is not None and self._offload is not None:
+            self._datapaths.offloading.connect(self._offload, on_error)
+
+    def tell_time(self, now: float) -> None:
+        """The time at which everything is judged from now on."""
+        self.now = self._rewrite.now = now
+        if self._offload is not None:
+            self._offload.now = now
+
+    def catch_up(self) -> bool:
+        """Look for what was lost, a portion of it; True if there is more to do at once."""
+        offload = self._offload
+        if offload is None or not (offload.behind or offload.sweeping) or self.now < self._sweep_at:
+            return False
+        try:
+            return not offload.sweep(_SWEEP)
+        except KernelError as error:
+            logger.warning("the kernel's connections cannot be compared with: %s", error)
+            offload.behind = True
+            self._sweep_at = self.now + _SWEEP_AGAIN
+            return False
+
+    def take_replies(self) -> list[bytes]:
+        """The packets that are to go to clients."""
+        replies = self._rewrite.replies.take()
+        return replies if self._offload is None else replies + self._offload.replies.take()
+
+    def followed(self) -> Mapping[str, int]:
+        """What the kernel did not tell in time, by what it is; empty where it need not tell anything."""
+        offloading, offload = self._datapaths.offloading, self._offload
+        if offloading is None or offload is None:
+            return {}
+        return {
+            "lost": offloading.tap.lost,
+            "overruns": offloading.tap.overruns + offloading.endings.overruns,
+            "adopted": offload.adopted,
+            "forgotten": offload.forgotten,
+        }
+
+
+def _bind(number: int, bind: Callable[[], Queue]) -> Queue:
+    try:
+        return bind()
+    except OSError as error:
+        raise KernelError(
+            f"NFQUEUE {number} cannot be bound: {error}; is it taken, or the kernel without nfnetlink_queue?"
+        ) from None
