@@ -160,6 +160,14 @@ def test_a_full_server_takes_no_flow() -> None:
     audit(lab.director)
 
 
+def test_an_unanswered_flow_stays_where_it_took_the_last_place() -> None:
+    """R045, R184: its server is full because of it, which is no reason to leave."""
+    lab = Scenario(dns("ab"), [real("a", max_connections=1), real("b")])
+    flow = lab.flow().asks()
+    assert lab.real("a").state == "max-capacity"
+    assert flow.asks().server == "a"
+
+
 def test_collisions_choose_another_server() -> None:
     """R169 (A5): one client port towards two virtual addresses and one server could not be told apart."""
     other = replace(dns("a"), name="other", address=IPv4Address(OTHER_VIP))
@@ -308,6 +316,19 @@ def test_the_backup_stands_in() -> None:
     fail(lab, "a")
     lab.wait(100)
     assert lab.flow("dns").asks().server == "c"
+
+
+def test_no_flow_tests_a_failed_backup() -> None:
+    """R182, R185: as with any other server."""
+    lab = Scenario(
+        [replace(dns("a"), backup="c"), virtual("tcp", "a", port=53), virtual("other", "c", port=54)],
+        reals("ac"),
+    )
+    fail(lab, "a")
+    fail(lab, "c", to="other")
+    lab.wait(100)
+    assert lab.flow("dns").asks().refused is Drop.NO_SERVER
+    assert lab.real("c").state == "failed"
 
 
 # --- errors
