@@ -366,6 +366,30 @@ def test_an_error_about_a_flow_that_has_moved_is_eaten() -> None:
     assert lab.director.error_from_inside(quoted[:-1], unreachable=True) is None, "TCP's is nobody's"
 
 
+def test_an_error_about_nobody_s_datagram_is_not_taken_for_a_connection_s() -> None:
+    """R019, R114: a connection with the same ports has moved; the datagram straight to its server has not."""
+    lab = Scenario([virtual("tcp", "ab", port=53), dns("ab")], reals("ab"))
+    call = lab.dial("tcp", port=40_000)
+    reply = call.reply_key
+    quoted = reply[4:8] + reply[:4] + reply[10:12] + reply[8:10]
+    call.syn().syn()
+    assert lab.director.error_from_inside(quoted, unreachable=True) is Drop.UNREACHABLE
+    assert lab.director.error_from_inside(quoted + b"\x11", unreachable=True) is None
+
+
+def test_an_error_about_nobody_s_connection_is_not_taken_for_a_flow_s() -> None:
+    """R019, R114: not even where its port's last byte is UDP's number."""
+    virtuals = [virtual("dns", "ab", port=17, protocol="udp"), virtual("tcp", "a", port=1)]
+    lab = Scenario(virtuals, reals("ab"), udp=3600)
+    flow = lab.flow("dns").asks()
+    quoted = to_server(flow)
+    fail(lab, "a")
+    flow.asks()
+    assert lab.director.error_from_inside(quoted, unreachable=True) is Drop.UNREACHABLE
+    assert quoted[:-1].endswith(b"\x11")
+    assert lab.director.error_from_inside(quoted[:-1], unreachable=True) is None
+
+
 # --- IPv6
 
 
