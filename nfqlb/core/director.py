@@ -15,7 +15,7 @@ from nfqlb.core.destinations import Destinations
 from nfqlb.core.explanation import Wanted
 from nfqlb.core.failure import FailureWatch
 from nfqlb.core.fpa import FpaTable
-from nfqlb.core.keys import client_of, flipped, inbound_key, key_end, reverse_key, server_of
+from nfqlb.core.keys import client_of, flipped, inbound_key, protocol_of, reverse_key, server_of
 from nfqlb.core.operation import Operation
 from nfqlb.core.outage import Outage
 from nfqlb.core.placement import Placement
@@ -236,7 +236,7 @@ class Director:
         client, server = client_of(quoted), server_of(flipped(quoted))
         client_port = server_of(quoted)[-2:]
         for virtual in self.virtual_servers:
-            if quoted.endswith(key_end(virtual.protocol)) and virtual.find_link(server):
+            if virtual.protocol == protocol_of(quoted) and virtual.find_link(server):
                 port = server[-2:] if virtual.port is None else virtual.port.to_bytes(2, "big")
                 address = virtual.spec.address.packed
                 key = inbound_key(client, address, client_port, port, virtual.protocol)

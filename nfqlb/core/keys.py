@@ -28,6 +28,11 @@ def without_end(key: bytes) -> tuple[bytes, int]:
     return (key, TCP) if not len(key) & 1 else (key[:-1], key[-1])
 
 
+def protocol_of(key: bytes) -> int:
+    """The IP protocol of a key; its length tells whether it ends with one."""
+    return key[-1] if len(key) % 4 else TCP
+
+
 def is_ipv4(key: bytes) -> bool:
     """Whether a key is of IPv4 addresses."""
     return len(key) in _IPV4_KEYS

@@ -160,6 +160,14 @@ def test_a_full_server_takes_no_flow() -> None:
     audit(lab.director)
 
 
+def test_an_unanswered_flow_stays_where_it_took_the_last_place() -> None:
+    """R045, R184: its server is full because of it, which is no reason to leave."""
+    lab = Scenario(dns("ab"), [real("a", max_connections=1), real("b")])
+    flow = lab.flow().asks()
+    assert lab.real("a").state == "max-capacity"
+    assert flow.asks().server == "a"
+
+
 def test_collisions_choose_another_server() -> None:
     """R169 (A5): one client port towards two virtual addresses and one server could not be told apart."""
     other = replace(dns("a"), name="other", address=IPv4Address(OTHER_VIP))
@@ -310,6 +318,19 @@ def test_the_backup_stands_in() -> None:
     assert lab.flow("dns").asks().server == "c"
 
 
+def test_no_flow_tests_a_failed_backup() -> None:
+    """R182, R185: as with any other server."""
+    lab = Scenario(
+        [replace(dns("a"), backup="c"), virtual("tcp", "a", port=53), virtual("other", "c", port=54)],
+        reals("ac"),
+    )
+    fail(lab, "a")
+    fail(lab, "c", to="other")
+    lab.wait(100)
+    assert lab.flow("dns").asks().refused is Drop.NO_SERVER
+    assert lab.real("c").state == "failed"
+
+
 # --- errors
 
 
@@ -343,6 +364,30 @@ def test_an_error_about_a_flow_that_has_moved_is_eaten() -> None:
     flow.asks()
     assert lab.director.error_from_inside(quoted, unreachable=True) is Drop.UNREACHABLE
     assert lab.director.error_from_inside(quoted[:-1], unreachable=True) is None, "TCP's is nobody's"
+
+
+def test_an_error_about_nobody_s_datagram_is_not_taken_for_a_connection_s() -> None:
+    """R019, R114: a connection with the same ports has moved; the datagram straight to its server has not."""
+    lab = Scenario([virtual("tcp", "ab", port=53), dns("ab")], reals("ab"))
+    call = lab.dial("tcp", port=40_000)
+    reply = call.reply_key
+    quoted = reply[4:8] + reply[:4] + reply[10:12] + reply[8:10]
+    call.syn().syn()
+    assert lab.director.error_from_inside(quoted, unreachable=True) is Drop.UNREACHABLE
+    assert lab.director.error_from_inside(quoted + b"\x11", unreachable=True) is None
+
+
+def test_an_error_about_nobody_s_connection_is_not_taken_for_a_flow_s() -> None:
+    """R019, R114: not even where its port's last byte is UDP's number."""
+    virtuals = [virtual("dns", "ab", port=17, protocol="udp"), virtual("tcp", "a", port=1)]
+    lab = Scenario(virtuals, reals("ab"), udp=3600)
+    flow = lab.flow("dns").asks()
+    quoted = to_server(flow)
+    fail(lab, "a")
+    flow.asks()
+    assert lab.director.error_from_inside(quoted, unreachable=True) is Drop.UNREACHABLE
+    assert quoted[:-1].endswith(b"\x11")
+    assert lab.director.error_from_inside(quoted[:-1], unreachable=True) is None
 
 
 # --- IPv6

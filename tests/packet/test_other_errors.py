@@ -130,6 +130,21 @@ def test_quote_of_a_datagram_without_a_sum(case: Case, amount: int, hook: int) -
     assert world.judge(before, hook) == (CHANGED, after)
 
 
+@pytest.mark.parametrize("kind", [each for each in KINDS if each.udp], ids=str)
+def test_quoted_sum_that_comes_out_as_zero(kind: Kind) -> None:
+    """R014, A22: a quoted datagram has a sum, before and after (RFC 768)."""
+    world, place = World(kind, kind.place), kind.place
+    world.establish()
+    first = Body(b"\0\0").sent(kind, place)
+    found = int.from_bytes(first[kind.sum_at : kind.sum_at + 2], "big")
+    body = Body(found.to_bytes(2, "big"))
+    quoted = body.sent(kind, place)
+    assert quoted[kind.sum_at : kind.sum_at + 2] == b"\xff\xff"
+    code = CODES[kind.version][0]
+    came = made(kind, place.real, place.client, body.delivered(kind, place), code)
+    assert world.judge(came, FORWARD) == (CHANGED, made(kind, place.virtual, place.client, quoted, code))
+
+
 @STEADY
 @given(complaints(), st.integers(1, 65534), st.booleans())
 def test_damaged_error_stays_damaged(complaint: Complaint, wrong: int, reply: bool) -> None:
