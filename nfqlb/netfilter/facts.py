@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class Facts:
     which the kernel forwards it. `iptables` is "nf_tables", "legacy", or "" where there is none;
     `other_rules` counts the rules in the tables of the other kind. `queue_readers` maps a bound
     queue's number to the process ids that read it, `owner` is another nfqlb's process id in this
-    network namespace.
+    network namespace. `udp_timeout` is how long the kernel remembers a UDP flow at least (seconds).
 
     Of interest to datapath offload alone, and read only for it: how many connections the kernel may track
     once `run` has done what it can (0: no limit, or not known yet), whether it keeps `timeouts` of ours for
@@ -109,6 +110,7 @@ class Facts:
     tracked: int = 0
     timeouts: bool = True
     translations: tuple[str, ...] = ()
+    udp_timeout: float = inf
 
 
 def read(config: Config, directory: Path = DIRECTORY) -> Facts:
@@ -140,6 +142,7 @@ def read(config: Config, directory: Path = DIRECTORY) -> Facts:
         iptables=kind,
         other_rules=other_rules,
         owner=_other(directory),
+        udp_timeout=_udp_timeout(),
         **(_of_offload(config, bool(kind)) if offload else {}),
     )
 
@@ -255,6 +258,15 @@ def _rp_filter() -> dict[str, int]:
         with contextlib.suppress(OSError, ValueError):
             found[entry.name] = int((entry / "rp_filter").read_text(encoding="ascii"))
     return found
+
+
+def _udp_timeout() -> float:
+    """The least time that conntrack keeps a UDP flow; inf where it is not there yet to be asked."""
+    found = [inf]
+    for name in ("nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(float(Path(f"/proc/sys/net/netfilter/{name}").read_text(encoding="ascii")))
+    return min(found)
 
 
 def _forwards_ipv6(interface: str) -> bool:

@@ -287,6 +287,22 @@ def _tracking(config: Config, found: Facts) -> Iterator[Finding]:
         )
 
 
+def _udp(config: Config, found: Facts) -> Iterator[Finding]:
+    """What a server says first on a flow that conntrack has forgotten looks like a flow of its own."""
+    rewritten = any(virtual.protocol == "udp" and virtual.datapath != OFFLOAD for virtual in config.virtuals)
+    udp = config.timeouts.udp
+    if rewritten and udp > found.udp_timeout:
+        settings = " ".join(
+            f"net.netfilter.nf_conntrack_{name}={udp:.0f}" for name in ("udp_timeout", "udp_timeout_stream")
+        )
+        yield Finding(
+            "warning",
+            f"the kernel forgets a UDP flow after {found.udp_timeout:g} s without a datagram, nfqlb after "
+            f"{udp:g} s; what a server says first in between reaches the client from its real address",
+            f"sysctl {settings} (for all flows), or a shorter `udp`",
+        )
+
+
 def _translations(config: Config, found: Facts) -> Iterator[Finding]:
     """Our rules come first once they are there, so what somebody else meant for the address is void then."""
     for virtual in _offloaded(config):
@@ -338,5 +354,6 @@ _CHECKS: tuple[Callable[[Config, Facts], Iterator[Finding]], ...] = (
     _reserved_addresses,
     _queues,
     _tracking,
+    _udp,
     _translations,
 )

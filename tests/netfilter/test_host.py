@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
+from math import inf
 
 import pytest
 
-from nfqlb.core.spec import Config, Gateway, Real, Server, Virtual
+from nfqlb.core.spec import Config, Gateway, Real, Server, Timeouts, Virtual
 from nfqlb.netfilter.facts import ELSEWHERE, Facts, Interface, InterfaceAddress, Route, translations
 from nfqlb.netfilter.host import Finding, judge
 from nfqlb.netfilter.queue_status import QueueStatus
@@ -341,3 +342,13 @@ def test_the_queue_of_datapath_offload_is_one() -> None:
     assert judge(OFFLOAD, taken) == []
     taken = replace(GOOD, queues=(QueueStatus(0, 77, 0, 0, 0, 0),))
     assert "(nfqlb uses 0)" in only(OFFLOAD, taken).advice
+
+
+@pytest.mark.parametrize(("udp", "kernel", "told"), [(30, 30, False), (31, 30, True), (300, inf, False)])
+def test_the_kernel_should_not_forget_udp_flows_before_we_do(udp: float, kernel: float, told: bool) -> None:
+    """R007: or a server's next datagram would pass under its own address."""
+    flows = replace(CONFIG, virtuals=(replace(CONFIG.virtuals[0], protocol="udp"),))
+    found = judge(replace(flows, timeouts=Timeouts(udp=udp)), replace(GOOD, udp_timeout=kernel))
+    assert [finding.level for finding in found] == ["warning"] * told
+    tcp = replace(CONFIG, timeouts=Timeouts(udp=udp))
+    assert judge(tcp, replace(GOOD, udp_timeout=kernel)) == []
