@@ -290,9 +290,14 @@ class Director:
         return True
 
     def restored(self, now: float) -> None:
-        """All that a journal remembers is entered: let the schedulers see it."""
+        """All that a journal remembers is entered: let the schedulers see it.
+
+        A failed server's connections are those that its failure was still to end.
+        """
         for real in self.real_servers.values():
             real.changed(now)
+            if real.down:
+                self._outage.failed(real)
         self.chronicle.settle()
 
     # --- what can be seen

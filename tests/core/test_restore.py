@@ -4,45 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from nfqlb.core.connection import Connection
 from nfqlb.core.segment import ACK, RST
 from nfqlb.core.states import State
 from nfqlb.core.verdict import Drop
+from tests.core.memory import Memory
 from tests.core.recount import audit
 from tests.core.scenario import Call, Scenario, real, reals, virtual
-
-
-class Memory:
-    """A journal that remembers just what it was told, by place."""
-
-    def __init__(self) -> None:
-        self.records: dict[int, tuple[bytes, bytes, int, float]] = {}
-        self.moves: list[tuple[int, int]] = []
-        self._next = 0
-
-    def opened(self, connection: Connection) -> int:
-        self._next += 1
-        server = _server(connection)
-        self.records[self._next] = (connection.inbound, server, connection.state.code, connection.opened)
-        return self._next
-
-    def moved(self, connection: Connection) -> None:
-        inbound, server, _, opened = self.records[connection.place]
-        self.records[connection.place] = inbound, server, connection.state.code, opened
-        self.moves.append((connection.place, connection.state.code))
-
-    def reassigned(self, connection: Connection) -> None:
-        _, _, code, opened = self.records[connection.place]
-        self.records[connection.place] = connection.inbound, _server(connection), code, opened
-
-    def ended(self, connection: Connection) -> None:
-        del self.records[connection.place]
-
-
-def _server(connection: Connection) -> bytes:
-    """Real address and port: where the server's answers come from."""
-    size = len(connection.link.real.spec.address.packed)
-    return connection.outbound[:size] + connection.outbound[2 * size :][:2]
 
 
 class Succession:
