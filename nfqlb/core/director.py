@@ -15,7 +15,7 @@ from nfqlb.core.destinations import Destinations
 from nfqlb.core.explanation import Wanted
 from nfqlb.core.failure import FailureWatch
 from nfqlb.core.fpa import FpaTable
-from nfqlb.core.keys import client_of, flipped, inbound_key, key_end, reverse_key, server_of
+from nfqlb.core.keys import client_of, flipped, inbound_key, protocol_of, reverse_key, server_of
 from nfqlb.core.operation import Operation
 from nfqlb.core.outage import Outage
 from nfqlb.core.placement import Placement
@@ -228,12 +228,12 @@ class Director:
     def _was_reassigned(self, quoted: bytes) -> bool:
         """Whether this packet (client to real server) is of a connection that has another server by now."""
         client, server = client_of(quoted), server_of(flipped(quoted))
-        client_port = server_of(quoted)[-2:]
+        client_port, protocol = server_of(quoted)[-2:], protocol_of(quoted)
         for virtual in self.virtual_servers:
-            if quoted.endswith(key_end(virtual.protocol)) and virtual.find_link(server):
+            if virtual.protocol == protocol and virtual.find_link(server):
                 port = server[-2:] if virtual.port is None else virtual.port.to_bytes(2, "big")
                 address = virtual.spec.address.packed
-                key = inbound_key(client, address, client_port, port, virtual.protocol)
+                key = inbound_key(client, address, client_port, port, protocol)
                 if key in self.table.inbound:
                     return True
         return False

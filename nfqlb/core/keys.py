@@ -23,6 +23,11 @@ def key_end(protocol: int) -> bytes:
     return b"" if protocol == TCP else bytes((protocol,))
 
 
+def protocol_of(key: bytes) -> int:
+    """The IP protocol of a key: whether there is something at its end."""
+    return UDP if len(key) & 1 else TCP
+
+
 def is_ipv4(key: bytes) -> bool:
     """Whether a key is of IPv4 addresses."""
     return len(key) in _IPV4_KEYS
