@@ -10,7 +10,7 @@ from math import inf, isclose
 from typing import Any, Self
 
 from nfqlb.core.director import Director
-from nfqlb.core.keys import client_of, client_port_of, reverse_key
+from nfqlb.core.keys import client_of, client_port_of, port_of, reverse_key
 from nfqlb.core.selection import Choice, Selection
 from nfqlb.core.server import Link, RealServer, VirtualServer
 from nfqlb.core.snapshot import CandidateSnapshot, DecisionSnapshot
@@ -127,6 +127,7 @@ def agree(decision: DecisionSnapshot, copy: Copy) -> None:
     """Fail where what is told is not what was: facts, reasons, the best, the sticky entry."""
     assert decision.virtual == copy.virtual
     assert (decision.client.packed, decision.client_port) == (client_of(copy.key), client_port_of(copy.key))
+    assert decision.port == port_of(copy.key)
     found = {(each.real, each.port, each.stands_for): each for each in decision.candidates}
     assert len(found) == len(decision.candidates) == len(copy.links)
     pairs = [(then, found[then.place]) for then in copy.links]
@@ -146,6 +147,7 @@ def agree(decision: DecisionSnapshot, copy: Copy) -> None:
     full = decision.refused == "table-full"
     assert found[chosen.place].reason == ("table-full" if full else "chosen")
     assert decision.chosen == (None if full else chosen.real)
+    assert decision.chosen_port == (None if full else chosen.port or decision.port)
     others = [(then, shown) for then, shown in pairs if then is not chosen]
     for then, shown in others:
         _passed_over_rightly(then, shown)

@@ -51,7 +51,8 @@ class Player:
         self._keep(self.traffic.connect(self._one(SERVICES), self.chance.randrange(3)))
 
     def ask(self) -> None:
-        self.flows.append(self.traffic.ask(self._one(DATAGRAMS), *self._client()))
+        flow: Any = self.traffic.ask(self._one(DATAGRAMS), *self._client())
+        self.flows.append(flow)
         del self.flows[:-UNDER_WAY]
 
     def speak(self) -> None:
@@ -117,7 +118,7 @@ class Player:
     def _one(self, several: Any) -> Any:
         return self.chance.choice(several)
 
-    def _keep(self, call: Call) -> None:
+    def _keep(self, call: Any) -> None:  # what a rule returns, hypothesis knows no better
         if call.reply_key:
             self.calls.append(call)
             del self.calls[:-UNDER_WAY]
