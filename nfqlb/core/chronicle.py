@@ -150,10 +150,11 @@ def state_of(virtual: VirtualServer) -> ServerState:
     """
     if virtual.setting is not ServerState.IN_SERVICE:
         return virtual.setting
-    links = [link for link in virtual.everybody if link.active]
-    if any(link.available or link.real.state is ServerState.MAX_CAPACITY for link in links):
+    links = virtual.everybody
+    full = ServerState.MAX_CAPACITY
+    if any(link.available or (link.real.state is full and link.active) for link in links):
         return ServerState.IN_SERVICE
-    failed = any(link.real.down and link.real.setting.sticky for link in links)
+    failed = any(link.real.down and link.real.setting.sticky and link.active for link in links)
     return ServerState.FAILED if failed else ServerState.IN_SERVICE
 
 

@@ -234,12 +234,12 @@ class Director:
     def _was_reassigned(self, quoted: bytes) -> bool:
         """Whether this packet (client to real server) is of a connection that has another server by now."""
         client, server = client_of(quoted), server_of(flipped(quoted))
-        client_port = server_of(quoted)[-2:]
+        client_port, protocol = server_of(quoted)[-2:], protocol_of(quoted)
         for virtual in self.virtual_servers:
-            if virtual.protocol == protocol_of(quoted) and virtual.find_link(server):
+            if virtual.protocol == protocol and virtual.find_link(server):
                 port = server[-2:] if virtual.port is None else virtual.port.to_bytes(2, "big")
                 address = virtual.spec.address.packed
-                key = inbound_key(client, address, client_port, port, virtual.protocol)
+                key = inbound_key(client, address, client_port, port, protocol)
                 if key in self.table.inbound:
                     return True
         return False
@@ -296,9 +296,14 @@ class Director:
         return True
 
     def restored(self, now: float) -> None:
-        """All that a journal remembers is entered: let the schedulers see it."""
+        """All that a journal remembers is entered: let the schedulers see it.
+
+        A failed server's connections are those that its failure was still to end.
+        """
         for real in self.real_servers.values():
             real.changed(now)
+            if real.down:
+                self._outage.failed(real)
         self.chronicle.settle()
 
     # --- what can be seen

@@ -5,12 +5,18 @@ server's `Health`, keeps the failed ones at hand, and knows whether other client
 """
 
 from collections.abc import Callable
+from heapq import heappop, heappush
+from itertools import islice
 
 from nfqlb.core.admission import ServerState
 from nfqlb.core.connection import Connection
 from nfqlb.core.health import Condition, Ditch, Evidence
 from nfqlb.core.keys import client_of, client_port_of
 from nfqlb.core.server import Link, RealServer, VirtualServer
+
+#: Failed servers that a new connection looks at, at most, to see whether it may test one. Those of other
+#: virtual servers, or that the operator has taken out, may be due for long, and many.
+_LOOKS = 16
 
 
 class FailureWatch:
@@ -28,6 +34,8 @@ class FailureWatch:
         self._on_change = on_change
         self._on_failure = on_failure
         self._failed: dict[str, RealServer] = {}
+        self._waiting: list[tuple[float, str]] = []  # a heap: when each may be tested; some no longer wait
+        self._due: dict[str, RealServer] = {}  # those that may be tested; who was looked at in vain goes last
         # by virtual server, its two newest clients and when each was last seen: enough to tell whether
         # anybody but a given client was about
         self._visitors: dict[str, dict[bytes, float]] = {}
@@ -50,7 +58,7 @@ class FailureWatch:
         test = real.tester is connection
         self._end_test(connection)
         if real.health.ditched(evidence, alone=self._alone(link.virtual, evidence, real), test=test):
-            self._failed[real.spec.name] = real
+            self._add(real)
             self._changed(real, now)
             if self._on_failure is not None:
                 self._on_failure(real)
@@ -70,7 +78,7 @@ class FailureWatch:
         if real.tester is connection:
             real.tester = None
             real.health.give_up_test(now)
-            self._failed[real.spec.name] = real
+            self._add(real)
             self._changed(real, now)
 
     def test_due(self, virtual: VirtualServer, now: float) -> Link | None:
@@ -80,11 +88,15 @@ class FailureWatch:
         """
         if not self._failed or virtual.opening.udp:
             return None
-        for real in self._failed.values():
-            if _testable(real, now):
-                links = virtual.links_to(real)
-                if links:
-                    return links[0]
+        waiting, due = self._waiting, self._due
+        while waiting and waiting[0][0] <= now:
+            _, name = heappop(waiting)
+            if name in self._failed and self._failed[name].health.due(now):
+                due[name] = self._failed[name]
+        for name, real in list(islice(due.items(), _LOOKS)):
+            if _testable(real, now) and (links := virtual.links_to(real)):
+                return links[0]
+            due[name] = due.pop(name)
         return None
 
     def backup_due(self, virtual: VirtualServer, now: float) -> Link | None:
@@ -97,21 +109,29 @@ class FailureWatch:
     def testing(self, connection: Connection, now: float) -> None:
         """This connection tests its server; no other goes there until it is answered or ditched."""
         real = connection.link.real
-        del self._failed[real.spec.name]
+        self._remove(real)
         real.tester = connection
         real.health.test()
         self._changed(real, now)
 
     def restored(self, real: RealServer) -> None:
         """A predecessor found out that the server had failed."""
-        self._failed[real.spec.name] = real
+        self._add(real)
 
     def cleared(self, real: RealServer, now: float) -> None:
         """The operator says the server is well."""
-        self._failed.pop(real.spec.name, None)
+        self._remove(real)
         real.tester = None
         real.health.clear()
         real.changed(now)
+
+    def _add(self, real: RealServer) -> None:
+        self._failed[real.spec.name] = real
+        heappush(self._waiting, (real.health.retry_at, real.spec.name))
+
+    def _remove(self, real: RealServer) -> None:
+        self._failed.pop(real.spec.name, None)
+        self._due.pop(real.spec.name, None)
 
     def _changed(self, real: RealServer, now: float) -> None:
         before = real.state
@@ -131,10 +151,9 @@ class FailureWatch:
 
 
 def testable_by_bound(virtual: VirtualServer, real: RealServer, now: float) -> bool:
-    """Whether a client that is bound to it may test it: nobody else comes to a server being drained."""
-    if virtual.opening.udp or real.setting is not ServerState.STICKY_ONLY:
-        return False
-    return real.health.due(now) and not real.full
+    """Whether a client that is bound to it may test it: nobody else comes to a server that is drained."""
+    drained = real.setting.sticky and not (real.setting.new and real.weight > 0)
+    return drained and not virtual.opening.udp and real.health.due(now) and not real.full
 
 
 def _testable(real: RealServer, now: float) -> bool:

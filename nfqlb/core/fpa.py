@@ -173,15 +173,16 @@ class FpaTable:
 
     def _evict(self) -> None:
         """Give up the entry that was used longest ago, whichever scope it is in."""
+        oldest = self._oldest()
         for _ in range(_CHANCES):
-            oldest = self._oldest()
             key, entry = next(iter(oldest.items()))
             used = entry.used()
             if used <= entry.assigned:
                 break
             entry.assigned = used
             oldest.move_to_end(key)
-        self._oldest().popitem(last=False)
+            oldest = self._oldest()
+        oldest.popitem(last=False)
         self._count -= 1
 
     def _oldest(self) -> OrderedDict[bytes, Fpa]:

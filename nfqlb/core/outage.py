@@ -59,8 +59,8 @@ class Outage:
         state = connection.state
         if state is State.GONE or state.ended or connection.link is not link:
             return  # it has ended, or another server has it by now
-        if link.real.tester is connection:
-            return  # it went to another one in between, and has come back to test this one
+        if link.members is not None and connection in link.members:
+            return  # it went to another one in between, and has come back to test this one, or as it is well
         order = reset_of(connection) if link.virtual.spec.on_failure == "reset" else None
         self._table.cut(connection, now)
         if order is not None:

@@ -100,7 +100,7 @@ class Placement:
         scope = link.virtual.scope
         if scope is None or opened < max(link.real.bound_from, link.virtual.bound_from):
             return
-        live = scope.active and connection.state is not State.CLOSED
+        live = scope.active and not connection.state.ended
         if live or now - opened < scope.interval:
             client = client_of(connection.inbound)
             self._fpas.restore(scope, client, link.real, opened)

@@ -177,7 +177,7 @@ class StickyAnswer:
 
 @dataclass(frozen=True, slots=True)
 class DecisionSnapshot:
-    """One decision, explained. `age` is in seconds.
+    """One decision, explained. `age` is in seconds, `port` the one that the client asked for.
 
     `chosen` and `chosen_port` are the server, None where there was none, for the reason `refused`.
     `unanswered_by` is the server that had not answered this connection, None for a new one. `by` is what
@@ -191,7 +191,7 @@ class DecisionSnapshot:
     age: float
     virtual: str
     address: Address
-    port: int | None
+    port: int
     protocol: str
     client: Address
     client_port: int

@@ -119,7 +119,7 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
     # the connection has ended when both directions are closed
     State.FIN_CLIENT: {Event.SERVER_FIN: State.CLOSED, Event.RESET: State.ABORTED},
     State.FIN_SERVER: {Event.CLIENT_FIN: State.CLOSED, Event.RESET: State.ABORTED},
-    State.CLOSED: {},
+    State.CLOSED: {Event.RESET: State.ABORTED},  # it may still count (R129)
     State.ABORTED: {},
     State.UDP_NEW: {Event.ANSWER: State.UDP_FLOW},
     State.UDP_FLOW: {},

@@ -143,6 +143,8 @@ class Journal:
             reserved_to=lambda: names.reserved_to,
             reserve=lambda: self._reserve(names),
         )
+        if names.reserved_to == names.start:
+            self._reserve(names)  # an operator's word has its place, whatever connections use up by then
 
     def _read_reserved(self) -> None:
         for section in (*self._sections, self._names):
@@ -257,15 +259,13 @@ class Journal:
         """Have the storage set aside for more records: writing to a mapping without room would be fatal."""
         size = section.record.size
         end = min(section.reserved_to + section.chunk // size * size, section.end)
-        if end == section.reserved_to or self.lost % _RETRY:
+        if end == section.reserved_to or (section is not self._names and self.lost % _RETRY):
             return False
         try:
             os.posix_fallocate(self._file, section.reserved_to, end - section.reserved_to)
         except OSError as error:  # no space, or a quota or limit reached: connections are served all the same
-            if not self.lost:
-                logger.warning(
-                    "%s: %s; new connections would not survive the worker", self.path, error.strerror
-                )
+            if not self.unkept:
+                logger.warning("%s: %s; what is new would not survive the worker", self.path, error.strerror)
             return False
         section.reserved_to = end
         _RESERVED.pack_into(self._map, section.entry_at + _RESERVED_AT, (end - section.start) // size)

@@ -79,6 +79,7 @@ class Ledger:
             self._places[kept.kind, kept.name] = place
             self._numbers[place] = number
             yield kept
+        self._free.reverse()  # the first is taken first
 
     def keep(self, kept: Kept) -> None:
         """Write what is to be kept of a server in place of what was."""

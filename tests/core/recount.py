@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from math import isclose
 
 from nfqlb.core.connection import Connection
 from nfqlb.core.director import Director
@@ -9,12 +10,13 @@ from nfqlb.core.health import Condition
 from nfqlb.core.server import Link, RealServer, VirtualServer
 from nfqlb.core.states import State
 
-#: What the schedulers that compare go by, of connections and weight. Those that draw, hash or take
-#: turns have tests of their own.
-MEASURES: Mapping[str, Callable[[int, float], float]] = {
-    "round-robin": lambda load, weight: 0.0,
-    "least-connections": lambda load, weight: load,
-    "weighted-least-connections": lambda load, weight: load / weight,
+#: What the schedulers that compare go by, of a link and its server's connections. Those that draw, hash or
+#: take turns have tests of their own.
+MEASURES: Mapping[str, Callable[[Link, int], float]] = {
+    "round-robin": lambda link, load: 0.0,
+    "least-connections": lambda link, load: load,
+    "weighted-least-connections": lambda link, load: load / link.real.weight,
+    "fastest-response": lambda link, load: _promised(link, load),
 }
 
 
@@ -35,8 +37,10 @@ COUNTED: Mapping[str, set[State]] = {
 def audit(director: Director) -> None:
     """Fail if a counter of any real server, link or the table differs from what the table holds.
 
-    Also: both indexes hold the same connections under the right keys, and every scheduler
-    that compares chooses what a plain search over the recounted numbers chooses.
+    Also: both indexes hold the same connections under the right keys, every scheduler that compares
+    chooses what a plain search over the recounted numbers chooses, and whoever remembers connections or
+    servers for a purpose of its own (sticky entries, records of decisions, start-up, `on_failure`) remembers
+    the right ones.
     """
     table, gateway = director.table, director.config.gateway
     found = list(table.inbound.values())
@@ -69,7 +73,85 @@ def audit(director: Director) -> None:
             assert link.connections == on_link[id(link)]
         assert virtual.connections == sum(link.connections for link in everybody)
         if virtual.spec.scheduler in MEASURES:
-            assert virtual.scheduler.choose(b"", virtual.last) is plain_choice(virtual, on_real)
+            _chooses(virtual, on_real)
+        _starting_up(virtual, on_real)
+        _stale(virtual)
+    _doomed(director)
+    _followed(director)
+
+
+def _chooses(virtual: VirtualServer, loads: Counter[str]) -> None:
+    chosen, plain = virtual.scheduler.choose(b"", virtual.last), plain_choice(virtual, loads)
+    if chosen is plain or virtual.spec.scheduler != "fastest-response":
+        assert chosen is plain
+        return
+    assert chosen is not None  # and the last bit of a sum says which of two equals is better
+    assert plain is not None
+    ranks = [_promised(link, loads[link.real.spec.name]) for link in (chosen, plain)]
+    assert abs(ranks[0] - ranks[1]) < 1e-6
+    assert chosen.real.overloaded is plain.real.overloaded
+
+
+def _promised(link: Link, load: int) -> float:
+    """PR, seen from the beginning of time: by how much it sinks with age is the same for all."""
+    virtual, response = link.virtual.spec, link.real.response
+    if response.last is None:
+        return load + 1 + response.tried / virtual.ageing
+    return (load + (virtual.predict == "next")) * response.ratio + response.at / virtual.ageing
+
+
+def _starting_up(virtual: VirtualServer, loads: Counter[str]) -> None:
+    """Whom the start-up scheduler waits for, and what the fair share is reckoned from."""
+    if virtual.startup is None:
+        return
+    able = [link for link in virtual.links if _can_be_chosen(link, loads)]
+    assert isclose(virtual.startup._capacity, sum(link.real.weight for link in able), abs_tol=1e-9)
+    unmeasured = {link.position for link in able if link.real.response.last is None}
+    waits = virtual.spec.scheduler == "fastest-response"
+    assert virtual.startup._unmeasured == (unmeasured if waits else set())
+
+
+def _stale(virtual: VirtualServer) -> None:
+    """The record of decisions knows which servers have changed since it looked at them."""
+    decisions = virtual.decisions
+    if decisions is None:
+        return
+    for link in virtual.links:
+        real = link.real
+        seen = (real.state, real.health.condition, real.weight, real.connections, real.unanswered, real.since)
+        if decisions._facts[link.position][:6] != seen:
+            assert link.position in decisions.stale, real.spec.name
+
+
+def _doomed(director: Director) -> None:
+    """Where a failure ends connections, they are found by their link, or are about to end.
+
+    A failed server has none from before it failed, but one whose client asked once more.
+    """
+    about_to_end = {id(each) for _, members in director._outage._doomed for each in members}
+    for connection in director.table.inbound.values():
+        members, on_failure = connection.link.members, connection.link.virtual.spec.on_failure
+        assert (members is None) is (on_failure == "keep")
+        if members is not None and not connection.state.ended:
+            assert connection in members or id(connection) in about_to_end
+            health = connection.link.real.health
+            if health.condition is not Condition.WELL and connection.opened < health.failed_at - 1:
+                assert connection.state is State.SYN_SENT or id(connection) in about_to_end
+    for virtual in director.virtual_servers:
+        for link in virtual.everybody:
+            assert all(each.link is link for each in link.members or ())
+            assert all(each.inbound in director.table.inbound for each in link.members or ())
+
+
+def _followed(director: Director) -> None:
+    """Sticky entries hold on to live connections of their own clients to their own servers."""
+    assert len(director.fpas) == len(list(director.fpas.entries()))
+    for scope, _, entry in director.fpas.entries():
+        assert scope.active or entry.live is None
+        for connection in entry.live or ():
+            assert director.table.inbound.get(connection.inbound) is connection
+            assert connection.link.real is entry.real
+            assert connection.link.virtual.scope == scope
 
 
 def _state(real: RealServer, load: int) -> str:
@@ -93,20 +175,23 @@ def _active(link: Link, loads: Counter[str]) -> bool:
     return True
 
 
+def _can_be_chosen(link: Link, loads: Counter[str]) -> bool:
+    """Whether it takes new clients."""
+    real = link.real
+    if real.weight == 0 or real.setting.shown != "in-service" or real.health.condition is not Condition.WELL:
+        return False
+    return real.state.shown != "max-capacity" and _active(link, loads)
+
+
 def plain_choice(virtual: VirtualServer, loads: Counter[str]) -> Link | None:
     """What the scheduler must choose, found the slow way."""
     best: tuple[tuple[bool, float], Link] | None = None
     for link in virtual.links[virtual.last + 1 :] + virtual.links[: virtual.last + 1]:
         real = link.real.spec
         load = loads[real.name]
-        weight = link.real.weight
-        if weight == 0 or (real.max_connections and load >= real.max_connections):
+        if (real.max_connections and load >= real.max_connections) or not _can_be_chosen(link, loads):
             continue
-        if link.real.setting.shown != "in-service":
-            continue
-        if link.real.health.condition is not Condition.WELL or not _active(link, loads):
-            continue
-        measure = MEASURES[virtual.spec.scheduler](load, weight)
+        measure = MEASURES[virtual.spec.scheduler](link, load)
         rank = bool(real.syn_limit) and link.real.unanswered >= real.syn_limit, measure
         if best is None or rank < best[0]:
             best = rank, link

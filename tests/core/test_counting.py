@@ -95,7 +95,8 @@ def test_until_when_it_counts(side: str, close_on: str, half_closed: int, closed
 def test_a_reset_ends_it_whatever_was_chosen(count_on: str, close_on: str) -> None:
     """R127-R129 (A17): at once, once, in every state."""
     lab = Scenario(virtual("web", "a"), reals("a"), count_on=count_on, close_on=close_on)
-    for maker in ("", "syn_ack", "syn_ack ack", "syn_ack ack fin", "syn_ack ack server_fin"):
+    makers = ("", "syn_ack", "syn_ack ack", "syn_ack ack fin", "syn_ack ack server_fin", "syn_ack ack close")
+    for maker in makers:
         call = lab.dial()
         for step in maker.split():
             getattr(call, step)()

@@ -3,6 +3,7 @@
 import pytest
 
 from nfqlb.core.connection import Connection
+from nfqlb.core.keys import flipped
 from nfqlb.core.verdict import Drop
 from tests.core.scenario import Call, Scenario, reals, virtual
 
@@ -75,3 +76,16 @@ def test_errors_keep_nothing_alive(lab: Scenario) -> None:
         lab.director.error_from_outside(to_client(call))
         lab.director.error_from_inside(to_server(call), unreachable=False)
     assert lab.connections() == []
+
+
+def test_an_error_about_another_protocol_is_no_error_about_a_connection() -> None:
+    """R112, R114 (A4): a forgotten UDP flow's is let through, whatever TCP does between the same ports."""
+    both = [virtual("tcp", "ab", port=53), virtual("udp", "ab", port=53, protocol="udp")]
+    lab = Scenario(both, reals("ab"))
+    call, flow = lab.connect("tcp", port=50_000), lab.flow("udp", port=50_000).asks()
+    assert (call.server, flow.server) == ("a", "a")
+    quoted = flipped(flow.answering)
+    lab.wait(100)
+    assert call.says().state == "established"
+    assert lab.director.error_from_inside(quoted, unreachable=True) is None
+    assert lab.drops() == {}

@@ -1,6 +1,7 @@
 """Virtual servers without a port: they answer on every one, and keep the one that the client uses."""
 
 from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from nfqlb.core import spec
 from nfqlb.core.director import Director
 from nfqlb.core.verdict import Drop
 from tests.core.recount import audit
-from tests.core.scenario import Call, Flow, Scenario, reals, virtual
+from tests.core.scenario import VIP, Call, Flow, Scenario, reals, virtual
 
 OTHER_VIP = "203.0.113.2"
 
@@ -147,3 +148,13 @@ def test_a_successor_takes_over(lab: Scenario) -> None:
     audit(successor)
     lab.director = successor
     assert call.says().hears().state == "established"
+
+
+def test_why_it_went_there_is_told_of_each_port(lab: Scenario) -> None:
+    """R104, R187 (A21): by the port that the client asked for, which is the server's, too."""
+    for port in (21, 5000):
+        lab.connect(port=50_000, at=port)
+    lab.connect(port=50_001, at=21)
+    told = [(each.port, each.chosen, each.chosen_port) for each in lab.decisions(client_port=50_000)]
+    assert told == [(5000, "b", 5000), (21, "a", 21)]
+    assert [each.client_port for each in lab.decisions(address=ip_address(VIP), port=21)] == [50_001, 50_000]

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from nfqlb.core.admission import ServerState
+from nfqlb.core.admission import BY_NAME, ServerState
 from nfqlb.core.health import EVIDENCE, Ditch
 from nfqlb.core.verdict import Drop
 from tests.core.recount import audit
-from tests.core.scenario import Call, Scenario, real, virtual
+from tests.core.scenario import Call, Scenario, real, reals, virtual
 
 
 def site(
@@ -425,6 +425,44 @@ def test_a_server_with_weight_zero_is_not_tested() -> None:
     lab.director.real_servers["a"].weight = 0
     lab.wait(60)
     assert {lab.connect().server for _ in range(5)} == {"b"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "weight"), [("in-service", 0.0), ("sticky-only", 1.0), ("sticky-only", 0.0)]
+)
+def test_a_drained_server_is_tested_by_who_is_bound_to_it(setting: str, weight: float) -> None:
+    """R182 (A7, A14): nobody else comes; weight 0 drains as sticky-only does."""
+    servers = [replace(each, failure_threshold=1, failure_clients=1, retry=10.0) for each in reals("ab")]
+    lab = Scenario(virtual("web", "ab", sticky=600), servers)
+    assert lab.connect().server == "a"
+    lab.director.operation.set_real("a", setting=BY_NAME[setting], weight=weight, now=lab.now)
+    lab.dial().refusal()
+    lab.wait(10)
+    assert lab.connect(client="192.0.2.99").server == "b"
+    assert lab.real("a").state == "failed"
+    assert lab.dial().syn_ack().server == "a"
+    assert lab.real("a").state == ("sticky-only" if setting == "sticky-only" else "in-service")
+    assert lab.real("a").reason != ""
+    audit(lab.director)
+
+
+def test_many_that_cannot_be_tested_do_not_hold_up_the_others() -> None:
+    """R182: nor does a SYN look at all of them; a few SYNs do."""
+    names = [f"s{number}" for number in range(100)]
+    servers = [replace(real(name), failure_threshold=1, failure_clients=1, retry=10.0) for name in names]
+    lab = Scenario(virtual("web", names), servers)
+    for _ in names[:99]:
+        lab.dial().refusal()
+    for name in names[:90]:
+        lab.director.operation.set_real(name, setting=ServerState.MAINTENANCE, now=lab.now)
+    lab.wait(10)
+    served = [lab.connect().server for _ in range(40)]
+    assert set(names[90:]) <= set(served)
+    assert {lab.real(name).state for name in names[90:]} == {"in-service"}
+    for name in names[:90]:
+        lab.director.operation.set_real(name, setting=ServerState.IN_SERVICE, now=lab.now)
+    assert set(lab.loads()) == {lab.connect().server for _ in range(200)}
+    audit(lab.director)
 
 
 def test_a_server_is_tested_through_the_virtual_servers_it_stands_behind() -> None:

@@ -1,14 +1,14 @@
 """Source hash and maglev: a client's address decides."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address
 
 import pytest
 
 from nfqlb.core.schedulers.maglev import Maglev
 from nfqlb.core.schedulers.source_hash import whole_weights
-from nfqlb.core.server import VirtualServer
+from nfqlb.core.server import Link, VirtualServer
 from tests.core.preset import name_of, preset, set_weight
 from tests.core.scenario import Scenario, real, reals, virtual
 
@@ -194,3 +194,27 @@ def test_one_weight_for_every_virtual_server() -> None:
     ports = Counter(lab.connect(client=f"198.51.100.{number}").connection.link.port for number in range(200))
     assert set(ports) == {8001, 8002, 80}
     assert all(35 <= number <= 100 for number in ports.values()), ports
+
+
+class Counted(Maglev):
+    """Counts the tables that it makes."""
+
+    made = 0
+
+    def _filled(self) -> Sequence[Link]:
+        self.made += 1
+        return super()._filled()
+
+
+def test_many_new_weights_make_one_table() -> None:
+    """R048: a table takes long to make, so setting every server's weight makes only one."""
+    servers = {f"s{number}": 0 for number in range(50)}
+    web = preset("maglev", servers)
+    web.scheduler = scheduler = Counted(web.links)
+    for name in servers:
+        set_weight(web, name, 3)
+    set_weight(web, "s0", 30)
+    assert scheduler.made == 1
+    served = Counter(name_of(scheduler.choose(bytes((1, 2, at >> 8, at & 255)), -1)) for at in range(5_000))
+    assert scheduler.made == 2
+    assert served["s0"] > 3 * max(served[name] for name in servers if name != "s0")

@@ -13,22 +13,13 @@ from nfqlb.core.chronicle import CHANGES, Kept, Kind
 from nfqlb.core.health import Condition
 from nfqlb.core.schedulers import SCHEDULERS
 from nfqlb.core.verdict import Drop
+from tests.core.memory import Notes
 from tests.core.properties import TRIES
 from tests.core.recount import audit
 from tests.core.scenario import Scenario, real, virtual
 
 SETTINGS = [state for state in ServerState if state.operator]
 OTHER = "198.51.100.1"
-
-
-class Notes:
-    """A keeper that remembers just the last it was told of each server."""
-
-    def __init__(self) -> None:
-        self.kept: dict[tuple[Kind, str], Kept] = {}
-
-    def keep(self, kept: Kept) -> None:
-        self.kept[kept.kind, kept.name] = kept
 
 
 def shop(servers: str = "ab", *, notes: Notes | None = None, now: float = 5000.0, **keys: Any) -> Scenario:

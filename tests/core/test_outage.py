@@ -9,9 +9,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from nfqlb.core import spec
 from nfqlb.core.admission import ServerState
+from nfqlb.core.chronicle import Keeper
+from nfqlb.core.director import Director
 from nfqlb.core.segment import Reset
 from nfqlb.core.states import State
+from nfqlb.core.table import Recorder
 from nfqlb.core.verdict import Drop
+from tests.core.memory import Memory, Notes
 from tests.core.properties import TRIES
 from tests.core.recount import audit
 from tests.core.scenario import Call, Scenario, reals, virtual
@@ -19,10 +23,14 @@ from tests.core.scenario import Call, Scenario, reals, virtual
 QUICK = {"failure_threshold": 1, "failure_clients": 1, "retry": 60.0, "attempts": 2}
 
 
-def site(on_failure: str, names: str = "ab", **keys: object) -> Scenario:
+def site(
+    on_failure: str, names: str = "ab", recorder: Recorder | None = None, keeper: Keeper | None = None,
+    **keys: object,
+) -> Scenario:  # fmt: skip
     """Servers that fail with the first connection that they do not answer twice."""
     servers = [replace(each, **{**QUICK, **keys}) for each in reals(names)]  # type: ignore[arg-type]  # by name
-    return Scenario(replace(virtual("web", names), on_failure=on_failure), servers, max_connections=5000)
+    web = replace(virtual("web", names), on_failure=on_failure)
+    return Scenario(web, servers, max_connections=5000, recorder=recorder, keeper=keeper)
 
 
 def fail(lab: Scenario, name: str = "a") -> None:
@@ -148,6 +156,38 @@ def test_restored_connections_have_no_numbers() -> None:
     fail(lab)
     assert lab.director.take_resets() == [Reset(flipped(calls[1]), 70, None)]
     assert calls[0].says().refused is Drop.NO_CONNECTION
+
+
+def test_a_connection_that_has_come_back_goes_on() -> None:
+    """R186 (A34): it was made, after the failure, with a server that is well again."""
+    lab = site("drop")
+    call = lab.dial().syn()
+    assert (call.server, lab.real("a").state) == ("b", "failed")
+    lab.director.operation.set_real("a", setting=ServerState.IN_SERVICE, now=lab.now)
+    assert call.syn().syn_ack().ack().server == "a"
+    lab.wait(0.25)
+    assert call.says().hears().state == "established"
+    audit(lab.director)
+
+
+@pytest.mark.parametrize("on_failure", ["keep", "drop", "reset"])
+def test_a_successor_ends_what_its_predecessor_had_not_come_to(on_failure: str) -> None:
+    """R179, R186 (A34): the worker died while a million connections were being ended."""
+    memory, notes = Memory(), Notes()
+    lab = site(on_failure, recorder=memory, keeper=notes)
+    calls = [lab.connect() for _ in range(6)]
+    lab.dial().syn()
+    assert lab.real("a").state == "failed"
+    new = lab.director = Director(lab.config, now=lab.now, recorder=memory, keeper=notes)
+    assert all(new.operation.restore(kept, lab.now) for kept in notes.kept.values())
+    for place, (inbound, server, code, opened) in list(memory.records.items()):
+        assert new.restore(inbound, server, code, place, opened=opened, now=lab.now)
+    new.restored(lab.now)
+    lab.wait(0.25)
+    assert lab.loads()["a"] == (3 if on_failure == "keep" else 0)
+    lost = [call.says().refused is Drop.NO_CONNECTION for call in calls]
+    assert lost == [on_failure != "keep", False] * 3
+    audit(new)
 
 
 def test_only_failures_end_connections() -> None:

@@ -4,45 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from nfqlb.core.connection import Connection
 from nfqlb.core.segment import ACK, RST
 from nfqlb.core.states import State
 from nfqlb.core.verdict import Drop
+from tests.core.memory import Memory
 from tests.core.recount import audit
 from tests.core.scenario import Call, Scenario, real, reals, virtual
-
-
-class Memory:
-    """A journal that remembers just what it was told, by place."""
-
-    def __init__(self) -> None:
-        self.records: dict[int, tuple[bytes, bytes, int, float]] = {}
-        self.moves: list[tuple[int, int]] = []
-        self._next = 0
-
-    def opened(self, connection: Connection) -> int:
-        self._next += 1
-        server = _server(connection)
-        self.records[self._next] = (connection.inbound, server, connection.state.code, connection.opened)
-        return self._next
-
-    def moved(self, connection: Connection) -> None:
-        inbound, server, _, opened = self.records[connection.place]
-        self.records[connection.place] = inbound, server, connection.state.code, opened
-        self.moves.append((connection.place, connection.state.code))
-
-    def reassigned(self, connection: Connection) -> None:
-        _, _, code, opened = self.records[connection.place]
-        self.records[connection.place] = connection.inbound, _server(connection), code, opened
-
-    def ended(self, connection: Connection) -> None:
-        del self.records[connection.place]
-
-
-def _server(connection: Connection) -> bytes:
-    """Real address and port: where the server's answers come from."""
-    size = len(connection.link.real.spec.address.packed)
-    return connection.outbound[:size] + connection.outbound[2 * size :][:2]
 
 
 class Succession:
@@ -250,7 +217,8 @@ def test_the_journal_hears_of_everything_once(gateway: Succession) -> None:
     call = lab.dial("web").syn().syn_ack().syn_ack().ack().says().hears().ack()
     assert memory.moves == [(1, State.SYN_RECEIVED.code), (1, State.ESTABLISHED.code)]
     call.close().reset()
-    assert [code for _, code in memory.moves[2:]] == [State.FIN_CLIENT.code, State.CLOSED.code]
+    ending = [State.FIN_CLIENT.code, State.CLOSED.code, State.ABORTED.code]
+    assert [code for _, code in memory.moves[2:]] == ending
     assert list(memory.records) == [1]
     call.syn(isn=5_000_000)
     assert list(memory.records) == [2]

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-#: Opens connections, some before and some after storage is used up; tells how many, how many are lost, and
-#: how many a successor finds.
+#: Opens connections, some before and some after storage is used up, and then has the operator say something;
+#: tells how many, how many are lost, and how many, and what of the operator's, a successor finds.
 PROGRAM = """
 import sys
 from ipaddress import IPv4Address
 from pathlib import Path
 from struct import pack
 
+from nfqlb.core.admission import ServerState
 from nfqlb.core.connection import Connection
 from nfqlb.core.director import Director
 from nfqlb.core.segment import SYN, Segment
@@ -27,7 +28,8 @@ config = Config(
     (Virtual("web", IPv4Address("192.0.2.100"), (Server("web1", 80),), port=80),),
 )
 journal = Journal(200_000, directory=directory)
-director = Director(config, now=0.0, recorder=journal)
+director = Director(config, now=0.0, recorder=journal, keeper=journal)
+list(journal.kept())
 
 def connect(number):
     key = pack("!IIHH", 0xC6330000 + number // 60_000, 0xC0000264, 1024 + number % 60_000, 80)
@@ -44,7 +46,10 @@ made += [connect(number) for number in range(before, before + after)]
 served = sum(isinstance(each, Connection) for each in made)
 for connection in made[::2]:
     director.table.remove(connection, 2.0)
-print(served, journal.lost, sum(1 for _ in Journal(200_000, directory=directory).records()))
+director.operation.set_real("web1", setting=ServerState.MAINTENANCE, now=3.0)
+successor = Journal(200_000, directory=directory)
+settings = [kept.setting.shown for kept in successor.kept()]
+print(served, journal.unkept, sum(1 for _ in successor.records()), *settings)
 """
 
 
@@ -58,7 +63,9 @@ def run(directory: Path, size: int, *numbers: int) -> list[int]:
         capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2], check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    served, lost, found = map(int, done.stdout.split())
+    *numbers_told, kept = done.stdout.split()
+    assert kept == "maintenance", "there is room for what is set"
+    served, lost, found = map(int, numbers_told)
     assert done.stderr.count("would not survive the worker") == (lost > 0), done.stderr
     return [served, lost, found]
 

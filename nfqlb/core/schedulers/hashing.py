@@ -37,17 +37,21 @@ class Hashing(Scheduler):
         self._links = links
         self._weights = [link.real.weight for link in links]
         self._slots = self._filled()
+        self._outdated = False
 
     @abstractmethod
     def _filled(self) -> Sequence["Link"]:
         """The slots, made anew from `_links` and `_weights`; empty where nobody has a weight."""
 
     def update(self, link: "Link") -> None:
-        """Availability is looked at when a client comes; only another weight makes new slots."""
+        """Availability is looked at when a client comes; only another weight makes new slots.
+
+        That takes long, and weights may change by the hundred (a script, a restart).
+        """
         weight = link.real.weight
         if weight > 0 and weight != self._weights[link.position]:
             self._weights[link.position] = weight
-            self._slots = self._filled()
+            self._outdated = True
 
     def choose(
         self, client: bytes, last: int, allowed: Callable[["Link"], bool] | None = None
@@ -56,6 +60,8 @@ class Hashing(Scheduler):
 
         Servers over their SYN limit are taken only where there is no other (R147, R150).
         """
+        if self._outdated:
+            self._slots, self._outdated = self._filled(), False
         slots = self._slots
         bad: Link | None = None
         for probe in range(_PROBES if slots else 0):
