@@ -9,13 +9,12 @@ from typing import Any
 import dpkt
 import pytest
 
-from nfqlb.demo.appliance import Appliance, balancing, configuration, nfqlb_command, virtual
+from nfqlb.demo.appliance import Appliance, balancing, nfqlb_command, virtual
 from nfqlb.demo.capture import capture
 from nfqlb.demo.lab import ROUTED_VIP, SECOND_VIP, VIP, Lab
 from nfqlb.demo.web import document, home, serve
 from tests.netns.asking import (
     HOLDER,
-    PREFIX,
     ask,
     holding,
     queued,
@@ -26,6 +25,7 @@ from tests.netns.asking import (
     wait_until,
     wrk,
 )
+from tests.netns.both import Bench, Datapath, configuration
 
 INSIDE = ip_network("10.0.0.0/8")
 ALL = ("web1", "web2", "web3")
@@ -37,8 +37,8 @@ def on(port: int) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab(clients=2, servers=3, prefix=PREFIX) as lab:
+def lab(datapath: Datapath) -> Iterator[Lab]:
+    with Bench(datapath, clients=2, servers=3) as lab:
         for server in lab.servers:
             serve(lab, server, ports=(80, 8080, 8081))
         for client in lab.clients:

@@ -11,14 +11,15 @@ import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.packet import Raw
 
-from nfqlb.demo.appliance import Appliance, balancing, command, configuration, python_path, virtual
+from nfqlb.demo.appliance import Appliance, balancing, command, python_path, virtual
 from nfqlb.demo.lab import ROUTED_VIP, SECOND_VIP, VIP, Host, Lab
 from nfqlb.demo.programs import run
 from nfqlb.demo.web import document, serve
 from nfqlb.netfilter.reply import ReplySockets
 from nfqlb.packet.reply import unreachable_for
 from nfqlb.runtime.protocol import ControlError
-from tests.netns.asking import PREFIX, ask, rows, summary, wait_until
+from tests.netns.asking import ask, rows, summary, wait_until
+from tests.netns.both import Bench, Datapath, configuration
 from tests.netns.site import ACK, FIN, RST, craft, entered
 
 ALL = ("web1", "web2")
@@ -27,8 +28,8 @@ NOBODY = "weight = 0"
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab(clients=1, servers=2, prefix=PREFIX) as lab:
+def lab(datapath: Datapath) -> Iterator[Lab]:
+    with Bench(datapath, clients=1, servers=2) as lab:
         for server in lab.servers:
             serve(lab, server, ports=(80, 81))
         yield lab

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from nfqlb.demo.appliance import Appliance, balancing, configuration, virtual
+from nfqlb.demo.appliance import Appliance, balancing, virtual
 from nfqlb.demo.lab import Host, Lab
 from nfqlb.demo.web import serve
-from tests.netns.asking import PREFIX, ask, holding, rows, spread, summary, wait_until
+from tests.netns.asking import ask, holding, rows, spread, summary, wait_until
+from tests.netns.both import Bench, Datapath, configuration
 
 ALL = ("web1", "web2", "web3")
 SLOW = Path(__file__).with_name("slow_server.py")
@@ -20,9 +21,9 @@ PATIENCE = 5.0
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
+def lab(datapath: Datapath) -> Iterator[Lab]:
     """Every server has nginx on port 80, and one that can be slowed down on port 8000."""
-    with Lab(clients=1, servers=3, prefix=PREFIX) as lab:
+    with Bench(datapath, clients=1, servers=3) as lab:
         for server in lab.servers:
             serve(lab, server)
             slow(lab, server, 0)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from nfqlb.demo.appliance import Appliance, balancing, configuration, virtual
+from nfqlb.demo.appliance import Appliance, balancing, virtual
 from nfqlb.demo.lab import VIP, Lab
-from tests.netns.asking import PREFIX, rows, summary, wait_until
+from tests.netns.asking import rows, summary, wait_until
+from tests.netns.both import Bench, Datapath, configuration
 from tests.netns.endings import WAYS
 
 ENDINGS = str(Path(__file__).with_name("endings.py"))
@@ -20,8 +21,8 @@ TIMEOUTS = "[timeouts]\nidle = 4\nhalf_open = 3\nclosing = 2\n"
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab(clients=CLIENTS, servers=3, prefix=PREFIX) as lab:
+def lab(datapath: Datapath) -> Iterator[Lab]:
+    with Bench(datapath, clients=CLIENTS, servers=3) as lab:
         for server in lab.servers:
             program = server.start(sys.executable, ENDINGS, "serve", str(OPEN))
             program.wait_for(program.out, "serving")

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from nfqlb.demo.appliance import Appliance, balancing, configuration, virtual
+from nfqlb.demo.appliance import Appliance, balancing, virtual
 from nfqlb.demo.lab import VIP, Lab
 from nfqlb.demo.web import document, serve
 from nfqlb.runtime.protocol import ControlError
-from tests.netns.asking import PREFIX, ask, holding, queued, servers_of, spread, summary, wait_until, wrk
+from tests.netns.asking import ask, holding, queued, servers_of, spread, summary, wait_until, wrk
+from tests.netns.both import Bench, Datapath, configuration
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab(clients=1, servers=3, prefix=PREFIX) as lab:
+def lab(datapath: Datapath) -> Iterator[Lab]:
+    with Bench(datapath, clients=1, servers=3) as lab:
         for server in lab.servers:
             serve(lab, server)
         yield lab
