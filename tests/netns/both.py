@@ -17,6 +17,8 @@ Datapath = Literal["rewrite", "offload"]
 REWRITE: Datapath = "rewrite"
 OFFLOAD: Datapath = "offload"
 DATAPATHS: tuple[Datapath, ...] = (REWRITE, OFFLOAD)
+#: The kernel's own table must have room for them all, or `check --host` warns of it.
+ROOM = 100_000
 
 
 class Bench(Lab):
@@ -31,6 +33,8 @@ def configuration(lab: Lab, *virtuals: str, gateway: str = "", reals: dict[str, 
     """The configuration of `demo.appliance`, with the laboratory's datapath."""
     assert isinstance(lab, Bench)
     keys = f'datapath = "{lab.datapath}"\n{gateway}'
+    if lab.datapath == OFFLOAD and "max_connections" not in gateway:
+        keys += f"\nmax_connections = {ROOM}"
     return appliance.configuration(lab, *virtuals, gateway=keys, reals=reals)
 
 

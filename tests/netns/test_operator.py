@@ -92,7 +92,7 @@ def fail(lab: Lab, appliance: Appliance, name: str) -> None:
 
 def test_a_drained_server_empties(lab: Lab) -> None:
     """R186, R039 (A7): its download ends intact, its sticky client stays, new clients go elsewhere."""
-    digest = document(lab, "drained", 8)
+    digest = document(lab, "drained", 16)
     with gateway(lab, sticky=600) as appliance:
         bound = ask(lab.client)
         film = lab.directory / "drained.got"

@@ -26,7 +26,7 @@ from tests.netns.asking import (
     summary,
     wait_until,
 )
-from tests.netns.both import Bench, Datapath, configuration
+from tests.netns.both import REWRITE, Bench, Datapath, configuration, only
 from tests.netns.site import entered, family_of
 
 ALL = ("web1", "web2", "web3")
@@ -135,6 +135,7 @@ def test_datagrams_are_echoed_intact(lab: Lab, gateway: Appliance, vip: str, siz
     assert drops(gateway) == {}
 
 
+@only(REWRITE, "the kernel forwards sums as it got them, unfinished between namespaces")
 @VIPS
 def test_sums_of_datagrams_are_right(lab: Lab, gateway: Appliance, vip: str) -> None:
     """R167, R177: as the client receives them, by a full computation."""
