@@ -86,6 +86,24 @@ def test_killed_again_and_again_under_load(lab: Lab, gateway: Appliance) -> None
     wrk(lab.client, f"http://{VIP}/", connections=20, seconds=1)
 
 
+def test_killed_while_connections_are_made(lab: Lab, gateway: Appliance) -> None:
+    """R187: three times within a load of 50 clients that connect anew for each request; none is refused.
+
+    What was not answered yet waits for the client's own repetition at the most.
+    """
+    closing = ("-H", "Connection: close")
+    load = lab.client.start("wrk", "-t1", "-c50", "-d4", "--timeout", "10s", *closing, f"http://{VIP}/")
+    for _ in range(3):
+        before = summary(gateway)["connections"]["total"]
+        wait_until(lambda before=before: summary(gateway)["connections"]["total"] > before, "new connections")  # type: ignore[misc]
+        replace_worker(gateway)
+    assert load.wait(30) == 0
+    assert "Socket errors" not in load.stdout, load.stdout
+    assert summary(gateway)["worker"]["restarts"] == 3
+    assert summary(gateway)["connections"]["total"] > 50
+    wait_until(lambda: summary(gateway)["connections"]["now"] == 0, "the end of all connections")
+
+
 def test_killed_supervisor_leaves_no_process_and_is_followed(lab: Lab) -> None:
     """`kill -9` of the supervisor: its worker ends too, the rules stay, the next start adopts them."""
     names = [server.name for server in lab.servers]
