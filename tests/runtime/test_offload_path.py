@@ -72,7 +72,7 @@ def packet(
     source: tuple[str, int], destination: tuple[str, int], flags: int, sequence: int, acknowledged: int = 0,
     size: int = 0,
 ) -> bytearray:  # fmt: skip
-    """IPv4 and TCP headers without options, as the tap copies them from a packet with `size` bytes of data."""
+    """IPv4 and TCP headers without options, as the tap copies them of a packet with `size` bytes of data."""
     found = key(source, destination)
     ip = pack("!BBHHHBBH8s", 0x45, 0, 40 + size, 0, 0, 64, TCP, 0, found[:8])
     return bytearray(ip + pack("!4sIIHHHH", found[8:], sequence, acknowledged, 0x5000 | flags, 0, 0, 0))
