@@ -77,7 +77,26 @@ def check_offload(config: Config) -> Iterator[Problem]:
     if len(datapaths) > 1 and config.gateway.queue > _LAST_QUEUE - 2:
         message = f"{config.gateway.queue} is too high for both datapaths, which use three queues from there"
         yield Problem(("gateway", "queue"), message, f"{_LAST_QUEUE - 2} at most")
+    for index, virtual in enumerate(config.virtuals):
+        if virtual.datapath == OFFLOAD:
+            yield from _needs_every_packet(config, virtual, index)
     yield from _links_fit(config)
+
+
+def _needs_every_packet(config: Config, virtual: Virtual, index: int) -> Iterator[Problem]:
+    """What a virtual server asks for that only a worker can do which sees all of its packets."""
+    hint = 'take another, or datapath = "rewrite" for this virtual server'
+    if virtual.sticky and virtual.sticky_refresh == "activity" and not config.strict.refresh:
+        message = 'datapath "offload" does not see the packets that "activity" counts'
+        yield Problem(("virtual", index, "sticky_refresh"), message, hint)
+    if not is_timed(virtual):
+        return
+    if virtual.response_start != "request":
+        message = f'datapath "offload" times answers to requests, not what follows "{virtual.response_start}"'
+        yield Problem(("virtual", index, "response_start"), message, hint)
+    if config.strict.every_packet:
+        message = f'datapath "offload" of {virtual.name} is told of the first packet of an answer only'
+        yield Problem(("strict", "every_packet"), message, hint)
 
 
 def _links_fit(config: Config) -> Iterator[Problem]:

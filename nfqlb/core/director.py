@@ -20,7 +20,7 @@ from nfqlb.core.operation import Operation
 from nfqlb.core.outage import Outage
 from nfqlb.core.placement import Placement
 from nfqlb.core.reject import Action, Rejection
-from nfqlb.core.segment import ACK, FIN, NO_STAMP, RST, SYN, Reset, Segment, Stamp
+from nfqlb.core.segment import ACK, FIN, NO_STAMP, RST, SYN, Probe, Reset, Segment, Stamp
 from nfqlb.core.server import RealServer, VirtualServer
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
@@ -82,6 +82,7 @@ class Director:
             on_eviction=self.watch.ended,
             on_gone=(lambda connection: self._placement.gone(connection)) if active else None,
             carrier=carrier,
+            on_progress=self.progressed,
         )
         self._destinations = Destinations(self.virtual_servers)
         self._outage = Outage(self.virtual_servers, self.table, self.tally)
@@ -96,8 +97,8 @@ class Director:
         """What a client is told of its packet, refused for `reason` (R114, A20): see `reject`."""
         return self._rejection.reply_to(reason, key, flags, now)
 
-    def take_resets(self) -> list[Reset]:
-        """The resets that clients of failed servers are to get, since it was last asked (A34)."""
+    def take_resets(self) -> list[Reset | Probe]:
+        """What clients of failed servers are to get, since it was last asked (A34)."""
         resets, self._outage.resets = self._outage.resets, []
         return resets
 
@@ -201,6 +202,21 @@ class Director:
             return self.refuse(Drop.SERVER_UNKNOWN)
         self._happened(flow, Event.ANSWER, now)
         return flow
+
+    def progressed(self, connection: Connection, state: State, now: float) -> None:
+        """Whoever carries this connection says how far it has come, which nobody had told (R077, R078).
+
+        Which side has closed it he does not know; the other's FIN, or its end, will be told.
+        """
+        missed: tuple[Event, ...] = ()
+        if state.quick:
+            missed = (Event.ANSWER,) if state.udp else (Event.SYN_ACK, Event.ACK)
+        elif state is State.SYN_RECEIVED:
+            missed = (Event.SYN_ACK,)
+        seen = connection.seen
+        for event in missed:
+            self._happened(connection, event, now)
+        connection.seen = seen
 
     def forget(self, connection: Connection, now: float) -> None:
         """Whoever carries this connection says that it has ended."""

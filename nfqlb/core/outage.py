@@ -10,8 +10,9 @@ from collections.abc import Iterable
 
 from nfqlb.core.connection import Connection
 from nfqlb.core.keys import TCP, flipped
-from nfqlb.core.segment import Reset
+from nfqlb.core.segment import Probe, Reset
 from nfqlb.core.server import Link, RealServer, VirtualServer
+from nfqlb.core.spec import REWRITE
 from nfqlb.core.states import State
 from nfqlb.core.table import ConnectionTable
 from nfqlb.core.verdict import Reply, Tally
@@ -22,11 +23,11 @@ _WRAP = 0xFFFF_FFFF
 class Outage:
     """Ends connections of failed servers, for one director.
 
-    `resets` are those that clients are to get, for whoever drives the director to take and send.
+    `resets` are what clients are to get, for whoever drives the director to take and send.
     """
 
     def __init__(self, virtuals: Iterable[VirtualServer], table: ConnectionTable, tally: Tally) -> None:
-        self.resets: list[Reset] = []
+        self.resets: list[Reset | Probe] = []
         self._table = table
         self._tally = tally
         self._doomed: deque[tuple[Link, set[Connection]]] = deque()
@@ -68,20 +69,20 @@ class Outage:
             self._tally.reply(Reply.FAILURE)
 
 
-def reset_of(connection: Connection) -> Reset | None:
+def reset_of(connection: Connection) -> Reset | Probe | None:
     """The reset that makes a connection's client give it up; None where there is none.
 
     Its number is the one that the client expects next, or it would not be believed (RFC 5961 section 3):
-    what it last acknowledged. Where that is not known, as after a restart, it must be asked first: its
-    next packet gets a reset as one without a connection. A client whose SYN was not answered
-    repeats it, and is sent to another server.
+    what it last acknowledged. Where that is not known, as after a restart, or where not every segment is
+    seen here, it is asked first: its answer gets a reset as one without a connection. A client whose SYN
+    was not answered repeats it, and is sent to another server.
     """
     if connection.link.virtual.protocol != TCP:
         return None
     if not connection.state.quick:
         return _reset_of_half_open(connection)
-    if not connection.client_numbers:
-        return None
+    if not connection.client_numbers or connection.link.virtual.spec.datapath != REWRITE:
+        return Probe(flipped(connection.inbound))
     return Reset(flipped(connection.inbound), _number(connection.client_numbers[4:8]), None)
 
 

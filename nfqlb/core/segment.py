@@ -1,6 +1,6 @@
 """The facts of one TCP segment that decisions are made from, and of one that is to be sent.
 
-Owns `Segment`, `Reset` and the names of the TCP flags. The codec makes segments from bytes, and
+Owns `Segment`, `Reset`, `Probe` and the names of the TCP flags. The codec makes segments from bytes, and
 bytes from resets; tests make segments from nothing.
 """
 
@@ -43,3 +43,13 @@ class Reset(NamedTuple):
     key: bytes
     sequence: int
     acknowledges: int | None
+
+
+class Probe(NamedTuple):
+    """A SYN-ACK that a client never asked for: it answers with the number that it expects next.
+
+    So it does whatever its own numbers are (RFC 5961 section 4.2), and conntrack makes no connection of it.
+    `key` is as in the packet (virtual server to client).
+    """
+
+    key: bytes

@@ -10,6 +10,9 @@ from ipaddress import IPv4Address, IPv6Address
 
 Address = IPv4Address | IPv6Address
 
+REWRITE = "rewrite"
+"""The datapath in which every packet is seen, and changed, by the core's worker."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
@@ -17,7 +20,7 @@ class Gateway:
 
     outside: tuple[str, ...]
     inside: tuple[str, ...]
-    datapath: str = "rewrite"
+    datapath: str = REWRITE
     max_connections: int = 1_000_000
     max_sticky: int = 1_000_000
     queue: int = 0
@@ -108,7 +111,7 @@ class Virtual:
     on_failure: str = "keep"
     synguard: float = 0.0
     shadow: str = ""
-    datapath: str = "rewrite"
+    datapath: str = REWRITE
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,8 +60,11 @@ class NoRecorder:
 class Carrier(Protocol):
     """Who carries connections of which not every packet is seen here: it knows what the table cannot."""
 
-    def carries(self, connection: Connection, now: float) -> bool:
-        """Whether a connection that seems to have been idle too long still goes on; then `seen` is set."""
+    def carries(self, connection: Connection, now: float) -> State | None:
+        """How far a connection has come that was not heard of here; None where it does not go on.
+
+        Sets its `seen`, and nothing else.
+        """
 
     def cut(self, connection: Connection) -> None:
         """The connection is given up, though it might go on: stop carrying it."""
@@ -73,7 +76,8 @@ class ConnectionTable:
     `half_open`, `closing` and `udp` are time-outs, `idle_check` how often idle ones are looked for (seconds).
     Before a connection whose SYN was never answered is forgotten, `on_silence` is told if it has timed
     out, `on_eviction` if it makes room for another. `on_gone` is told of every one that is forgotten.
-    `carrier`, where there is one, is asked before an answered one times out.
+    `carrier`, where there is one, is asked before a connection that might go on is given up; where it knows
+    that the connection has come further, `on_progress` is told, to move it there.
     """
 
     def __init__(
@@ -82,9 +86,11 @@ class ConnectionTable:
         recorder: Recorder | None = None, on_silence: Callable[[Connection, float], None] | None = None,
         on_eviction: Callable[[Connection, float], None] | None = None,
         on_gone: Callable[[Connection], None] | None = None, carrier: Carrier | None = None,
+        on_progress: Callable[[Connection, State, float], None] | None = None,
     ) -> None:  # fmt: skip
         self.limit = limit
         self._carrier = carrier
+        self._on_progress = on_progress
         self._on_gone = on_gone
         self._on_silence = on_silence
         self._on_eviction = on_eviction
@@ -253,6 +259,8 @@ class ConnectionTable:
         queue = self._queues[timeout]
         while (connection := queue.pop_first()) is not None:
             if connection.state.timeout is timeout:
+                self._ask(connection, now)  # or what has been answered meanwhile would be given up
+            if connection.state.timeout is timeout:
                 if connection.state.unanswered and self._on_eviction is not None:
                     self._on_eviction(connection, now)
                 (self.remove if connection.state.ended else self.cut)(connection, now)
@@ -271,19 +279,41 @@ class ConnectionTable:
                     continue  # it is gone, or has moved on: another queue has it
                 if now - connection.seen < self._limit_of(connection, timeout):
                     queue.push(connection, now)
-                elif connection.state.unanswered:
-                    if self._on_silence is not None:
-                        self._on_silence(connection, now)
-                    self.cut(connection, now)
-                elif self._carrier is not None and not connection.state.ended:
+                    continue
+                if self._carrier is not None and not connection.state.ended:
                     looked += _ASKING
-                    if self._carrier.carries(connection, now):
-                        queue.push(connection, now)
-                    else:
-                        self.remove(connection, now)
-                else:
-                    self.remove(connection, now)
+                    if self._goes_on(connection, queue, now):
+                        continue
+                self._time_out(connection, now)
         return looked
+
+    def _time_out(self, connection: Connection, now: float) -> None:
+        """Forget a connection of which nothing was heard for too long."""
+        if connection.state.unanswered:
+            if self._on_silence is not None:
+                self._on_silence(connection, now)
+            self.cut(connection, now)
+        else:
+            self.remove(connection, now)
+
+    def _goes_on(self, connection: Connection, queue: DueQueue[Connection], now: float) -> bool:
+        """Whether a connection of which nothing was heard goes on, as its carrier knows."""
+        before = connection.state
+        state = self._ask(connection, now)
+        if state is None or (state.unanswered and connection.state.unanswered):
+            return False
+        if connection.state is before:
+            queue.push(connection, now)
+        return True
+
+    def _ask(self, connection: Connection, now: float) -> State | None:
+        """How far a connection has come, as its carrier knows: so far it is brought here. None: ended."""
+        if self._carrier is None or connection.state.ended:
+            return None
+        state = self._carrier.carries(connection, now)
+        if state is not None and self._on_progress is not None:
+            self._on_progress(connection, state, now)
+        return state
 
     def _limit_of(self, connection: Connection, timeout: Timeout) -> float:
         """Seconds without a packet after which the connection ends (R046)."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from nfqlb.config.marks import OFFLOAD, LinkMarks, Target
-from nfqlb.core.reject import Kind, rejects_with_reset
+from nfqlb.core.reject import REPLIES_A_SECOND, Kind, rejects_with_reset
 from nfqlb.core.spec import Config, Virtual
 from nfqlb.netfilter.errors import KernelError
 
@@ -100,6 +100,9 @@ def words(config: Config, family: "Family", *, policies: bool) -> dict[str, str]
         "no_link": f"0x0/{marks.number_mask:#x}",
         "arm": f"{armed:#x}/{armed:#x}",
         "disarm": f"0x0/{armed:#x}",
+        "unarmed": f"0x0/{armed:#x}",
+        "answered": f"{armed:#x}/{armed:#x}",
+        "replies": str(REPLIES_A_SECOND),
         "unarmed_timed": f"{timed:#x}/{timed_mask | armed:#x}",
         "armed_timed": f"{timed | armed:#x}/{timed_mask | armed:#x}",
         "has_data": _HAS_DATA[version],
@@ -137,6 +140,7 @@ def lists(
         "guarded family": one if gateway.secure else (),
         "guarded outside": outside if gateway.secure else (),
         "other datapath": _other_marks(marks) if mixed else (),
+        "UDP other datapath": _other_marks(marks) if mixed and udp else (),
         "eaten error": [{"type": kind} for kind in eaten],
         "passed error": [{"type": kind} for kind in passed],
         "link": links,

@@ -7,8 +7,9 @@ until somebody takes it to send.
 from nfqlb.core.director import Director
 from nfqlb.core.keys import TCP, UDP
 from nfqlb.core.reject import Action
+from nfqlb.core.segment import Probe
 from nfqlb.core.verdict import Refusal
-from nfqlb.packet.reply import intact, reset, reset_for, unreachable_for
+from nfqlb.packet.reply import intact, probe, reset, reset_for, unreachable_for
 from nfqlb.packet.translate import CHECKSUM_NOT_READY, SUPER_PACKET
 
 _KERNEL_SUMS = CHECKSUM_NOT_READY | SUPER_PACKET
@@ -25,7 +26,8 @@ class Replies:
     def take(self) -> list[bytes]:
         """The packets that are to go to clients, since it was last asked: IP packets, whole."""
         replies, self._waiting = self._waiting, []
-        return replies + [reset(order) for order in self._director.take_resets()]
+        orders = self._director.take_resets()
+        return replies + [probe(each) if isinstance(each, Probe) else reset(each) for each in orders]
 
     def tell(
         self, reason: Refusal, key: bytes, flags: int | None, buffer: bytearray, start: int, end: int,

@@ -2,14 +2,14 @@
 
 Owns their making: TCP resets (RFC 9293 section 3.10.7.1) and ICMP "port unreachable" (RFC 1122
 section 3.2.2.1, RFC 4443 section 3.1), for IPv4 and IPv6. Whether there is a reply at all is
-the core's to say. None of these packets is one that is ever answered.
+the core's to say. None of these packets is one that is ever answered, but for `probe`.
 """
 
 from struct import Struct
 
 from nfqlb.core.keys import TCP, flipped, is_ipv4
 from nfqlb.core.rewriting import words
-from nfqlb.core.segment import ACK, FIN, RST, SYN, Reset
+from nfqlb.core.segment import ACK, FIN, RST, SYN, Probe, Reset
 
 _ICMP, _ICMP6 = 1, 58
 _TTL = 64
@@ -30,10 +30,18 @@ _numbers = Struct("!II").unpack_from
 def reset(order: Reset) -> bytes:
     """The TCP reset that a client is to get: an IP packet."""
     key, sequence, acknowledges = order
-    flags = RST if acknowledges is None else RST | ACK
+    return _segment(key, sequence, acknowledges or 0, RST if acknowledges is None else RST | ACK)
+
+
+def probe(order: Probe) -> bytes:
+    """The SYN-ACK that makes a client say which number it expects: an IP packet."""
+    return _segment(order.key, 0, 0, SYN | ACK)
+
+
+def _segment(key: bytes, sequence: int, acknowledges: int, flags: int) -> bytes:
     size = (len(key) - 4) // 2
     source, destination = key[:size], key[size : 2 * size]
-    segment = _tcp(key[-4:], sequence, acknowledges or 0, 5 << 12 | flags, 0, 0, 0)
+    segment = _tcp(key[-4:], sequence, acknowledges, 5 << 12 | flags, 0, 0, 0)
     segment = segment[:16] + _sum(source, destination, TCP, segment) + segment[18:]
     return _packet(source, destination, TCP, segment)
 

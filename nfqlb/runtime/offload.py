@@ -46,6 +46,8 @@ _STATES = {
     conntrack.CLOSE_WAIT: State.FIN_CLIENT,
 }
 """What an entry's state means for the core; whatever is not here has ended."""
+_ANSWERED = (conntrack.LAST_ACK, conntrack.TIME_WAIT)
+"""Ended, but for sure not for want of an answer."""
 
 
 class Table(Protocol):
@@ -68,15 +70,15 @@ class KernelCarrier:
         self._table = table
         self._udp = udp
 
-    def carries(self, connection: Connection, now: float) -> bool:
-        """Whether conntrack still has it; since when it is quiet follows from what is left of its time."""
+    def carries(self, connection: Connection, now: float) -> State | None:
+        """What conntrack has it as; since when it is quiet follows from what is left of its time."""
         if connection.link.virtual.spec.datapath != OFFLOAD:
-            return False
+            return None
         entry = self._table.find(*without_end(connection.inbound))
-        if entry is None or state_of(entry) is None:
-            return False
-        connection.seen = max(connection.seen, heard_of(connection, entry, now, self._udp))
-        return True
+        state = state_of(entry) if entry is not None else None
+        if entry is not None and state is not None and not state.half_open:
+            connection.seen = max(connection.seen, heard_of(connection, entry, now, self._udp))
+        return state
 
     def cut(self, connection: Connection) -> None:
         """Have conntrack forget it: its packets belong to nothing from now on."""
@@ -166,8 +168,7 @@ class OffloadPath:
         """A copy of a packet that the kernel translates, as far as it was copied."""
         segment = _segment_in(buffer, start, end)
         if segment is None:
-            if _protocol_in(buffer, start) in (_ICMP, _ICMP6):
-                self.director.refuse(Drop.UNREACHABLE)  # eaten by the rules
+            self._tapped_other(buffer, start, end)
             return
         key, flags, numbers, size, _ = segment
         connection = (self._inbound if hook == PREROUTING else self._outbound).get(key)
@@ -183,6 +184,15 @@ class OffloadPath:
         if connection.state is State.SYN_RECEIVED:
             following = (int.from_bytes(numbers[:4], "big") + 1 & 0xFFFFFFFF).to_bytes(4, "big")
             self.director.client_sent(connection, ACK, numbers[4:] + following, self.now, 0, NO_STAMP)
+
+    def _tapped_other(self, buffer: bytearray, start: int, end: int) -> None:
+        """A copy of a flow's first answer, or of an error that the rules have eaten."""
+        if _protocol_in(buffer, start) in (_ICMP, _ICMP6):
+            self.director.refuse(Drop.UNREACHABLE)
+            return
+        flow = self._outbound.get(_datagram_in(buffer, start, end) or b"")
+        if flow is not None:
+            self.director.server_datagram(flow.outbound, self.now)
 
     def lost(self, _count: int) -> None:
         """The tap or conntrack has lost something."""
@@ -226,7 +236,7 @@ class OffloadPath:
         found: set[bytes] = set()
         for entry in self._table.entries(self._mask):
             found.add(entry.inbound + key_end(entry.protocol))
-            self._meet(entry)
+            self._meet(entry, begun)
             yield
         self.director.restored(self.now)  # whatever was adopted counts in the next choice
         for connection in list(self._inbound.values()):
@@ -235,18 +245,25 @@ class OffloadPath:
                 self.forgotten += 1
             yield
 
-    def _meet(self, entry: Entry) -> None:
-        """One entry: its connection is alive, or becomes known."""
+    def _meet(self, entry: Entry, begun: float) -> None:
+        """One entry: its connection is alive, has come further, has ended, or becomes known."""
         connection = self._inbound.get(entry.inbound + key_end(entry.protocol))
         state = state_of(entry)
-        if state is None:
-            return
         if connection is None:
-            self._adopt(entry, state)
-        elif state is State.UDP_FLOW and connection.state is State.UDP_NEW:
-            self.director.server_datagram(connection.outbound, self.now)
-        elif connection.state.quick and not connection.state.ended:
-            connection.seen = max(connection.seen, heard_of(connection, entry, self.now, self._udp))
+            # what is read may be older than what was told, and then a connection that has ended since
+            if state is not None and self._table.find(entry.inbound, entry.protocol) is not None:
+                self._adopt(entry, state)
+        elif connection.opened >= begun or connection.state.ended:
+            return
+        elif state is not None:
+            self.director.progressed(connection, state, self.now)
+            if connection.state.quick:
+                connection.seen = max(connection.seen, heard_of(connection, entry, self.now, self._udp))
+        else:
+            if entry.tcp_state in _ANSWERED:
+                self.director.progressed(connection, State.ESTABLISHED, self.now)
+            self.director.forget(connection, self.now)
+            self.forgotten += 1
 
     def _adopt(self, entry: Entry, state: State) -> None:
         key = entry.inbound + key_end(entry.protocol)

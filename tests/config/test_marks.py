@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nfqlb.config.marks import LinkMarks, check_offload
-from nfqlb.core.spec import Config, Gateway, Real, Server, Virtual
+from nfqlb.config.report import KeyPath
+from nfqlb.core.spec import Config, Gateway, Real, Server, Strict, Virtual
 
 STEADY = settings(derandomize=True, database=None, deadline=None, max_examples=200)
 REAL = Real("web", ip_address("10.0.0.1"))
@@ -128,3 +130,32 @@ def test_both_datapaths_need_three_queues(queue: int, rewritten: int, fits: bool
     asked = config(1, rewritten=rewritten)
     problems = list(check_offload(replace(asked, gateway=replace(asked.gateway, queue=queue))))
     assert [problem.path for problem in problems] == ([] if fits else [("gateway", "queue")])
+
+
+FAST = {"scheduler": "fastest-response"}
+
+
+@pytest.mark.parametrize(
+    ("virtual", "strict", "path"),
+    [
+        ({"sticky": 60.0, "sticky_refresh": "activity"}, {}, ("virtual", 0, "sticky_refresh")),
+        ({"sticky": 60.0, "sticky_refresh": "activity"}, {"refresh": True}, None),  # "never", then
+        ({"sticky_refresh": "activity"}, {}, None),
+        ({**FAST, "response_start": "syn"}, {}, ("virtual", 0, "response_start")),
+        ({**FAST, "response_start": "syn-ack"}, {}, ("virtual", 0, "response_start")),
+        ({"response_start": "syn-ack"}, {}, None),
+        (FAST, {"every_packet": True}, ("strict", "every_packet")),
+        ({}, {"every_packet": True}, None),
+    ],
+)
+def test_what_needs_every_packet_needs_datapath_rewrite(
+    virtual: dict[str, Any], strict: dict[str, bool], path: KeyPath | None
+) -> None:
+    """R084, R173 (A3, A6): refused with both ways out; where it has no effect it is nobody's mistake."""
+    asked = config(1, rewritten=0)
+    asked = replace(asked, virtuals=(replace(asked.virtuals[0], **virtual),), strict=Strict(**strict))
+    problems = list(check_offload(asked))
+    assert [problem.path for problem in problems] == ([path] if path else [])
+    assert all('datapath = "rewrite"' in problem.hint for problem in problems)
+    rewritten = replace(asked.virtuals[0], datapath="rewrite")
+    assert list(check_offload(replace(asked, virtuals=(rewritten,)))) == []

@@ -16,7 +16,7 @@ from nfqlb.core.director import Director
 from nfqlb.core.explanation import Wanted
 from nfqlb.core.segment import ACK, FIN, NO_STAMP, RST, SYN, Segment, Stamp
 from nfqlb.core.snapshot import ConnectionSnapshot, DecisionSnapshot, RealSnapshot, VirtualSnapshot
-from nfqlb.core.table import Recorder
+from nfqlb.core.table import Carrier, Recorder
 from nfqlb.core.verdict import Drop, Outcome, Pass
 
 VIP = "203.0.113.1"
@@ -90,6 +90,7 @@ class Scenario:
         max_sticky: int = 1000,
         recorder: Recorder | None = None,
         keeper: Keeper | None = None,
+        carrier: Carrier | None = None,
         strict: spec.Strict | None = None,
         count_on: str = "syn",
         close_on: str = "both",
@@ -111,7 +112,7 @@ class Scenario:
             strict or spec.Strict(),
         )
         self.now = now
-        self.director = Director(self.config, now=now, recorder=recorder, keeper=keeper)
+        self.director = Director(self.config, now=now, recorder=recorder, keeper=keeper, carrier=carrier)
         self.wall: float | None = 1_700_000_000.0
         self._port = 40_000
 

@@ -11,7 +11,7 @@ from nfqlb.core import spec
 from nfqlb.core.admission import ServerState
 from nfqlb.core.chronicle import Keeper
 from nfqlb.core.director import Director
-from nfqlb.core.segment import Reset
+from nfqlb.core.segment import Probe, Reset
 from nfqlb.core.states import State
 from nfqlb.core.table import Recorder
 from nfqlb.core.verdict import Drop
@@ -144,7 +144,7 @@ def test_the_connection_that_failed_the_server_goes_on_elsewhere() -> None:
 
 
 def test_restored_connections_have_no_numbers() -> None:
-    """R186 (A34): so their clients get no reset at once; those that have spoken since do."""
+    """R186 (A34): so their clients are asked for them; those that have spoken since are reset at once."""
     lab = site("reset")
     link = lab.director.virtual_servers[0].links[0]
     server = link.real.address + link.inbound.port
@@ -154,7 +154,8 @@ def test_restored_connections_have_no_numbers() -> None:
     lab.director.restored(lab.now)
     calls[1].client_sends(0x10, sequence=7, acknowledges=70)
     fail(lab)
-    assert lab.director.take_resets() == [Reset(flipped(calls[1]), 70, None)]
+    orders = [Reset(flipped(calls[1]), 70, None), Probe(flipped(calls[0]))]
+    assert sorted(lab.director.take_resets(), key=orders.index) == orders
     assert calls[0].says().refused is Drop.NO_CONNECTION
 
 
@@ -188,6 +189,15 @@ def test_a_successor_ends_what_its_predecessor_had_not_come_to(on_failure: str) 
     lost = [call.says().refused is Drop.NO_CONNECTION for call in calls]
     assert lost == [on_failure != "keep", False] * 3
     audit(new)
+
+
+def test_where_not_every_segment_is_seen_all_clients_are_asked() -> None:
+    """R186 (A34): the numbers known are those of the handshake. One that waits for an answer is not asked."""
+    web = replace(virtual("web", "ab"), on_failure="reset", datapath="offload")
+    lab = Scenario(web, [replace(each, **QUICK) for each in reals("ab")])  # type: ignore[arg-type]  # by name
+    call, _, _ = lab.connect(), lab.connect(), lab.dial()
+    fail(lab)
+    assert lab.director.take_resets() == [Probe(flipped(call))]
 
 
 def test_only_failures_end_connections() -> None:

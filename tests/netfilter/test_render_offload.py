@@ -46,15 +46,16 @@ RULES = """\
 -A NFQLB-O-TO-CLIENTS -p tcp -m tcp ! --tcp-flags FIN,SYN,RST NONE -j NFQLB-O-ENDS
 -A NFQLB-O-TO-CLIENTS -p icmp -j NFQLB-O-ERRORS
 -A NFQLB-O-TO-CLIENTS -m conntrack --ctstate NEW,INVALID,UNTRACKED -j NFQLB-O-STRAYS
+-A NFQLB-O-ERRORS -s 192.0.2.100/32 -j RETURN
 -A NFQLB-O-ERRORS -p icmp -m icmp --icmp-type 3 -m conntrack --ctstate INVALID -j DROP
 -A NFQLB-O-ERRORS -p icmp -m icmp --icmp-type 11 -m conntrack --ctstate INVALID -j DROP
 -A NFQLB-O-ERRORS -p icmp -m icmp --icmp-type 12 -m conntrack --ctstate INVALID -j DROP
 -A NFQLB-O-ERRORS -p icmp -m icmp --icmp-type 3/4 -j RETURN
 -A NFQLB-O-ERRORS -p icmp -m icmp --icmp-type 3 -m connmark ! --mark 0x0/0x7f0000 \
--m conntrack ! --ctstatus ASSURED \
+-m conntrack --ctproto 6 ! --ctstatus ASSURED \
 -j NFLOG --nflog-group 5 --nflog-size 96 --nflog-threshold 64
 -A NFQLB-O-ERRORS -p icmp -m icmp --icmp-type 3 -m connmark ! --mark 0x0/0x7f0000 \
--m conntrack ! --ctstatus ASSURED \
+-m conntrack --ctproto 6 ! --ctstatus ASSURED \
 -j DROP
 -A NFQLB-O-STRAYS -p tcp -m tcp --syn -m conntrack --ctstate NEW -j RETURN
 -A NFQLB-O-STRAYS -p udp -m conntrack --ctstate NEW -j RETURN
@@ -322,7 +323,9 @@ def test_a_reset_needs_the_one_table_that_may() -> None:
     for virtual in (TOLD, replace(WEB, on_failure="reset")):
         assert render(of(virtual)).ipv4 == render(of(TOLD)).ipv4
     text = render(of(TOLD, replace(DNS, reject="reset"))).ipv4
-    assert "-d 192.0.2.100/32 -p tcp -m tcp --dport 80 -m comment --comment web -j REJECT" in text
+    assert "-d 192.0.2.100/32 -p tcp -m tcp --dport 80 -m comment --comment web -g NFQLB-O-TOLD" in text
+    told = parse(text)["filter"].chains["NFQLB-O-TOLD"]
+    assert [rule.partition("-j ")[2].split()[0] for rule in told] == ["REJECT", "DROP"]
     mangle = parse(text)["mangle"].chains["NFQLB-O-MISSED"]
     assert [rule.rsplit(" ", 1)[1] for rule in mangle[:2]] == ["RETURN", "DROP"]
 

@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.netns.both import DATAPATHS, Datapath
+
 HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module", params=DATAPATHS)
+def datapath(request: pytest.FixtureRequest) -> Datapath:
+    """Which datapath a module's laboratory is for: each test runs for both (see `both`)."""
+    chosen: Datapath = request.param
+    return chosen
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

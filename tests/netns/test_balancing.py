@@ -9,13 +9,12 @@ from typing import Any
 import dpkt
 import pytest
 
-from nfqlb.demo.appliance import Appliance, balancing, configuration, nfqlb_command, virtual
+from nfqlb.demo.appliance import Appliance, balancing, nfqlb_command, virtual
 from nfqlb.demo.capture import capture
 from nfqlb.demo.lab import ROUTED_VIP, SECOND_VIP, VIP, Lab
 from nfqlb.demo.web import document, home, serve
 from tests.netns.asking import (
     HOLDER,
-    PREFIX,
     ask,
     holding,
     queued,
@@ -26,6 +25,7 @@ from tests.netns.asking import (
     wait_until,
     wrk,
 )
+from tests.netns.both import REWRITE, Bench, Datapath, configuration, offloads, only
 
 INSIDE = ip_network("10.0.0.0/8")
 ALL = ("web1", "web2", "web3")
@@ -37,8 +37,8 @@ def on(port: int) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab(clients=2, servers=3, prefix=PREFIX) as lab:
+def lab(datapath: Datapath) -> Iterator[Lab]:
+    with Bench(datapath, clients=2, servers=3) as lab:
         for server in lab.servers:
             serve(lab, server, ports=(80, 8080, 8081))
         for client in lab.clients:
@@ -126,6 +126,7 @@ def test_client_never_sees_a_real_server(lab: Lab, gateway: Appliance) -> None:
             assert packet.data.sport in asked
 
 
+@only(REWRITE, "the kernel forwards sums as it got them, unfinished between namespaces")
 def test_checksums_are_right(lab: Lab, gateway: Appliance) -> None:
     """R167, R177: what the client receives has the checksums that a full computation gives."""
     with capture(lab, lab.client, "outside", "src host " + VIP) as recorded:
@@ -279,6 +280,7 @@ def test_other_ports_of_the_virtual_ip_are_silent(lab: Lab, gateway: Appliance) 
     assert lab.client.run("ping", "-c", "1", "-W", "3", VIP).returncode == 0
 
 
+@only(REWRITE, "the rules drop them there, see test_reject")
 def test_packets_without_a_connection_are_dropped(lab: Lab, gateway: Appliance) -> None:
     """R113, R117: only a SYN may come without a connection; the drop is counted."""
     before = sum(summary(gateway)["drops"].values())
@@ -311,7 +313,7 @@ def test_show_documents_have_their_fields(lab: Lab, gateway: Appliance) -> None:
     assert documents["summary"]["worker"].keys() >= {"pid", "restarts"}
     assert documents["summary"]["connections"].keys() >= {"now", "total", "limit"}
     assert documents["summary"]["sticky"].keys() >= {"now", "limit"}
-    assert {queue["number"] for queue in documents["summary"]["queues"]} == {0, 1}
+    assert {queue["number"] for queue in documents["summary"]["queues"]} == ({0} if offloads(lab) else {0, 1})
     for queue in documents["summary"]["queues"]:
         assert queue.keys() >= {"number", "depth", "dropped_full", "dropped_socket", "overruns", "refused"}
     assert documents["summary"].keys() >= set(FIELDS["summary"].split())

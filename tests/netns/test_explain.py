@@ -7,18 +7,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from nfqlb.demo.appliance import Appliance, balancing, configuration, nfqlb_command, socket_path, virtual
+from nfqlb.demo.appliance import Appliance, balancing, nfqlb_command, socket_path, virtual
 from nfqlb.demo.lab import VIP, Lab
 from nfqlb.demo.web import serve
 from nfqlb.runtime.protocol import ControlError
-from tests.netns.asking import PREFIX, ask, holding, rows, wait_until
+from tests.netns.asking import ask, holding, rows, wait_until
+from tests.netns.both import Bench, Datapath, configuration
 
 SERVERS = ("web1", "web2")
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab(clients=1, servers=2, prefix=PREFIX) as lab:
+def lab(datapath: Datapath) -> Iterator[Lab]:
+    with Bench(datapath, clients=1, servers=2) as lab:
         for server in lab.servers:
             serve(lab, server, ports=(80,))
         yield lab

@@ -6,17 +6,18 @@ from typing import Any
 
 import pytest
 
-from nfqlb.demo.appliance import Appliance, balancing, configuration, virtual
+from nfqlb.demo.appliance import Appliance, balancing, virtual
 from nfqlb.demo.lab import VIP, Host, Lab
 from nfqlb.demo.web import serve
-from tests.netns.asking import PREFIX, Answer, ask, parse, rows, spread, summary, wait_until
+from tests.netns.asking import Answer, ask, parse, rows, spread, summary, wait_until
+from tests.netns.both import Bench, Datapath, configuration
 
 ALL = ("web1", "web2", "web3")
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab(clients=2, servers=3, prefix=PREFIX) as lab:
+def lab(datapath: Datapath) -> Iterator[Lab]:
+    with Bench(datapath, clients=2, servers=3) as lab:
         for server in lab.servers:
             serve(lab, server, ports=(80, 81))
         yield lab

@@ -12,7 +12,6 @@ from nfqlb.demo.appliance import (
     Appliance,
     balancing,
     command,
-    configuration,
     nfqlb_command,
     python_path,
     virtual,
@@ -20,7 +19,8 @@ from nfqlb.demo.appliance import (
 from nfqlb.demo.lab import VIP, Lab
 from nfqlb.demo.programs import run
 from nfqlb.demo.web import serve
-from tests.netns.asking import PREFIX, ask, rules, spread, traces
+from tests.netns.asking import ask, rules, spread, traces
+from tests.netns.both import Bench, Datapath, configuration
 
 OWN_RULES = """\
 *raw
@@ -40,8 +40,8 @@ COMMIT
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab(clients=1, servers=2, prefix=PREFIX) as lab:
+def lab(datapath: Datapath) -> Iterator[Lab]:
+    with Bench(datapath, clients=1, servers=2) as lab:
         for server in lab.servers:
             serve(lab, server)
         lab.gateway.run("iptables-restore", given=OWN_RULES)

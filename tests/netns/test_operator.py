@@ -9,20 +9,21 @@ from typing import Any
 
 import pytest
 
-from nfqlb.demo.appliance import Appliance, balancing, configuration, nfqlb_command, socket_path, virtual
+from nfqlb.demo.appliance import Appliance, balancing, nfqlb_command, socket_path, virtual
 from nfqlb.demo.lab import VIP, Host, Lab
 from nfqlb.demo.web import document, serve
 from nfqlb.runtime.client import Client
 from nfqlb.runtime.protocol import ControlError
-from tests.netns.asking import PREFIX, ask, holding, rows, spread, summary, wait_until
+from tests.netns.asking import ask, holding, rows, spread, summary, wait_until
+from tests.netns.both import Bench, Datapath, configuration
 
 ALL = ("web1", "web2", "web3")
 UNPRIVILEGED = 65534
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab(clients=2, servers=3, prefix=PREFIX) as lab:
+def lab(datapath: Datapath) -> Iterator[Lab]:
+    with Bench(datapath, clients=2, servers=3) as lab:
         for server in lab.servers:
             serve(lab, server)
         yield lab
@@ -91,7 +92,7 @@ def fail(lab: Lab, appliance: Appliance, name: str) -> None:
 
 def test_a_drained_server_empties(lab: Lab) -> None:
     """R186, R039 (A7): its download ends intact, its sticky client stays, new clients go elsewhere."""
-    digest = document(lab, "drained", 8)
+    digest = document(lab, "drained", 16)
     with gateway(lab, sticky=600) as appliance:
         bound = ask(lab.client)
         film = lab.directory / "drained.got"

@@ -10,14 +10,13 @@ from typing import Any
 import dpkt
 import pytest
 
-from nfqlb.demo.appliance import Appliance, balancing, configuration, virtual
+from nfqlb.demo.appliance import Appliance, balancing, virtual
 from nfqlb.demo.capture import capture
 from nfqlb.demo.lab import SECOND_VIP, VIP, VIP6, Host, Lab
 from nfqlb.demo.programs import require
 from nfqlb.demo.web import document, home, serve
 from nfqlb.runtime.protocol import ControlError
 from tests.netns.asking import (
-    PREFIX,
     ask,
     holding,
     queued,
@@ -27,6 +26,7 @@ from tests.netns.asking import (
     summary,
     wait_until,
 )
+from tests.netns.both import REWRITE, Bench, Datapath, configuration, only
 from tests.netns.site import entered, family_of
 
 ALL = ("web1", "web2", "web3")
@@ -37,8 +37,8 @@ VIPS = pytest.mark.parametrize("vip", [VIP, VIP6])
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab(clients=1, servers=3, ipv6=True, prefix=PREFIX) as lab:
+def lab(datapath: Datapath) -> Iterator[Lab]:
+    with Bench(datapath, clients=1, servers=3, ipv6=True) as lab:
         for server in lab.servers:
             serve(lab, server, ports=(80, 8080))
             name_server(server)
@@ -135,6 +135,7 @@ def test_datagrams_are_echoed_intact(lab: Lab, gateway: Appliance, vip: str, siz
     assert drops(gateway) == {}
 
 
+@only(REWRITE, "the kernel forwards sums as it got them, unfinished between namespaces")
 @VIPS
 def test_sums_of_datagrams_are_right(lab: Lab, gateway: Appliance, vip: str) -> None:
     """R167, R177: as the client receives them, by a full computation."""
@@ -309,9 +310,9 @@ def over_ipv6(lab: Lab) -> str:
     return configuration(lab, virtual("web", ["web1-6"], address=VIP6))
 
 
-def test_router_outside_with_smaller_mtu_ipv6() -> None:
+def test_router_outside_with_smaller_mtu_ipv6(datapath: Datapath) -> None:
     """R014: its "packet too big" (RFC 8201) goes to the virtual address; the server hears of it."""
-    with Lab(servers=1, router="outside", ipv6=True, prefix=PREFIX) as lab:
+    with Bench(datapath, servers=1, router="outside", ipv6=True) as lab:
         assert lab.router is not None
         serve(lab, lab.servers[0])
         lab.router.mtu("far", 1300)
@@ -325,9 +326,9 @@ def test_router_outside_with_smaller_mtu_ipv6() -> None:
         assert "mtu 1300" in told
 
 
-def test_router_inside_with_smaller_mtu_ipv6() -> None:
+def test_router_inside_with_smaller_mtu_ipv6(datapath: Datapath) -> None:
     """R007, R014: the client hears of it from the virtual address, and of no server."""
-    with Lab(servers=1, router="inside", ipv6=True, prefix=PREFIX) as lab:
+    with Bench(datapath, servers=1, router="inside", ipv6=True) as lab:
         assert lab.router is not None
         serve(lab, lab.servers[0])
         lab.router.mtu("far", 1300)
@@ -349,9 +350,9 @@ def test_router_inside_with_smaller_mtu_ipv6() -> None:
             }  # fmt: skip
 
 
-def test_small_mtu_outside_ipv6() -> None:
+def test_small_mtu_outside_ipv6(datapath: Datapath) -> None:
     """R014: the gateway's own outside link is the small one: the server hears of it from the gateway."""
-    with Lab(servers=1, ipv6=True, prefix=PREFIX) as lab:
+    with Bench(datapath, servers=1, ipv6=True) as lab:
         serve(lab, lab.servers[0])
         lab.gateway.mtu("outside", 1300)
         digest = document(lab, "film", 5)

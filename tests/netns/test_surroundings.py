@@ -7,12 +7,13 @@ from ipaddress import ip_address, ip_network
 import dpkt
 import pytest
 
-from nfqlb.demo.appliance import balancing, configuration, virtual
+from nfqlb.demo.appliance import balancing, virtual
 from nfqlb.demo.capture import Capture, capture
 from nfqlb.demo.lab import ROUTED_VIP, VIP, Lab
 from nfqlb.demo.programs import Program
 from nfqlb.demo.web import document, home, serve
-from tests.netns.asking import PREFIX, ask, queued, rows, spread, summary, wait_until, wrk
+from tests.netns.asking import ask, queued, rows, spread, summary, wait_until, wrk
+from tests.netns.both import Bench, Datapath, configuration
 
 INSIDE = ip_network("10.0.0.0/8")
 ALL = ("web1", "web2", "web3")
@@ -70,10 +71,10 @@ def no_real_server_in(recorded: Capture) -> bool:
     return not [text for text in recorded.addresses() if ip_address(text) in INSIDE]
 
 
-def test_stateful_firewall_and_reverse_path_filter() -> None:
+def test_stateful_firewall_and_reverse_path_filter(datapath: Datapath) -> None:
     """R001: a firewall that drops INVALID and whatever is not NEW to port 80 or ESTABLISHED, with
     `rp_filter=1` and the virtual IP in the outside interface's subnet, drops nothing."""
-    with serving(Lab(servers=3, prefix=PREFIX)) as lab:
+    with serving(Bench(datapath, servers=3)) as lab:
         lab.gateway.run("iptables-restore", given=FIREWALL)
         for interface in ("all", "default", "outside", "inside"):
             lab.gateway.sysctl(f"net.ipv4.conf.{interface}.rp_filter", "1")
@@ -91,9 +92,9 @@ def test_stateful_firewall_and_reverse_path_filter() -> None:
 
 
 @pytest.mark.parametrize("octets", [9000, 65535])
-def test_large_mtu(octets: int) -> None:
+def test_large_mtu(octets: int, datapath: Datapath) -> None:
     """Packets of 9,000 and 65,535 bytes pass: nothing is cut, nothing stays in a queue."""
-    with serving(Lab(servers=2, mtu_outside=octets, mtu_inside=octets, prefix=PREFIX)) as lab:
+    with serving(Bench(datapath, servers=2, mtu_outside=octets, mtu_inside=octets)) as lab:
         digest = document(lab, "film", 30)
         with balancing(lab, turns(lab)) as gateway:
             with capture(lab, lab.client, "outside", "tcp") as recorded:
@@ -104,10 +105,10 @@ def test_large_mtu(octets: int) -> None:
             wait_until(lambda: queued(lab) == 0, "empty queues")
 
 
-def test_smaller_mtu_inside() -> None:
+def test_smaller_mtu_inside(datapath: Datapath) -> None:
     """The gateway cannot pass on what is too large for its inside link and says so to the client, quoting
     the packet as the client had sent it; the upload arrives."""
-    with serving(Lab(servers=2, prefix=PREFIX)) as lab:
+    with serving(Bench(datapath, servers=2)) as lab:
         lab.gateway.mtu("inside", 1300)
         document(lab, "film", 5)
         with balancing(lab, turns(lab)):
@@ -132,9 +133,9 @@ def assert_too_big(recorded: Capture, client: str, *, mtu: int) -> None:
     assert no_real_server_in(recorded)
 
 
-def test_router_inside_with_smaller_mtu() -> None:
+def test_router_inside_with_smaller_mtu(datapath: Datapath) -> None:
     """The same where a router between gateway and servers sends the error."""
-    with serving(Lab(servers=2, router="inside", prefix=PREFIX)) as lab:
+    with serving(Bench(datapath, servers=2, router="inside")) as lab:
         assert lab.router is not None
         lab.router.mtu("far", 1300)
         document(lab, "film", 5)
@@ -155,9 +156,9 @@ def assert_too_big_from_inside(recorded: Capture, lab: Lab) -> None:
     assert not recorded.addresses() & servers
 
 
-def test_router_outside_with_smaller_mtu() -> None:
+def test_router_outside_with_smaller_mtu(datapath: Datapath) -> None:
     """A router on the clients' side reports to the virtual IP; the right server hears of it."""
-    with serving(Lab(servers=2, router="outside", prefix=PREFIX)) as lab:
+    with serving(Bench(datapath, servers=2, router="outside")) as lab:
         assert lab.router is not None
         lab.router.mtu("far", 1300)
         digest = document(lab, "film", 5)
@@ -168,19 +169,19 @@ def test_router_outside_with_smaller_mtu() -> None:
         assert any("mtu 1300" in text for text in told)
 
 
-def test_small_mtu_outside() -> None:
+def test_small_mtu_outside(datapath: Datapath) -> None:
     """The gateway's own outside link is the small one: the servers hear of it from the gateway."""
-    with serving(Lab(servers=2, prefix=PREFIX)) as lab:
+    with serving(Bench(datapath, servers=2)) as lab:
         lab.gateway.mtu("outside", 1300)
         digest = document(lab, "film", 5)
         with balancing(lab, turns(lab)):
             assert download(lab, "film") == digest
 
 
-def test_server_without_a_link() -> None:
+def test_server_without_a_link(datapath: Datapath) -> None:
     """R005, R020: a server's cable is pulled; its clients wait, and are not told "unreachable"; all the
     others are served; with the cable back, so is everybody."""
-    with serving(Lab(servers=3, prefix=PREFIX)) as lab, balancing(lab, turns(lab)) as gateway:
+    with serving(Bench(datapath, servers=3)) as lab, balancing(lab, turns(lab)) as gateway:
         assert spread([ask(lab.client) for _ in range(3)]) == dict.fromkeys(ALL, 1)
         with lab.servers[0].unplugged(), capture(lab, lab.client, "outside", "icmp") as recorded:
             lab.gateway.run("ip", "neighbour", "flush", "dev", "inside")

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from nfqlb.demo.appliance import Appliance, balancing, configuration, virtual
+from nfqlb.demo.appliance import Appliance, balancing, virtual
 from nfqlb.demo.lab import VIP, Lab
 from nfqlb.demo.web import document, serve
 from nfqlb.runtime.protocol import ControlError
-from tests.netns.asking import PREFIX, ask, holding, queued, servers_of, spread, summary, wait_until, wrk
+from tests.netns.asking import ask, holding, queued, servers_of, spread, summary, wait_until, wrk
+from tests.netns.both import Bench, Datapath, configuration
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab(clients=1, servers=3, prefix=PREFIX) as lab:
+def lab(datapath: Datapath) -> Iterator[Lab]:
+    with Bench(datapath, clients=1, servers=3) as lab:
         for server in lab.servers:
             serve(lab, server)
         yield lab
@@ -83,6 +84,24 @@ def test_killed_again_and_again_under_load(lab: Lab, gateway: Appliance) -> None
     assert "requests in" in load.stdout
     wait_until(lambda: queued(lab) == 0, "empty queues")
     wrk(lab.client, f"http://{VIP}/", connections=20, seconds=1)
+
+
+def test_killed_while_connections_are_made(lab: Lab, gateway: Appliance) -> None:
+    """R187: three times within a load of 50 clients that connect anew for each request; none is refused.
+
+    What was not answered yet waits for the client's own repetition at the most.
+    """
+    closing = ("-H", "Connection: close")
+    load = lab.client.start("wrk", "-t1", "-c50", "-d4", "--timeout", "10s", *closing, f"http://{VIP}/")
+    for _ in range(3):
+        before = summary(gateway)["connections"]["total"]
+        wait_until(lambda before=before: summary(gateway)["connections"]["total"] > before, "new connections")  # type: ignore[misc]
+        replace_worker(gateway)
+    assert load.wait(30) == 0
+    assert "Socket errors" not in load.stdout, load.stdout
+    assert summary(gateway)["worker"]["restarts"] == 3
+    assert summary(gateway)["connections"]["total"] > 50
+    wait_until(lambda: summary(gateway)["connections"]["now"] == 0, "the end of all connections")
 
 
 def test_killed_supervisor_leaves_no_process_and_is_followed(lab: Lab) -> None:

@@ -12,10 +12,10 @@ from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6
 from scapy.packet import Raw
 
 from nfqlb.core.reject import POLICY, Action, Kind, Side
-from nfqlb.core.segment import Reset
+from nfqlb.core.segment import Probe, Reset
 from nfqlb.core.verdict import Drop
 from nfqlb.packet.path import ACCEPT, DROP, FORWARD, OUTPUT, PREROUTING
-from nfqlb.packet.reply import intact, reset, reset_for, unreachable_for
+from nfqlb.packet.reply import intact, probe, reset, reset_for, unreachable_for
 from nfqlb.packet.translate import CHECKSUM_NOT_READY, SUPER_PACKET
 from tests.packet.packets import (
     ACK,
@@ -275,3 +275,4 @@ def test_resets_that_nobody_asked_for() -> None:
     key = here + (80).to_bytes(2, "big") + (40_001).to_bytes(2, "big")
     assert reset(Reset(key, 77, None)) == reset_by_scapy(PLACE, RST, 77, 0)
     assert reset(Reset(key, 77, 0)) == reset_by_scapy(PLACE, RST | ACK, 77, 0)
+    assert probe(Probe(key)) == reset_by_scapy(PLACE, SYN | ACK, 0, 0)

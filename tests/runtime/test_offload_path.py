@@ -14,9 +14,19 @@ from nfqlb.config.marks import LinkMarks
 from nfqlb.core.director import Director
 from nfqlb.core.segment import ACK, FIN, RST, SYN
 from nfqlb.core.spec import Config, Gateway, Real, Server, Virtual
-from nfqlb.netfilter.conntrack import ESTABLISHED, SYN_SENT, TIME_WAIT, Entry
+from nfqlb.netfilter.conntrack import (
+    CLOSE,
+    ESTABLISHED,
+    FIN_WAIT,
+    LAST_ACK,
+    SEEN_REPLY,
+    SYN_RECEIVED,
+    SYN_SENT,
+    TIME_WAIT,
+    Entry,
+)
 from nfqlb.packet.translate import CHECKSUM_NOT_READY
-from nfqlb.runtime.offload import OffloadPath
+from nfqlb.runtime.offload import KernelCarrier, OffloadPath
 
 VIP, CLIENT = "192.0.2.100", "198.51.100.7"
 WEB1, WEB2 = Real("web1", ip_address("10.0.0.11")), Real("web2", ip_address("10.0.0.12"))
@@ -25,8 +35,14 @@ WEB = Virtual(
     scheduler="round-robin", datapath="offload",
 )  # fmt: skip
 CONFIG = Config(Gateway(("eth0",), ("eth1",), datapath="offload"), (WEB1, WEB2), (WEB,))
+DNS = Virtual(
+    "dns", ip_address(VIP), (Server("web1", 5353), Server("web2", 5353)), protocol="udp", port=53,
+    scheduler="round-robin", datapath="offload",
+)  # fmt: skip
+NAMES = replace(CONFIG, virtuals=(DNS,))
+FAST = replace(CONFIG, virtuals=(replace(WEB, scheduler="fastest-response"),))
 PREROUTING, FORWARD = 0, 2
-TCP = 6
+TCP, UDP = 6, 17
 
 
 class Ledger:
@@ -53,20 +69,29 @@ def key(source: tuple[str, int], destination: tuple[str, int]) -> bytes:
 
 
 def packet(
-    source: tuple[str, int], destination: tuple[str, int], flags: int, sequence: int, acknowledged: int = 0
-) -> bytearray:
-    """An IPv4 header without options and the first 20 bytes of TCP, as the tap copies them."""
+    source: tuple[str, int], destination: tuple[str, int], flags: int, sequence: int, acknowledged: int = 0,
+    size: int = 0,
+) -> bytearray:  # fmt: skip
+    """IPv4 and TCP headers without options, as the tap copies them of a packet with `size` bytes of data."""
     found = key(source, destination)
-    ip = pack("!BBHHHBBH8s", 0x45, 0, 40, 0, 0, 64, TCP, 0, found[:8])
+    ip = pack("!BBHHHBBH8s", 0x45, 0, 40 + size, 0, 0, 64, TCP, 0, found[:8])
     return bytearray(ip + pack("!4sIIHHHH", found[8:], sequence, acknowledged, 0x5000 | flags, 0, 0, 0))
+
+
+def datagram(source: tuple[str, int], destination: tuple[str, int], payload: bytes = b"") -> bytearray:
+    """An IPv4 header without options, a UDP header, and what follows."""
+    found = key(source, destination)
+    ip = pack("!BBHHHBBH8s", 0x45, 0, 28 + len(payload), 0, 0, 64, UDP, 0, found[:8])
+    return bytearray(ip + pack("!4sHH", found[8:], 8 + len(payload), 0) + payload)
 
 
 class Worker:
     """One worker's offload path, and a client's words to it."""
 
     def __init__(self, config: Config = CONFIG, ledger: Ledger | None = None) -> None:
-        self.director = Director(config, now=0.0)
         self.ledger = ledger or Ledger()
+        self.carrier = KernelCarrier(self.ledger, config.timeouts.udp)
+        self.director = Director(config, now=0.0, carrier=self.carrier)
         self.path = OffloadPath(self.director, self.ledger, 0.0)
         self.marks = LinkMarks(config)
         self.config = config
@@ -274,3 +299,204 @@ def test_something_lost_makes_a_sweep_due(gateway: Worker) -> None:
     assert gateway.path.behind
     gateway.sweep()
     assert not gateway.path.behind
+
+
+@pytest.mark.parametrize("state", [TIME_WAIT, LAST_ACK, CLOSE])
+def test_what_has_ended_for_the_kernel_ends_here_before_its_entry_does(gateway: Worker, state: int) -> None:
+    """R041: all that was told of it is lost, and nobody is held to have failed it."""
+    gateway.syn()
+    gateway.enter(state=state)
+    gateway.path.now = 1.0
+    gateway.sweep()
+    assert gateway.states() == []
+    assert gateway.path.forgotten == 1
+    assert gateway.director.reals(0.0)[0].ditched_no_answer == 0
+    assert gateway.director.reals(0.0)[0].unanswered == 0
+
+
+def test_a_young_connection_is_no_older_ones_end(gateway: Worker) -> None:
+    """A18: what was read of the kernel's table may be of before its port was used again."""
+    gateway.enter(5000, state=TIME_WAIT)
+    gateway.enter(5001, state=TIME_WAIT)
+    gateway.path.now = 1.0
+    assert not gateway.path.sweep(1)
+    gateway.syn(5001)
+    gateway.server(SYN | ACK, 900, 101, 5001)
+    gateway.sweep()
+    assert gateway.states() == ["established"]
+
+
+def test_what_ended_while_it_was_read_is_not_adopted(gateway: Worker) -> None:
+    gateway.enter(5000)
+    gateway.enter(5001, host=WEB2)
+    assert not gateway.path.sweep(1)
+    gateway.ledger.rows.clear()
+    gateway.sweep()
+    assert gateway.path.adopted == 1
+    assert gateway.states() == ["established"]
+
+
+@pytest.mark.parametrize(
+    ("known", "state"),
+    [
+        (SYN_SENT, "syn-sent"),
+        (SYN_RECEIVED, "syn-received"),
+        (ESTABLISHED, "established"),
+        (FIN_WAIT, "established"),
+    ],
+)
+def test_a_sweep_brings_a_connection_as_far_as_it_has_come(gateway: Worker, known: int, state: str) -> None:
+    """R077, R078: the SYN-ACK was lost; and its ACK, if the connection is past that."""
+    gateway.syn()
+    gateway.enter(state=known)
+    gateway.path.now = 1.0
+    gateway.sweep()
+    assert gateway.states() == [state]
+    gateway.path.now = 2.0
+    gateway.server(SYN | ACK, 900, 101)
+    assert gateway.states() == ["established"]
+
+
+# ---- What the kernel is asked, and told
+
+
+def test_a_connection_the_kernel_still_has_does_not_time_out(gateway: Worker) -> None:
+    """R046: it is as idle as what is left of its entry's time-out says."""
+    gateway.syn()
+    gateway.server(SYN | ACK, 900, 101)
+    inbound = gateway.enter(timeout=3000)
+    gateway.director.tick(3700.0)
+    (row,) = gateway.director.connections(3700.0, limit=1)
+    assert row.idle == 600.0
+    del gateway.ledger.rows[inbound]
+    gateway.director.tick(7400.0)
+    assert gateway.director.connections(7400.0, limit=1) == []
+    assert gateway.ledger.deleted == []
+
+
+def test_a_lost_answer_is_found_when_the_half_open_time_is_over(gateway: Worker) -> None:
+    """R041."""
+    gateway.syn()
+    gateway.enter()
+    gateway.director.tick(31.0)
+    assert gateway.states() == ["established"]
+    assert gateway.ledger.deleted == []
+
+
+def test_what_nobody_answered_is_cut(gateway: Worker) -> None:
+    gateway.syn()
+    inbound = gateway.enter(state=SYN_SENT)
+    gateway.director.tick(31.0)
+    assert gateway.states() == []
+    assert gateway.ledger.deleted == [inbound]
+
+
+def test_connections_of_the_other_datapath_are_none_of_the_kernels() -> None:
+    """Neither does it carry them, nor are they cut there."""
+    gateway = Worker()
+    gateway.syn()
+    gateway.enter()
+    connection = next(iter(gateway.director.table.inbound.values()))
+    assert gateway.carrier.carries(connection, 0.0) is not None
+    connection.link.virtual.spec = replace(WEB, datapath="rewrite")
+    assert gateway.carrier.carries(connection, 0.0) is None
+    gateway.carrier.cut(connection)
+    assert gateway.ledger.deleted == []
+
+
+# ---- UDP
+
+
+def ask(gateway: Worker, port: int = 6000) -> int:
+    """A client's datagram that conntrack does not know; its mark."""
+    buffer = datagram((CLIENT, port), (VIP, 53), b"question")
+    return gateway.path.judge(buffer, 0, len(buffer), PREROUTING, CHECKSUM_NOT_READY, 0)
+
+
+def answer(gateway: Worker, host: Real = WEB1, port: int = 6000) -> None:
+    """The server's first datagram, as the tap tells of it: cut short."""
+    buffer = datagram((str(host.address), 5353), (CLIENT, port), bytes(68))
+    gateway.path.tapped(buffer, 0, len(buffer), FORWARD, ())
+
+
+def flow(gateway: Worker, status: int, port: int = 6000, timeout: int = 30) -> bytes:
+    """conntrack has an entry for this flow."""
+    inbound = key((CLIENT, port), (VIP, 53))
+    outbound = key((str(WEB1.address), 5353), (CLIENT, port))
+    gateway.ledger.rows[inbound] = Entry(inbound, outbound, UDP, gateway.mark(0), status, 0, timeout)
+    return inbound
+
+
+def test_a_flow_is_marked_and_its_first_answer_told() -> None:
+    """R012: those that come before it get the same mark."""
+    gateway = Worker(NAMES)
+    assert [ask(gateway), ask(gateway), ask(gateway, 6001)] == [gateway.mark(0)] * 2 + [gateway.mark(1)]
+    assert gateway.ledger.deleted == []
+    assert sorted(gateway.states()) == ["udp-new", "udp-new"]
+    answer(gateway)
+    answer(gateway, port=7000)
+    assert sorted(gateway.states()) == ["udp", "udp-new"]
+    assert gateway.connections() == [1, 1]
+
+
+def test_a_flow_ends_with_its_entry() -> None:
+    """R046."""
+    gateway = Worker(NAMES)
+    ask(gateway)
+    inbound = key((CLIENT, 6000), (VIP, 53))
+    gateway.path.ended(inbound, TCP)
+    assert gateway.states() == ["udp-new"]
+    gateway.path.ended(inbound, UDP)
+    assert gateway.states() == []
+
+
+@pytest.mark.parametrize(("status", "state"), [(0, "udp-new"), (SEEN_REPLY, "udp")])
+def test_flows_are_adopted_and_brought_as_far_as_they_have_come(status: int, state: str) -> None:
+    gateway = Worker(NAMES)
+    flow(gateway, status)
+    gateway.sweep()
+    assert (gateway.states(), gateway.path.adopted) == ([state], 1)
+    other = Worker(NAMES, gateway.ledger)
+    ask(other)
+    other.path.now = 1.0
+    other.sweep()
+    assert (other.states(), other.path.adopted) == ([state], 0)
+
+
+def test_a_refused_datagram_is_told_of_where_that_is_said() -> None:
+    """R114."""
+    gateway = Worker(
+        replace(
+            NAMES,
+            reals=tuple(replace(real, weight=0.0) for real in CONFIG.reals),
+            virtuals=(replace(DNS, reject="reset"),),
+        )
+    )
+    assert ask(gateway) == 0
+    (packet,) = gateway.path.replies.take()
+    assert packet[9] == 1, "ICMP"
+    assert packet[20:22] == b"\3\3"
+
+
+# ---- Response times
+
+
+def test_the_time_from_the_first_of_a_request_to_the_first_of_its_answer() -> None:
+    """R082, R085: by the kernel's stamps on the copies; bytes are counted from the headers' words."""
+    gateway = Worker(FAST)
+    gateway.path.now = 100.0
+    gateway.syn()
+    gateway.server(SYN | ACK, 900, 101)
+    for turn, took in enumerate((0.25, 0.5)):
+        asked = packet((CLIENT, 5000), (VIP, 80), ACK, 101 + turn * 10, 901, size=10)
+        gateway.path.tapped(asked, 0, len(asked), PREROUTING, (1000 + turn, 0))
+        said = packet((str(WEB1.address), 8080), (CLIENT, 5000), ACK, 901 + turn * 5000, 111, size=5000)
+        gateway.path.tapped(said, 0, len(said), FORWARD, (1000 + turn, int(took * 1_000_000)))
+        assert gateway.director.reals(100.0)[0].response == took
+
+
+def test_without_a_scheduler_that_goes_by_it_nothing_is_measured(gateway: Worker) -> None:
+    """R173."""
+    gateway.syn()
+    (connection,) = gateway.director.table.inbound.values()
+    assert connection.interval is None

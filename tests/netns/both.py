@@ -1,0 +1,50 @@
+"""Both datapaths: laboratories whose gateways run with one of them, so that one test proves a promise twice.
+
+A module's `lab` is a `Bench`, made for the parameter `datapath`; its configurations come from `configuration`
+here. What holds in one datapath alone is marked with `only`, which wants the reason.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytest
+
+from nfqlb.demo import appliance
+from nfqlb.demo.lab import Lab
+from tests.netns.asking import PREFIX
+
+Datapath = Literal["rewrite", "offload"]
+REWRITE: Datapath = "rewrite"
+OFFLOAD: Datapath = "offload"
+DATAPATHS: tuple[Datapath, ...] = (REWRITE, OFFLOAD)
+#: The kernel's own table must have room for them all, or `check --host` warns of it.
+ROOM = 100_000
+
+
+class Bench(Lab):
+    """A laboratory for gateways of one datapath; what else it has is `Lab`'s."""
+
+    def __init__(self, datapath: Datapath, **shape: Any) -> None:
+        super().__init__(prefix=PREFIX, **shape)
+        self.datapath: Datapath = datapath
+
+
+def configuration(lab: Lab, *virtuals: str, gateway: str = "", reals: dict[str, str] | None = None) -> str:
+    """The configuration of `demo.appliance`, with the laboratory's datapath."""
+    assert isinstance(lab, Bench)
+    keys = f'datapath = "{lab.datapath}"\n{gateway}'
+    if lab.datapath == OFFLOAD and "max_connections" not in gateway:
+        keys += f"\nmax_connections = {ROOM}"
+    return appliance.configuration(lab, *virtuals, gateway=keys, reals=reals)
+
+
+def offloads(lab: Lab) -> bool:
+    """Whether the kernel translates there, so that the worker sees only what opens and ends a connection."""
+    assert isinstance(lab, Bench)
+    return lab.datapath == OFFLOAD
+
+
+def only(datapath: Datapath, why: str) -> Callable[[Any], Any]:
+    """Let a test run over one datapath alone, and say why."""
+    assert why
+    return pytest.mark.parametrize("datapath", [datapath], indirect=True, scope="module")

@@ -1,0 +1,199 @@
+"""A gateway of datapath offload where the kernel and the worker might come to know different things."""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from signal import SIGCONT, SIGSTOP
+
+import pytest
+
+from nfqlb.demo import appliance as plain
+from nfqlb.demo.appliance import Appliance, balancing, nfqlb_command, virtual
+from nfqlb.demo.lab import VIP, Lab
+from nfqlb.demo.web import serve
+from nfqlb.runtime.protocol import ControlError
+from tests.netns.asking import (
+    ask,
+    files_of,
+    holding,
+    rows,
+    servers_of,
+    spread,
+    summary,
+    wait_until,
+)
+from tests.netns.both import OFFLOAD, Bench, configuration
+from tests.netns.site import entered
+
+ALL = ("web1", "web2")
+SILENT = 81
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Bench(OFFLOAD, clients=1, servers=2) as lab:
+        for server in lab.servers:
+            serve(lab, server)
+            server.run("iptables", "-w", "-A", "INPUT", "-p", "tcp", "--dport", str(SILENT), "-j", "DROP")
+        yield lab
+
+
+def now(appliance: Appliance) -> int:
+    """Live connections."""
+    count = summary(appliance)["connections"]["now"]
+    assert isinstance(count, int)
+    return count
+
+
+def test_what_the_tap_loses_is_counted_and_mended(lab: Lab) -> None:
+    """R061, R127: a worker that stands still hears of too much at once, and ends are among what it misses.
+
+    Nobody is held to have failed for it.
+    """
+    web = virtual("web", ALL, scheduler="fastest-response")
+    with balancing(lab, configuration(lab, web) + "[timeouts]\nclosing = 60\n") as appliance:
+        worker = appliance.worker
+        with holding(lab.client, 20) as held:
+            load = lab.client.start("wrk", "-t1", "-c20", "-d4", "--timeout", "10s", f"http://{VIP}/")
+            wait_until(lambda: now(appliance) >= 40, "all connections")
+            os.kill(worker, SIGSTOP)
+            try:
+                assert load.wait(20) == 0
+                assert len(held.again()) == 20, "nobody waits for the worker"
+            finally:
+                held.program.stop()
+                os.kill(worker, SIGCONT)
+        wait_until(lambda: summary(appliance)["followed"]["overruns"] > 0, "the loss to be noticed")
+        wait_until(lambda: now(appliance) == 0, "the end of all connections")
+        assert summary(appliance)["followed"]["forgotten"] > 0
+        assert summary(appliance)["worker"] == {"pid": worker, "restarts": 0}
+        for row in rows(appliance, "reals"):
+            assert (row["connections"], row["unanswered"], row["state"]) == (0, 0, "in-service")
+            assert row["ditched"] == {"no_answer": 0, "reset": 0}
+        assert ask(lab.client).server in ALL
+
+
+def test_connections_outlive_the_gateway_and_its_journal(lab: Lab) -> None:
+    """R186, R187: the kernel goes on alone; the next start learns from it who is where, and who is bound."""
+    config = configuration(lab, virtual("web", ALL, scheduler="round-robin", sticky=600))
+    first = Appliance(lab, config)
+    first.wait_ready()
+    with holding(lab.client, 10) as held:
+        answers = held.rounds()[0]
+        bound = answers[0].server
+        known = servers_of(first)
+        assert len(known) == 10
+        worker = first.worker
+        os.kill(first.program.pid, 9)
+        first.program.wait(5)
+        wait_until(lambda: not Path(f"/proc/{worker}").exists(), "the worker's end")
+        assert held.again() == answers, "nobody is there, and nobody is needed"
+        journals = [path for path in files_of(lab.gateway.namespace) if "journal" in path]
+        assert journals
+        for path in journals:
+            Path(path).unlink()
+        with balancing(lab, config) as second:
+            wait_until(lambda: servers_of(second) == known, "what the kernel knows")
+            assert summary(second)["followed"]["adopted"] == 10
+            counts = {row["name"]: row["connections"] for row in rows(second, "reals")}
+            assert counts == {name: 10 if name == bound else 0 for name in ALL}
+            assert [row["real"] for row in rows(second, "sticky")] == [bound]
+            assert spread([ask(lab.client) for _ in range(3)]) == {bound: 3}
+            assert held.again() == answers
+            held.program.stop()
+            wait_until(lambda: now(second) == 0, "the end of ten connections")
+
+
+def test_a_full_table_gives_up_what_nobody_answers(lab: Lab) -> None:
+    """A23: half-open connections make room, established ones never, though nothing of them was heard."""
+    config = configuration(
+        lab,
+        virtual("web", ALL, scheduler="round-robin"),
+        virtual("silent", ALL, port=SILENT, scheduler="round-robin"),
+        gateway="max_connections = 20",
+        reals=dict.fromkeys(ALL, "failure_threshold = 0\nsyn_limit = 0"),
+    )
+    with balancing(lab, config) as appliance, holding(lab.client, 10) as held, ExitStack() as stack:
+        for _ in range(40):
+            with entered(lab.client.namespace):
+                caller = stack.enter_context(socket.socket())
+            caller.setblocking(False)
+            with suppress(BlockingIOError):
+                caller.connect((VIP, SILENT))
+        wait_until(lambda: summary(appliance)["connections"]["total"] >= 50, "all callers")
+        assert now(appliance) == 20
+        assert ask(lab.client).server in ALL
+        assert len(held.again()) == 10
+        assert {(answer.client, answer.client_port) for answer in held.rounds()[0]} <= set(
+            servers_of(appliance)
+        )
+
+
+def test_idle_is_who_sends_nothing_not_who_is_not_seen(lab: Lab) -> None:
+    """R046: of two connections the one is used, which the worker does not see, and the other is forgotten."""
+    config = configuration(lab, virtual("web", ALL, scheduler="round-robin")) + "[timeouts]\nidle = 3\n"
+    with balancing(lab, config) as appliance, holding(lab.client, 1) as used:
+        with holding(lab.client, 1):
+            assert now(appliance) == 2
+            end = time.monotonic() + 5
+            while time.monotonic() < end:
+                used.again()
+                time.sleep(0.3)
+            (row,) = rows(appliance, "connections")
+            assert row["client_port"] == used.rounds()[0][0].client_port
+        assert now(appliance) == 1
+
+
+def test_both_datapaths_in_one_gateway(lab: Lab) -> None:
+    """R186, R187: their connections count for the same servers, and both outlive the worker."""
+    config = plain.configuration(
+        lab,
+        virtual("fast", ALL, scheduler="round-robin", datapath="offload"),
+        virtual("slow", ["web1:80", "web2:80"], port=8080, scheduler="round-robin"),
+        gateway="max_connections = 1000",
+    )
+    with balancing(lab, config) as appliance:
+        with holding(lab.client, 6) as fast, holding(lab.client, 4, port=8080) as slow:
+            assert {row["name"]: row["connections"] for row in rows(appliance, "reals")} == {
+                "web1": 5, "web2": 5
+            }  # fmt: skip
+            known = servers_of(appliance)
+            killed = appliance.kill_worker()
+            wait_until(lambda: replaced(appliance, killed), "a new worker")
+            assert (fast.again(), slow.again()) == (fast.rounds()[0], slow.rounds()[0])
+            assert servers_of(appliance) == known
+        wait_until(lambda: now(appliance) == 0, "the end of all connections")
+        assert len(summary(appliance)["queues"]) == 3
+
+
+def replaced(appliance: Appliance, killed: int) -> bool:
+    """Whether another worker answers."""
+    with suppress(ControlError):
+        return appliance.worker != killed
+    return False
+
+
+def test_a_translation_of_somebody_elses_is_found_by_both_commands(lab: Lab) -> None:
+    """A rule of the machine's own for the virtual address would take it away, or is void."""
+    config = configuration(lab, virtual("web", ALL))
+    path = lab.directory / "nfqlb.toml"
+    rule = ("-d", VIP, "-p", "tcp", "--dport", "80", "-j", "DNAT", "--to-destination", "10.0.0.99")
+    with balancing(lab, config):
+        assert nfqlb_command(lab, "rules", "verify", "-c", str(path)).returncode == 0
+        lab.gateway.run("iptables", "-w", "-t", "nat", "-I", "PREROUTING", *rule)
+        try:
+            done = nfqlb_command(lab, "rules", "verify", "-c", str(path))
+            assert done.returncode == 1
+            assert "10.0.0.99" in done.stdout + done.stderr
+        finally:
+            lab.gateway.run("iptables", "-w", "-t", "nat", "-D", "PREROUTING", *rule)
+    lab.gateway.run("iptables", "-w", "-t", "nat", "-A", "PREROUTING", *rule)
+    try:
+        done = nfqlb_command(lab, "check", "--host", str(path))
+        assert done.returncode == 1
+        assert "10.0.0.99" in done.stdout + done.stderr
+    finally:
+        lab.gateway.run("iptables", "-w", "-t", "nat", "-D", "PREROUTING", *rule)
