@@ -26,6 +26,8 @@ LARGEST = 4 * 1024 * 1024
 _SYNTAX = re.compile(
     r"(?P<what>.*) \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)\Z", re.DOTALL
 )
+_TABLE = re.compile(r"\(((?:'[^']*'(?:, )?)+),?\)")
+"""How tomllib spells the name of a table: ('gateway',)."""
 _TWICE = "the same key is set further up; is a [[real]] or [[virtual]] line missing in between?"
 _LINES = "a line is a table such as [gateway], or key = value"
 _QUOTES = 'a text stands in quotes: outside = "eth0"; true and false are lower case'
@@ -110,6 +112,7 @@ def _unreadable(source: str, error: OSError | ValueError) -> ConfigError:
 def _syntax_finding(complaint: str, text: str) -> Finding:
     match = _SYNTAX.match(complaint)
     what = printable(match["what"] if match else complaint)
+    what = _TABLE.sub(lambda found: f"[{found[1].replace(chr(39), '').replace(', ', '.')}]", what)
     message = f"not valid TOML: {what[:1].lower()}{what[1:]}"
     hint = next((hint for start, hint in _SYNTAX_HINTS if complaint.startswith(start)), "")
     if match is None:

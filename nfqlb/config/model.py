@@ -14,6 +14,7 @@ from nfqlb.config.values import (
     Duration,
     Interfaces,
     Limit,
+    LimitOrNever,
     MarkMask,
     Metrics,
     Name,
@@ -93,9 +94,9 @@ class RealTable(TableModel):
     weight: Weight = 1.0
     max_connections: Limit = 0
     syn_limit: Limit = 5
-    failure_threshold: Limit = 8
+    failure_threshold: LimitOrNever = 8
     failure_clients: Count = 2
-    attempts: Limit = 3
+    attempts: LimitOrNever = 3
     reset_counts: Switch = True
     retry: Duration = 60.0
     idle_timeout: PositiveDuration | None = None  # None: as `[timeouts]` has it

@@ -4,10 +4,15 @@ Owns the text that `nfqlb check` prints for a good file.
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 
 from nfqlb.core.spec import Address, Config, Gateway, Real, Timeouts, Virtual
 
 _WEIGHTLESS = ("round-robin", "least-connections", "fastest-response")
+_OF_GATEWAY = ("secure", "count_on", "close_on")
+_OF_VIRTUAL = (
+    "startup", "on_failure", "reject", "sticky_refresh", "ageing", "clamp", "predict", "response_start",
+)  # fmt: skip
 _DURATION_UNITS = ((86400, "d"), (3600, "h"), (60, "m"))
 
 
@@ -39,11 +44,26 @@ def _gateway(gateway: Gateway, timeouts: Timeouts) -> str:
         ("outside", ", ".join(gateway.outside)),
         ("inside", ", ".join(gateway.inside)),
         ("datapath", f"{gateway.datapath}, queues {gateway.queue} and {gateway.queue + 1}"),
-        ("room", f"{gateway.max_connections} connections, {gateway.max_sticky} sticky entries"),
+        ("room", f"{gateway.max_connections:,} connections, {gateway.max_sticky:,} sticky entries"),
         ("time-outs", _timeouts(timeouts)),
         ("other ports", others),
+        *_said(gateway, _OF_GATEWAY),
     )
     return "\n".join(f"{title:<13}{text}" for title, text in rows)
+
+
+def _said(table: Gateway | Virtual, keys: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Which of these keys are not as they are where nothing is said, and what they are."""
+    usual = {field.name: field.default for field in fields(table)}
+    values = [(key, getattr(table, key)) for key in keys]
+    return [(key, _spelled(value)) for key, value in values if value != usual[key]]
+
+
+def _spelled(value: object) -> str:
+    """A value as the file has it, but for the quotes."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def _timeouts(timeouts: Timeouts) -> str:
@@ -62,6 +82,8 @@ def _virtual(virtual: Virtual, reals: Mapping[str, Real], idle: float, width: in
     if virtual.sticky:
         group = f", shared in group {virtual.sticky_group}" if virtual.sticky_group else ""
         rows.append(f"  sticky for {duration(virtual.sticky)}, {_clients(virtual)}{group}")
+    said = [f"{key} = {value}" for key, value in _said(virtual, _OF_VIRTUAL)]
+    rows += [f"  {', '.join(said)}"] if said else []
     places = [endpoint(reals[server.real].address, server.port) for server in virtual.servers]
     longest = max(len(place) for place in places)
     for server, place in zip(virtual.servers, places, strict=True):

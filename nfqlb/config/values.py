@@ -260,6 +260,7 @@ def _whole(low: int, high: int, note: str = "") -> Any:
 MANY = 100_000_000
 Count = Annotated[int, _whole(1, MANY)]
 Limit = Annotated[int, _whole(0, MANY, ", 0 = no limit")]
+LimitOrNever = Annotated[int, _whole(0, MANY, ", 0 = never")]
 Switch = Annotated[bool, Field(description="true or false")]
 Port = Annotated[int | None, _whole(1, 65535)]
 Number = Annotated[

@@ -129,6 +129,7 @@ def explain(virtual: VirtualServer, decision: Decision, now: float) -> DecisionS
     """What is told of a decision of this virtual server; `now` in seconds."""
     placed = None if decision.refused else decision.link
     scheduler = _at_work(virtual, decision)
+    port = port_of(decision.key)
     found = judge(virtual, decision)
     found.sort(key=lambda each: _order(each, decision.last))
     told = found if len(found) <= ALL else found[:BEST]
@@ -136,12 +137,12 @@ def explain(virtual: VirtualServer, decision: Decision, now: float) -> DecisionS
         age=max(0.0, now - decision.now),
         virtual=virtual.spec.name,
         address=virtual.spec.address,
-        port=port_of(decision.key),
+        port=port,
         protocol=virtual.spec.protocol,
         client=ip_address(client_of(decision.key)),
         client_port=client_port_of(decision.key),
         chosen=placed.real.spec.name if placed else None,
-        chosen_port=None if placed is None else placed.port or port_of(decision.key),
+        chosen_port=(placed.port or port) if placed else None,
         refused=decision.refused.value if decision.refused else None,
         unanswered_by=decision.avoid.spec.name if decision.avoid else None,
         by=_by(virtual, decision, scheduler),
@@ -153,6 +154,8 @@ def explain(virtual: VirtualServer, decision: Decision, now: float) -> DecisionS
         sticky=_sticky(virtual, decision),
         candidates=tuple(_shown(each, decision.now) for each in told),
         others=dict(Counter(each.reason.value for each in found[len(told) :])),
+        ageing=virtual.spec.ageing,
+        predict=virtual.spec.predict,
     )
 
 

@@ -30,6 +30,9 @@ class Ditch(Enum):
     RESET = "reset"
 
 
+_WENT = {Ditch.NO_ANSWER: "was not answered", Ditch.RESET: "was refused"}
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """One connection that could not be made: its client, when, and why.
@@ -81,7 +84,7 @@ class Health:
             self.no_answer += 1
         self.evidence.append(evidence)
         if self.condition is Condition.TESTING and test:
-            self._fail(evidence.at, f"the test connection failed: {evidence.why.value}")
+            self._fail(evidence.at, f"the test connection {_WENT[evidence.why]}")
             return True
         if self.condition is not Condition.WELL:
             return False

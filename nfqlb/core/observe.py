@@ -12,7 +12,7 @@ from nfqlb.core.chronicle import state_of
 from nfqlb.core.connection import Connection
 from nfqlb.core.decision import Decision
 from nfqlb.core.explanation import Wanted, explain
-from nfqlb.core.health import Evidence
+from nfqlb.core.health import Condition, Evidence
 from nfqlb.core.keys import client_of, client_port_of
 from nfqlb.core.response import FASTEST_RESPONSE, Linear
 from nfqlb.core.server import RealServer, VirtualServer
@@ -80,6 +80,7 @@ def _links(virtual: VirtualServer) -> Iterator[LinkSnapshot]:
             state=link.real.state.shown,
             share=link.connections / virtual.connections if virtual.connections else None,
             fair=weight / capacity if capacity else None,
+            backup=link.stands_for is not None or link is virtual.backup,
         )
 
 
@@ -93,6 +94,8 @@ def reals(director: "Director", now: float) -> list[RealSnapshot]:
 
 
 def _real(real: RealServer, virtuals: Mapping[str, Virtual], now: float) -> RealSnapshot:
+    health = real.health
+    tested = health.condition is Condition.FAILED and real.setting.sticky
     return RealSnapshot(
         name=real.spec.name,
         address=real.spec.address,
@@ -104,11 +107,13 @@ def _real(real: RealServer, virtuals: Mapping[str, Virtual], now: float) -> Real
         total=real.total,
         max_connections=real.spec.max_connections,
         unanswered=real.unanswered,
-        ditched_no_answer=real.health.no_answer,
-        ditched_reset=real.health.reset,
+        ditched_no_answer=health.no_answer,
+        ditched_reset=health.reset,
         response=real.response.last,
         predicted=_predicted(real, virtuals.values(), now),
         virtuals=tuple(virtuals),
+        failed=None if health.condition is Condition.WELL else now - health.failed_at,
+        test=max(0.0, health.retry_at - now) if tested else None,
     )
 
 
@@ -130,7 +135,7 @@ def _reason(real: RealServer) -> str:
     if real.full:
         return f"at its maximum of {real.spec.max_connections} connections"
     if real.weight == 0:
-        return "weight 0: no new connections"
+        return "weight 0: no new clients"
     return ""
 
 

@@ -16,6 +16,7 @@ class LinkSnapshot:
 
     `share` is its part of the virtual server's connections, `fair` the part that its weight entitles it
     to among the servers that take new ones at present (A35, R097); None where there is nothing to share.
+    `backup` says that it has its place as another server's backup, or the virtual server's.
     """
 
     real: str
@@ -25,6 +26,7 @@ class LinkSnapshot:
     state: str = "in-service"
     share: float | None = None
     fair: float | None = None
+    backup: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,9 @@ class VirtualSnapshot:
 class RealSnapshot:
     """One real server. `response` and `predicted` are seconds, None where nothing was measured.
 
-    `since` is the age of the present state in seconds; `reason` says why it is in that state.
+    `since` is the age of the present state in seconds; `reason` says why it is in that state. Of a server
+    that has failed `failed` is how many seconds ago it did, tests in between or not, and `test` in how
+    many one connection may test it, 0 where that only wants a client; else both are None.
     """
 
     name: str
@@ -65,6 +69,8 @@ class RealSnapshot:
     response: float | None
     predicted: float | None
     virtuals: tuple[str, ...]
+    failed: float | None = None
+    test: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +191,9 @@ class DecisionSnapshot:
     work, None where none was asked, `set_aside` the choice of the desired one that the startup scheduler
     took the place of. `last` is the server used last, after which equals are taken in order; `equal` says
     whether that settled it. `note` are the servers that the scheduler's note names. `candidates` are at
-    most 16, the best first; `others` counts the rest by reason.
+    most 16, the best first; `others` counts the rest by reason. `port` and `chosen_port` are this
+    connection's, also where the virtual server has every port. `ageing` and `predict` are what a prediction
+    was reckoned with: see `spec.Virtual`.
     """
 
     age: float
@@ -208,3 +216,5 @@ class DecisionSnapshot:
     sticky: StickyAnswer
     candidates: tuple[CandidateSnapshot, ...]
     others: dict[str, int]
+    ageing: float = 4.0
+    predict: str = "now"

@@ -19,8 +19,9 @@ def wanted(words: Sequence[str], *, weighed: bool) -> JSONObject:
         elif not weighed:
             raise ValueError(f"{word}: a virtual server has nothing to set but its state")
         elif key != "weight":
-            hint = "did you mean" if difflib.get_close_matches(key, ["weight"]) else "there is"
-            raise ValueError(f"{word}: there is no {key!r} to set; {hint} weight=N")
+            near = difflib.get_close_matches(key, ["weight"])
+            hint = "did you mean weight=N?" if near else "there is weight=N"
+            raise ValueError(f"{word}: there is no {key!r} to set; {hint}")
         else:
             _put(args, "weight", _number(value), "weights")
     return args

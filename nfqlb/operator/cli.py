@@ -10,31 +10,20 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nfqlb import __version__
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.operator.text import clean, clean_lines, several
+from nfqlb.operator.words import WORDS, Parser, expand, positive, seconds
 from nfqlb.runtime.protocol import DEFAULT_LIMITS, ControlError, JSONObject
 
 if TYPE_CHECKING:
     from nfqlb.core.spec import Config
 
 SOCKET = Path("/run/nfqlb/control.sock")  # the default of nfqlb.core.spec, whose import would take 20 ms
-
-#: Every command with its second words.
-WORDS: Mapping[str, tuple[str, ...]] = {
-    "run": (),
-    "check": (),
-    "rules": ("show", "apply", "verify", "remove"),
-    "show": ("summary", "virtuals", "reals", "connections", "sticky", "failures", "decisions"),
-    "set": ("real", "virtual"),
-    "clear": ("sticky",),
-    "explain": (),
-    "demo": (),
-}
 
 
 class FailureError(Exception):
@@ -50,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold what the locale cannot say
     try:
         try:
-            options = _parser().parse_args(_expand(sys.argv[1:] if argv is None else argv))
+            options = _parser().parse_args(expand(sys.argv[1:] if argv is None else argv))
             command: Callable[[argparse.Namespace], int] = options.command
             return command(options)
         finally:
@@ -88,11 +77,9 @@ def _give_up_stdout() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nfqlb", description="A load balancer: many servers behind one address."
-    )
+    parser = Parser(prog="nfqlb", description="A load balancer: many servers behind one address.")
     parser.add_argument("--version", action="version", version=f"nfqlb {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     _add_run(commands.add_parser("run", help="balance, in the foreground, until Ctrl-C or SIGTERM"))
     _add_check(commands.add_parser("check", help="say what is wrong with a configuration, or what it does"))
     _add_rules(commands.add_parser("rules", help="show, apply, verify or remove the iptables rules"))
@@ -132,6 +119,7 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
     for action in (show, apply, verify):
         _add_config(action, required=True)
     remove.add_argument("-c", "--config", type=Path, metavar="FILE", help="accepted, but not needed")
+    remove.add_argument("--force", action="store_true", help="although the gateway is running")
 
 
 def _add_show(parser: argparse.ArgumentParser) -> None:
@@ -140,7 +128,7 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
         "summary": "the gateway as a whole",
         "virtuals": "virtual servers and their real servers",
         "reals": "real servers",
-        "connections": "live connections",
+        "connections": "live connections, then those that have ended and linger",
         "sticky": "which client is bound to which real server",
         "failures": "the latest connections that real servers could not make",
         "decisions": "where connections went lately, and by what; `explain` tells why",
@@ -152,7 +140,7 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
         _add_socket(one)
         _add_config(one, required=False)
         if subject in DEFAULT_LIMITS:
-            one.add_argument("--limit", type=_positive, metavar="N", help="at most so many rows")
+            one.add_argument("--limit", type=positive, metavar="N", help="at most so many rows")
             one.add_argument("--client", metavar="ADDRESS", help="those of this client")
         if subject in ("connections", "decisions"):
             one.add_argument("--virtual", metavar="NAME", help="those of this virtual server")
@@ -196,9 +184,7 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
         " with the virtual server's; IPv6 addresses in brackets",
     )
     parser.add_argument("--virtual", metavar="NAME", help="about connections to this virtual server")
-    parser.add_argument(
-        "--last", type=_positive, metavar="N", default=1, help="so many, the newest first (1)"
-    )
+    parser.add_argument("--last", type=positive, metavar="N", default=1, help="so many, the newest first (1)")
     parser.add_argument("--json", action="store_true", help="one JSON document; times are in seconds")
     _add_socket(parser)
     _add_config(parser, required=False)
@@ -206,46 +192,22 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_demo)
-    parser.add_argument("--duration", type=_seconds, metavar="SECONDS", help="how long; else until Ctrl-C")
+    parser.add_argument("--duration", type=seconds, metavar="SECONDS", help="how long; else until Ctrl-C")
 
 
 def _add_config(parser: argparse.ArgumentParser, *, required: bool) -> None:
     parser.add_argument(
-        "-c", "--config", type=Path, metavar="FILE", required=required, help="the configuration (TOML)"
+        "-c",
+        "--config",
+        type=Path,
+        metavar="FILE",
+        required=required,
+        help="the configuration" if required else "the configuration, for the path of the control socket",
     )
 
 
 def _add_socket(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--socket", type=Path, metavar="PATH", help=f"the control socket (default: {SOCKET})")
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
-
-
-def _seconds(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
-    return number
-
-
-def _expand(argv: list[str]) -> list[str]:
-    """The command line with its first two words completed, where they are the beginning of one word only."""
-    words = list(argv)
-    if words:
-        words[0] = _complete(words[0], WORDS)
-    if len(words) > 1:
-        words[1] = _complete(words[1], WORDS.get(words[0], ()))
-    return words
-
-
-def _complete(word: str, known: Iterable[str]) -> str:
-    fitting = [whole for whole in known if whole.startswith(word)]
-    return fitting[0] if len(fitting) == 1 and word else word
 
 
 # --- what the commands do --------------------------------------------------------------------------------
@@ -317,9 +279,16 @@ def _rules_verify(options: argparse.Namespace) -> int:
     return 0
 
 
-def _rules_remove(_options: argparse.Namespace) -> int:
+def _rules_remove(options: argparse.Namespace) -> int:
     from nfqlb.netfilter import rules
+    from nfqlb.netfilter.state import owner
 
+    process = None if options.force else owner()
+    if process is not None:
+        raise FailureError(
+            f"nfqlb: the gateway, process {process or 'unknown'}, is running and would not answer any more; "
+            "stop it, which removes them, or use --force"
+        )
     _say(map(clean, rules.remove() or ["nothing of nfqlb was there"]))
     return 0
 
@@ -392,9 +361,10 @@ def _explain(options: argparse.Namespace) -> int:
             _say([f"no decision is recorded{f' for {options.virtual}' if options.virtual else ''} yet"])
         else:
             address, port = story.asked(who) if options.connection else (who, None)
-            live = client.call("connections", {"client": address})
+            live = client.call("connections", {"client": address, **_given(options, "virtual")})
             sticky = client.call("sticky", {"client": address})
-            _say(story.nothing_kept(who, live, sticky, port))
+            to = f" to {options.virtual}" if options.virtual else ""
+            _say(story.nothing_kept(who + to, live, sticky, port))
     return 0
 
 

@@ -60,41 +60,55 @@ def summary(document: JSON) -> list[str]:
 
 
 def virtuals(document: JSON) -> list[str]:
-    """Virtual servers, each with its real servers below it."""
+    """Virtual servers, each with what it is on a line of its own and its real servers below that."""
     found = _rows(document)
     if not found:
         return ["no virtual servers"]
     rows: list[Row] = []
-    notes = []
+    about: dict[int, str] = {}  # what is said of a virtual server, by the row that it follows
     for virtual in found:
-        scheduler = _part(virtual, "scheduler")
-        desired, actual = _text(scheduler, "desired"), _text(scheduler, "actual")
-        if desired != actual:
-            name = _text(virtual, "name")
-            notes.append(f"* {name}: {desired} is configured, {actual} is at work")
-        rows.append(
-            (
-                _text(virtual, "name"),
-                f"{endpoint(_text(virtual, 'address'), _port(virtual, 'port'))}/{_text(virtual, 'protocol')}",
-                _text(virtual, "state"),
-                actual if desired == actual else f"{actual}*",
-                count(_number(virtual, "connections")),
-                count(_number(virtual, "total")),
-            )
-        )
-        rows += [
-            (
-                f"  {_text(server, 'real')}",
-                f"  port {port}" if (port := _port(server, "port")) is not None else "  every port",
-                f"  {_text(server, 'state')}",
-                _share(server),
-                count(_number(server, "connections")),
-                count(_number(server, "total")),
-            )
-            for server in _list(virtual, "servers")
-        ]
-    titles = ("VIRTUAL", "ADDRESS", "STATE", "SCHEDULER", "CONN", "TOTAL")
-    return table(titles, rows, right=("CONN", "TOTAL")) + list(map(clean, notes))
+        about[len(rows)] = _about(virtual)
+        name, state = _text(virtual, "name"), _text(virtual, "state")
+        rows.append((name, state, *_connections(virtual), "", ""))
+        rows += [_place(server, virtual) for server in _list(virtual, "servers")]
+    lines = table(("VIRTUAL", "STATE", "CONN", "TOTAL", "SHARE", "FAIR"), rows, right=_RIGHT)
+    for row in reversed(about):
+        lines.insert(row + 2, f"  {clean(about[row])}")
+    return lines
+
+
+_RIGHT = ("CONN", "TOTAL", "SHARE", "FAIR")
+#: Under these schedulers no weight entitles a server to anything.
+_WEIGHTLESS = ("round-robin", "least-connections", "fastest-response")
+
+
+def _about(virtual: JSONObject) -> str:
+    """A virtual server's address, and the scheduler that is at work."""
+    scheduler = _part(virtual, "scheduler")
+    desired, actual = _text(scheduler, "desired"), _text(scheduler, "actual")
+    where = endpoint(_text(virtual, "address"), _port(virtual, "port"))
+    how = desired if desired == actual else f"{actual} for now, then {desired}"
+    return f"{where}/{_text(virtual, 'protocol')}, {how}"
+
+
+def _place(server: JSONObject, virtual: JSONObject) -> Row:
+    """A real server behind a virtual one: as `servers` in the configuration has it."""
+    port = _port(server, "port")
+    name = _text(server, "real") + ("" if port is None else f":{port}")
+    share, fair = (_optional(server, part) for part in ("share", "fair_share"))
+    weighed = _text(_part(virtual, "scheduler"), "actual") not in _WEIGHTLESS
+    return (
+        f"  {name} (backup)" if server.get("backup") is True else f"  {name}",
+        _text(server, "state"),
+        *_connections(server),
+        "" if share is None else f"{share:.0%}",
+        "" if fair is None or not weighed else f"{fair:.0%}",
+    )
+
+
+def _connections(row: JSONObject) -> tuple[str, str]:
+    """How many there are now, and have been."""
+    return count(_number(row, "connections")), count(_number(row, "total"))
 
 
 def reals(document: JSON) -> list[str]:
@@ -127,7 +141,7 @@ def reals(document: JSON) -> list[str]:
     titles = [title for title, _ in columns]
     rows = list(zip(*(cells for _, cells in columns), strict=True))
     lines = table(titles, rows, right=titles[3:])
-    told = [(_text(real, "name"), _text(real, "reason")) for real in found if _text(real, "reason")]
+    told = [(_text(real, "name"), why) for real in found if (why := _why(real))]
     told += [(_text(real, "name"), wrong) for real in found if (wrong := _wrong_link(real))]
     return [*lines, "", *facts(told)] if told else lines
 
@@ -218,12 +232,15 @@ SUBJECTS: dict[str, Callable[[JSON], list[str]]] = {
 }
 
 
-def _share(server: JSONObject) -> str:
-    """A server's part of the connections, and the one that its weight entitles it to."""
-    share, fair = _optional(server, "share"), _optional(server, "fair_share")
-    if share is None:
-        return ""
-    return f"  {share:.0%}" if fair is None else f"  {share:.0%} (fair: {fair:.0%})"
+def _why(real: JSONObject) -> str:
+    """The reason of a server's state; of one that has failed also since when, and when it is tested."""
+    failed, test = _optional(real, "failed_s"), _optional(real, "test_in_s")
+    told = [_text(real, "reason")]
+    if failed is not None:
+        told.append(f"down for {age(failed)}")
+    if test is not None:
+        told.append(f"to be tested in {age(test)}" if test else "waits for a client to test it")
+    return ", ".join(filter(None, told))
 
 
 def _wrong_link(real: JSONObject) -> str:

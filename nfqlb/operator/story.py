@@ -6,14 +6,18 @@ the socket and returns text; the times of day are local.
 
 from collections.abc import Sequence
 from datetime import datetime
+from textwrap import wrap
 
 from nfqlb.operator.document import items, number, optional, optional_text, part, port, rows, text
 from nfqlb.operator.text import age, clean, count, endpoint, several
 from nfqlb.runtime.protocol import JSON, JSONObject
 
+#: Columns of a terminal.
+WIDTH = 80
+
 #: What is said of a server that could not be chosen, instead of what it was judged by.
 _BARRED = {
-    "failed": "had failed {age} before",
+    "failed": "had failed {before}",
     "testing": "being tested by one connection for {age}",
     "out-of-service": "out of service for {age}",
     "maintenance": "in maintenance for {age}",
@@ -117,9 +121,11 @@ def _told(decision: JSONObject, now: float) -> list[str]:
     client = endpoint(text(decision, "client"), port(decision, "client_port"))
     when, virtual = moment(number(decision, "at"), now), text(decision, "virtual")
     lines = [f"{when}  {client} to {virtual} {outcome(decision)}."]
+    if optional_text(decision, "refused") == "out-of-service":
+        return lines  # nothing was asked: neither sticky entry nor scheduler
     said = " ".join(filter(None, (_sticky(decision), _scheme(decision))))
     candidates = [_candidate(each, decision) for each in items(decision, "candidates")]
-    lines.append(f"  {said}")
+    lines += wrap(said, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     lines += ["    " + "   ".join(cells).rstrip() for cells in zip(*_aligned(candidates), strict=True)]
     others = part(decision, "others")
     if others:
@@ -197,6 +203,8 @@ def _way(decision: JSONObject, chosen: str | None) -> str:
         instead = "" if first == chosen else ", which could not be chosen"
         return f"{scheduler}: the client's address points at {first}{instead}."
     compared = several(_compared(decision), "server")
+    if scheduler == "fastest-response":
+        compared += " by connections x R - age / ageing, in ms"
     tie = f" Of equals it took the next in order {after}." if decision.get("tie_break") is True else ""
     return f"{scheduler} compared {compared}.{tie}"
 
@@ -218,9 +226,9 @@ def _candidate(candidate: JSONObject, decision: JSONObject) -> tuple[str, str, s
     """A server's name, what it was judged by, and what became of it."""
     name, reason = text(candidate, "real"), text(candidate, "reason")
     if reason in _BARRED:
-        since = age(number(candidate, "state_age_s"))
+        since = number(candidate, "state_age_s")
         most = several(number(candidate, "max_connections"), "connection")
-        return name, _BARRED[reason].format(age=since, most=most), "passed over"
+        return name, _BARRED[reason].format(age=age(since), before=_before(since), most=most), "passed over"
     return name, _figure(candidate, decision), _verdict(candidate, reason)
 
 
@@ -234,17 +242,31 @@ def _figure(candidate: JSONObject, decision: JSONObject) -> str:
     if scheduler == "least-connections":
         return connections
     if scheduler == "fastest-response":
-        return f"{connections}{_response(candidate)}"
+        return _prediction(candidate, decision)
     return f"{connections}, weight {weight}"
 
 
-def _response(candidate: JSONObject) -> str:
-    """What a server's response times promised, as the prediction is reckoned."""
+def _prediction(candidate: JSONObject, decision: JSONObject) -> str:
+    """What a server's response times promised: the prediction as it is reckoned, in milliseconds."""
+    connections = number(candidate, "connections")
     ratio = optional(candidate, "ratio_s")
     if ratio is None:
-        return ", response time not known yet"
-    predicted, measured = number(candidate, "predicted_s"), age(number(candidate, "response_age_s"))
-    return f" x {1000 * ratio:.4g} ms, measured {measured} before: {1000 * predicted:.4g} ms"
+        return f"{several(connections, 'connection')}, response time not known yet"
+    following = optional_text(decision, "predict") == "next"
+    counted = f"({count(connections)} + 1)" if following else count(connections)
+    measured, ageing = number(candidate, "response_age_s"), number(decision, "ageing")
+    reckoned = f"{counted} x {_ms(ratio)} - {_ms(measured)} / {ageing:.6g}"
+    return f"{reckoned} = {_ms(number(candidate, 'predicted_s'))} ms"
+
+
+def _ms(seconds: float) -> str:
+    """Milliseconds, to the microsecond where they are few."""
+    return f"{1000 * seconds:.4g}" if abs(seconds) < 10 else f"{1000 * seconds:.0f}"
+
+
+def _before(seconds: float) -> str:
+    """How long before the decision something was."""
+    return "just before" if seconds < 0.05 else f"{age(seconds)} before"
 
 
 def _verdict(candidate: JSONObject, reason: str) -> str:

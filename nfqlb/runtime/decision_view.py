@@ -3,6 +3,7 @@
 Owns what the core does not know: the wall time of a decision. Pure: snapshots in, documents out.
 """
 
+import re
 from dataclasses import replace
 from ipaddress import ip_address
 from math import isfinite
@@ -12,6 +13,7 @@ from nfqlb.core.snapshot import CandidateSnapshot, DecisionSnapshot
 from nfqlb.core.spec import Address
 from nfqlb.runtime.protocol import JSONObject
 
+_PORT = re.compile(r"[0-9]{1,5}\Z")
 QUAD = "CLIENT:PORT or CLIENT:PORT-ADDRESS:PORT, IPv6 addresses in brackets"
 
 
@@ -33,6 +35,8 @@ def decision(snapshot: DecisionSnapshot, wall: float) -> JSONObject:
         "by": snapshot.by,
         "scheduler": snapshot.scheduler,
         "scheduler_note": list(snapshot.note),
+        "ageing": snapshot.ageing,
+        "predict": snapshot.predict,
         "set_aside": snapshot.set_aside,
         "last_used": snapshot.last,
         "tie_break": snapshot.equal,
@@ -89,7 +93,10 @@ def of_connection(text: str, wanted: Wanted) -> Wanted:
 def _endpoint(text: str) -> tuple[Address, int]:
     host, _, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
-    address = ip_address(host[1:-1] if bracketed else host)
-    if bracketed is not (address.version == 6) or not (port.isascii() and port.isdigit()):
+    try:
+        address = ip_address(host[1:-1] if bracketed else host)
+    except ValueError:
+        address = None
+    if address is None or bracketed is not (address.version == 6) or not _PORT.match(port):
         raise ValueError(f"{text!r} is not an address and a port")
     return address, int(port)

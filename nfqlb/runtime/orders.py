@@ -72,7 +72,9 @@ def _clear_sticky(director: Director, args: JSONObject, now: float) -> Result:
     cleared = director.operation.clear_sticky(name, client, now)
     if cleared is None:
         raise _bad(f"{name} has no stickiness", "`sticky` in the configuration switches it on")
-    return {"cleared": cleared, "said": [f"{_several(cleared, 'sticky entry', 'sticky entries')} cleared"]}
+    whose = (f" of {args['client']}" if client else "") + (f" for {name}" if name else "")
+    said = f"{_several(cleared, 'sticky entry', 'sticky entries')}{whose} cleared"
+    return {"cleared": cleared, "said": [said]}
 
 
 _ORDERS: dict[str, tuple[tuple[str, ...], Callable[[Director, JSONObject, float], Result]]] = {
@@ -130,8 +132,11 @@ def _state(args: JSONObject, allowed: tuple[str, ...], whose: str) -> ServerStat
     state = args.get("state")
     if isinstance(state, str) and state in allowed:
         return BY_NAME[state]
-    found_out = isinstance(state, str) and state in BY_NAME
+    known = BY_NAME.get(state) if isinstance(state, str) else None
+    found_out = known is not None and not known.operator
     wrong = f"{state} is found out, not set" if found_out else f"{state!r} is no state"
+    if known is not None and known.operator:
+        wrong += f" of {whose}"
     near = views.suggest(str(state), allowed)
     listed = f"states that can be set of {whose}: {', '.join(allowed)}"
     raise _bad(wrong, f"{near} {listed}" if near.startswith("did") and not found_out else listed)

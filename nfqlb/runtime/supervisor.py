@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from nfqlb import __version__
+from nfqlb.config.summary import endpoint
 from nfqlb.core.spec import Config
 from nfqlb.netfilter import address, host, rules, sysctl
 from nfqlb.netfilter.errors import KernelError
@@ -318,7 +319,9 @@ def _cause(status: int) -> str:
 
 
 def _described(config: Config) -> str:
+    """Each virtual server with its address and how many servers it has."""
     return ", ".join(
-        f"{virtual.name} {virtual.address}:{virtual.port} over {len(virtual.servers)} servers"
+        f"{virtual.name} {endpoint(virtual.address, virtual.port)} over "
+        f"{len(virtual.servers)} server{'' if len(virtual.servers) == 1 else 's'}"
         for virtual in config.virtuals
     )

@@ -171,6 +171,8 @@ def real(snapshot: RealSnapshot) -> JSONObject:
         "response_s": _fine_seconds(snapshot.response),
         "predicted_s": _fine_seconds(snapshot.predicted),
         "virtuals": list(snapshot.virtuals),
+        "failed_s": None if snapshot.failed is None else _seconds(snapshot.failed),
+        "test_in_s": None if snapshot.test is None else _seconds(snapshot.test),
     }
 
 
@@ -205,6 +207,7 @@ def virtual(snapshot: VirtualSnapshot) -> JSONObject:
                 "state": link.state,
                 "share": _part(link.share),
                 "fair_share": _part(link.fair),
+                "backup": link.backup,
             }
             for link in snapshot.servers
         ],
@@ -334,6 +337,13 @@ _COMMANDS: dict[str, tuple[tuple[str, ...], Callable[[Observed, JSONObject, floa
     "decisions": (("limit", "client", "virtual", "connection"), _decisions),
 }
 COMMANDS = tuple(_COMMANDS)
+#: How fewer rows are asked for, where the most that can be had are not enough.
+_NARROWER = {
+    "connections": "client and virtual narrow it down",
+    "decisions": "client and virtual narrow it down",
+    "sticky": "client narrows it down",
+    "failures": "real narrows it down",
+}
 
 
 def _limit(cmd: str, args: JSONObject) -> int:
@@ -344,7 +354,7 @@ def _limit(cmd: str, args: JSONObject) -> int:
         raise _bad(f"limit: {limit!r} is not a whole number")
     most = MAX_LIMITS.get(cmd, MAX_LIMIT)
     if not 1 <= limit <= most:
-        raise _bad(f"limit: {limit} is not between 1 and {most}", "client and virtual narrow it down")
+        raise _bad(f"limit: {limit} is not between 1 and {most}", _NARROWER.get(cmd, ""))
     return limit
 
 

@@ -62,7 +62,7 @@ def test_the_summary() -> None:
         "outside      eth0\n"
         "inside       eth1\n"
         "datapath     rewrite, queues 0 and 1\n"
-        "room         200000 connections, 1000000 sticky entries\n"
+        "room         200,000 connections, 1,000,000 sticky entries\n"
         "time-outs    idle 15m, half-open 20s, closing 10s, udp 30s\n"
         "other ports  dropped, but for echo",
         "shop-http: tcp 192.0.2.10:80, weighted-least-connections\n"
@@ -93,6 +93,19 @@ def test_the_summary_names_backups(tmp_path: Path, good_with: Callable[..., str]
         "  web1  10.0.0.1:8080  weight 1, backup web2\n"
         "  where none of them can be chosen: web2, 10.0.0.2:80"
     ]
+
+
+def test_the_summary_names_what_is_not_as_usual(tmp_path: Path, good_with: Callable[..., str]) -> None:
+    path = tmp_path / "gw.toml"
+    path.write_text(
+        good_with(
+            gateway='secure = true\ncount_on = "syn-ack"',
+            virtual='on_failure = "reset"\nreject = "reset"\nageing = 2.5\nclamp = 20',
+        )
+    )
+    text = summary(load(path))
+    assert "other ports  dropped, but for echo\nsecure       true\ncount_on     syn-ack\n" in text
+    assert "\n  on_failure = reset, reject = reset, ageing = 2.5, clamp = 20\n  web1 " in text
 
 
 def test_the_summary_names_what_takes_no_part(tmp_path: Path, good_with: Callable[..., str]) -> None:

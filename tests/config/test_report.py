@@ -105,7 +105,7 @@ def test_an_empty_file() -> None:
         ),
         (
             "[gateway]\r\noutside = 'eth0'\r\n\r\n[real]\r\nname = 'a'\r\n[real]\r\n",
-            "gw.toml:6: error: not valid TOML: cannot declare ('real',) twice\n"
+            "gw.toml:6: error: not valid TOML: cannot declare [real] twice\n"
             "    6 | [real]\n      |      ^\n"
             "      hint: write [[real]] in double brackets for each real server",
         ),

@@ -170,6 +170,7 @@ def test_a_virtual_servers_backup_serves_where_all_have_failed() -> None:
     assert calls[0].connection.link.port == 80
     assert lab.loads()["z"] == lab.virtual().connections == 5
     assert [each.connections for each in lab.virtual().servers] == [0, 0, 5]
+    assert [each.backup for each in lab.virtual().servers] == [False, False, True]
     assert lab.real("z").virtuals == ("web",)
     assert lab.virtual().state == "in-service"
     assert lab.virtual().actual == "round-robin"

@@ -39,6 +39,13 @@ def test_the_port_stays(lab: Scenario, port: int) -> None:
     audit(lab.director)
 
 
+def test_a_decision_names_the_port(lab: Scenario) -> None:
+    """R122: the one that the client asked for, and with it the server's."""
+    lab.connect(at=8443)
+    assert (lab.why().port, lab.why().chosen_port) == (8443, 8443)
+    assert {each.port for each in lab.why().candidates} == {None}
+
+
 def test_ports_share_one_virtual_server(lab: Scenario) -> None:
     """R009, R099: its turns go on from port to port, and one client port may call several."""
     calls = [lab.connect(port=40_000, at=port) for port in (21, 22, 23, 24)]

@@ -291,6 +291,29 @@ def test_a_test_connection_moves_at_its_second_syn() -> None:
     audit(lab.director)
 
 
+def test_how_long_a_server_has_failed_and_when_it_is_tested_can_be_seen() -> None:
+    """R182: a failed test begins the state anew, not the outage."""
+    lab = failing(retry=60.0)
+    assert (lab.real("b").failed, lab.real("b").test) == (None, None)
+    since = lab.real("a").since
+    assert lab.real("a").test == 60.0 - since
+    lab.wait(59)
+    assert (lab.real("a").failed, lab.real("a").test) == (since + 59, 1.0 - since)
+    lab.wait(2)
+    assert lab.real("a").test == 0.0
+    test = lab.dial()
+    assert (lab.real("a").state, lab.real("a").test) == ("testing", None)
+    lab.wait(1)
+    test.syn()
+    again = lab.real("a")
+    assert (again.reason, again.since, again.failed, again.test) == (
+        "the test connection was not answered", 0.0, since + 62, 60.0
+    )  # fmt: skip
+    lab.wait(60)
+    lab.dial().syn_ack()
+    assert (lab.real("a").failed, lab.real("a").test) == (None, None)
+
+
 @pytest.mark.parametrize("attempts", [0, 3, 5])
 def test_a_failed_test_is_counted_once(attempts: int) -> None:
     """R040: also where there is no other server, so that its connection stays."""

@@ -79,7 +79,7 @@ def test_weight_0_takes_no_new_clients() -> None:
     lab = Scenario(virtual("web", "ab", scheduler="weighted-least-connections"), servers)
     assert [lab.connect().server for _ in range(4)] == ["b"] * 4
     seen = lab.real("a")
-    assert (seen.state, seen.weight, seen.reason) == ("in-service", 0, "weight 0: no new connections")
+    assert (seen.state, seen.weight, seen.reason) == ("in-service", 0, "weight 0: no new clients")
 
 
 def test_everybody_with_weight_0_is_nobody() -> None:

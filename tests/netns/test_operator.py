@@ -135,10 +135,10 @@ def test_sticky_entries_can_be_cleared(lab: Lab) -> None:
         for client in lab.clients:
             ask(client)
         address = str(lab.clients[1].address)
-        assert order(lab, "clear", "sticky", "--client", address) == "1 sticky entry cleared\n"
+        assert order(lab, "clear", "sticky", "--client", address) == f"1 sticky entry of {address} cleared\n"
         assert [row["client"] for row in rows(appliance, "sticky")] == [str(lab.client.address)]
         ask(lab.clients[1])
-        assert order(lab, "clear", "sticky", "--virtual", "web") == "2 sticky entries cleared\n"
+        assert order(lab, "clear", "sticky", "--virtual", "web") == "2 sticky entries for web cleared\n"
         assert rows(appliance, "sticky") == []
         assert order(lab, "clear", "sticky") == "0 sticky entries cleared\n"
 
@@ -244,6 +244,15 @@ def test_what_a_killed_gateway_leaves_and_a_stopped_one_does_not(lab: Lab) -> No
         assert real(last, "web1")["state"] == "in-service"
 
 
+def test_rules_are_not_taken_from_under_a_running_gateway(lab: Lab) -> None:
+    """Its virtual servers would be unreachable."""
+    with gateway(lab):
+        done = nfqlb_command(lab, "rules", "remove")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "is running and would not answer any more" in done.stderr
+        assert ask(lab.client).server
+
+
 def test_orders_that_are_refused(lab: Lab) -> None:
     """R039, R025: by name and with what there is; nothing changes."""
     with gateway(lab) as appliance:
@@ -258,6 +267,9 @@ def test_orders_that_are_refused(lab: Lab) -> None:
         )
         assert "states that can be set of a virtual server: in-service, out-of-service" in refused(
             lab, "set", "virtual", "web", "sticky-only"
+        )
+        assert "maintenance' is no state of a virtual server" in refused(
+            lab, "set", "virtual", "web", "maintenance"
         )
         assert "web has no stickiness" in refused(lab, "clear", "sticky", "--virtual", "web")
         assert {row["state"] for row in rows(appliance, "reals")} == {"in-service"}

@@ -27,6 +27,7 @@ from nfqlb.core.snapshot import (
 )
 from nfqlb.core.spec import Address, Gateway
 from nfqlb.operator import cli
+from nfqlb.operator.words import WORDS
 from nfqlb.runtime import views
 from nfqlb.runtime.control import Request, Server
 from nfqlb.runtime.orders import ORDERS
@@ -250,13 +251,21 @@ def test_wrong_usage_is_status_2_with_one_line_and_the_usage(
     assert "error: " in output.err.splitlines()[-1]
 
 
+def test_where_a_word_is_missing_the_words_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["show"], ["rules"], ["set"], ["clear"]):
+        with pytest.raises(SystemExit):
+            cli.main(words)
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.endswith(f" is missing: {', '.join(WORDS[words[0]] if words else WORDS)}")
+
+
 def test_words_may_be_shortened_while_unambiguous(running: Running) -> None:
     path = str(running.path)
     assert running.run("sh", "re", "--socket", path) == running.run("show", "reals", "--socket", path)
 
 
 def test_the_words_are_those_that_the_gateway_knows() -> None:
-    assert cli.WORDS["show"] == COMMANDS
+    assert WORDS["show"] == COMMANDS
     assert Gateway(("o",), ("i",)).socket == str(cli.SOCKET)
 
 
@@ -267,9 +276,10 @@ def test_show_prints_a_table(running: Running) -> None:
     status, output, errors = running.run("show", "virtuals", "--socket", str(running.path))
     assert (status, errors) == (0, "")
     assert output == (
-        "VIRTUAL  ADDRESS            STATE         SCHEDULER             CONN  TOTAL\n"
-        "shop     192.0.2.10:80/tcp  in-service    least-connections    5,000  6,000\n"
-        "  web1     port 8080          in-service    100% (fair: 100%)  5,000  6,000\n"
+        "VIRTUAL      STATE        CONN  TOTAL  SHARE  FAIR\n"
+        "shop         in-service  5,000  6,000\n"
+        "  192.0.2.10:80/tcp, least-connections\n"
+        "  web1:8080  in-service  5,000  6,000   100%\n"
     )
 
 
@@ -328,7 +338,7 @@ def test_explain_tells_of_the_last_decision(running: Running) -> None:
     status, output, errors = running.run("explain", "--socket", str(running.path))
     assert (status, errors) == (0, "")
     assert output.splitlines()[0].endswith("  198.51.100.7:40000 to shop went to web2:8080.")
-    said = " ".join(output.splitlines()[2].split())
+    said = " ".join(output.splitlines()[3].split())
     assert said == "web2 5 connections / weight 2 = 2.5 chosen"
 
 
@@ -356,7 +366,7 @@ def test_explain_says_what_else_is_known_of_a_client(running: Running) -> None:
 def test_explain_refuses_what_is_no_connection(running: Running) -> None:
     status, output, errors = running.run("explain", "--connection", "x:80", "--socket", str(running.path))
     assert (status, output) == (1, "")
-    assert errors.startswith("nfqlb: connection: 'x' does not appear to be an IPv4 or IPv6 address; CLIENT:")
+    assert errors.startswith("nfqlb: connection: 'x:80' is not an address and a port; CLIENT:")
     assert errors.count("\n") == 1
 
 

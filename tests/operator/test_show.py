@@ -34,7 +34,7 @@ SHOP: JSONObject = {
     "protocol": "tcp",
     "port": 80,
     "state": "in-service",
-    "scheduler": {"desired": "least-connections", "actual": "least-connections"},
+    "scheduler": {"desired": "weighted-least-connections", "actual": "weighted-least-connections"},
     "connections": 1234,
     "total": 45678,
     "servers": [
@@ -64,7 +64,7 @@ ANY: JSONObject = {
     "protocol": "tcp",
     "port": None,
     "state": "in-service",
-    "scheduler": {"desired": "least-connections", "actual": "round-robin"},
+    "scheduler": {"desired": "maglev", "actual": "round-robin"},
     "connections": 0,
     "total": 0,
     "servers": [
@@ -76,7 +76,17 @@ ANY: JSONObject = {
             "state": "in-service",
             "share": None,
             "fair_share": 1.0,
-        }
+        },
+        {
+            "real": "web3",
+            "port": 8080,
+            "connections": 0,
+            "total": 0,
+            "state": "failed",
+            "share": None,
+            "fair_share": 0.0,
+            "backup": True,
+        },
     ],
 }
 WEB1: JSONObject = {
@@ -94,6 +104,8 @@ WEB1: JSONObject = {
     "response_s": None,
     "predicted_s": None,
     "virtuals": ["shop"],
+    "failed_s": None,
+    "test_in_s": None,
     "mac": "02:00:00:00:00:01",
     "neighbour": "reachable",
 }
@@ -112,6 +124,8 @@ WEB2: JSONObject = {
     "response_s": 0.0123,
     "predicted_s": 0.02,
     "virtuals": ["shop"],
+    "failed_s": None,
+    "test_in_s": None,
     "mac": None,
     "neighbour": "failed",
 }
@@ -206,13 +220,15 @@ def test_summary_of_a_gateway_to_which_nothing_has_happened() -> None:
 
 def test_virtuals() -> None:
     assert shown("virtuals", [SHOP, ANY]) == (
-        "VIRTUAL  ADDRESS               STATE          SCHEDULER           CONN   TOTAL\n"
-        "shop     192.0.2.10:80/tcp     in-service     least-connections  1,234  45,678\n"
-        "  web1     port 8080             in-service     81% (fair: 50%)  1,000  40,000\n"
-        "  web2     port 80               sticky-only    19%                234   5,678\n"
-        "any      [2001:db8::10]:*/tcp  in-service     round-robin*           0       0\n"
-        "  web1     every port            in-service                          0       0\n"
-        "* any: least-connections is configured, round-robin is at work\n"
+        "VIRTUAL               STATE         CONN   TOTAL  SHARE  FAIR\n"
+        "shop                  in-service   1,234  45,678\n"
+        "  192.0.2.10:80/tcp, weighted-least-connections\n"
+        "  web1:8080           in-service   1,000  40,000    81%   50%\n"
+        "  web2:80             sticky-only    234   5,678    19%\n"
+        "any                   in-service       0       0\n"
+        "  [2001:db8::10]:*/tcp, round-robin for now, then maglev\n"
+        "  web1                in-service       0       0\n"
+        "  web3:8080 (backup)  failed           0       0\n"
     )
 
 
@@ -241,6 +257,23 @@ def test_reals_without_a_route_say_so() -> None:
     )
     switched_off: JSONObject = {**WEB1, "state": "maintenance", "mac": None, "neighbour": "failed"}
     assert "does not answer" not in shown("reals", [switched_off])
+
+
+def test_reals_that_have_failed_say_since_when_and_when_they_are_tested() -> None:
+    """R182: `since_s` begins anew with every test, `failed_s` does not."""
+    down: JSONObject = {
+        **WEB1, "state": "failed", "reason": "the test connection was not answered",
+        "since_s": 9.0, "failed_s": 616.0,
+    }  # fmt: skip
+    ways: list[tuple[JSON, str]] = [
+        (4.2, ", to be tested in 4.2s\n"),
+        (0.0, ", waits for a client to test it\n"),
+        (None, "\n"),
+    ]
+    for test, says in ways:
+        assert shown("reals", [{**down, "test_in_s": test}]).endswith(
+            f"\nweb1  the test connection was not answered, down for 10m16s{says}"
+        )
 
 
 def test_failures() -> None:
@@ -327,7 +360,17 @@ def test_a_document_with_a_hole_is_an_error_and_no_traceback(subject: str) -> No
     document = copy.deepcopy(DOCUMENTS[subject])
     whole = document[0] if isinstance(document, list) else document
     assert isinstance(whole, dict)
-    needless = {"predicted_s", "virtuals", "response_s", "port", "client_port", "real_port", "mac"}
+    needless = {
+        "predicted_s",
+        "virtuals",
+        "response_s",
+        "failed_s",
+        "test_in_s",
+        "port",
+        "client_port",
+        "real_port",
+        "mac",
+    }
     if subject == "decisions":  # most of one is for `explain`
         needless |= whole.keys() - {"age_s", "virtual", "client", "chosen", "by", "sticky"}
     for name in whole.keys() - needless:

@@ -37,19 +37,21 @@ def told(*, now: float = NOW, **changes: Any) -> str:
 
 
 def said(**changes: Any) -> str:
-    """The second line alone: sticky entry and scheme."""
-    return told(**changes).splitlines()[1].strip()
+    """What is between the first line and the servers: sticky entry and scheme."""
+    lines = told(**changes).splitlines()[1:]
+    return " ".join(line.strip() for line in lines if not line.startswith("   "))
 
 
 def line(candidate: CandidateSnapshot, **changes: Any) -> str:
     """The line of one candidate."""
-    return " ".join(told(candidates=(WEB2, candidate), **changes).splitlines()[3].split())
+    return " ".join(told(candidates=(WEB2, candidate), **changes).splitlines()[-1].split())
 
 
 def test_a_comparison() -> None:
     assert told() == (
         "12:03:07  198.51.100.7:40000 to shop went to web2:8080.\n"
-        "  No sticky entry. From now on its entry says web2. weighted-least-connections compared 2 servers.\n"
+        "  No sticky entry. From now on its entry says web2. weighted-least-connections\n"
+        "  compared 2 servers.\n"
         "    web2   5 connections / weight 2 = 2.5   chosen\n"
         "    web1   3 connections / weight 1 = 3     worse\n"
         "    web3   had failed 2m00s before          passed over\n"
@@ -158,6 +160,30 @@ def test_what_a_server_was_judged_by() -> None:
     assert line(full) == "web3 at its maximum of 300 connections passed over"
 
 
+def test_a_prediction_is_shown_as_it_is_reckoned() -> None:
+    """R087, R158-R160 (A15b): in milliseconds; with `predict = "next"` the connection to be placed counts."""
+    assert line(WEB1, scheduler="fastest-response") == "web1 3 x 10 - 2000 / 4 = -450 ms worse"
+    following = line(replace(WEB1, predicted=0.039, response_age=0.01), scheduler="fastest-response",
+                     predict="next", ageing=10.0)  # fmt: skip
+    assert following == "web1 (3 + 1) x 10 - 10 / 10 = 39 ms worse"
+    fresh = replace(WEB1, response=None, ratio=None, response_age=None, predicted=None)
+    assert line(fresh, scheduler="fastest-response") == (
+        "web1 3 connections, response time not known yet worse"
+    )
+
+
+def test_what_has_just_happened_is_told_so() -> None:
+    assert line(replace(WEB3, state_age=0.01)) == "web3 had failed just before passed over"
+
+
+def test_of_a_virtual_server_that_is_out_of_service_nothing_else_is_told() -> None:
+    """Nobody looked at the sticky entry, nor at a server."""
+    text = told(chosen=None, chosen_port=None, refused="out-of-service", by="none", scheduler=None)
+    assert text == (
+        "12:03:07  198.51.100.7:40000 to shop was refused: the virtual server is out of service.\n"
+    )
+
+
 @pytest.mark.parametrize("reason", [reason for reason in Reason if reason is not Reason.GONE])
 def test_there_are_words_for_every_reason(reason: Reason) -> None:
     """No reason is shown as programs read it, but where that is a word already."""
@@ -179,7 +205,7 @@ def test_several_decisions_are_told_apart() -> None:
     rows: JSON = [decision(a_decision(), NOW), decision(a_decision(), NOW)]
     lines = story.story(rows, now=NOW)
     assert lines.count("") == 1
-    assert len(lines) == 11
+    assert len(lines) == 13
 
 
 def test_of_a_client_of_whom_nothing_is_known() -> None:

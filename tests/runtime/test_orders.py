@@ -103,8 +103,8 @@ def test_sticky_entries() -> None:
     lab = shop()
     for number in range(3):
         lab.connect(client=f"198.51.100.{number}")
-    assert said(lab, "clear-sticky", client="198.51.100.1") == ["1 sticky entry cleared"]
-    assert said(lab, "clear-sticky", virtual="shop") == ["2 sticky entries cleared"]
+    assert said(lab, "clear-sticky", client="198.51.100.1") == ["1 sticky entry of 198.51.100.1 cleared"]
+    assert said(lab, "clear-sticky", virtual="shop") == ["2 sticky entries for shop cleared"]
     assert said(lab, "clear-sticky", virtual=None, client=None) == ["0 sticky entries cleared"]
 
 

@@ -51,7 +51,7 @@ VIRTUAL = VirtualSnapshot(
     total=40,
     servers=(
         LinkSnapshot("web1", 8080, 3, total=30, share=0.6, fair=1 / 3),
-        LinkSnapshot("web2", None, 2, total=10, state="failed", share=0.4),
+        LinkSnapshot("web2", None, 2, total=10, state="failed", share=0.4, backup=True),
     ),
 )
 REAL = RealSnapshot(
@@ -70,6 +70,8 @@ REAL = RealSnapshot(
     response=0.0123456789,
     predicted=None,
     virtuals=("shop",),
+    failed=9.0,
+    test=0.0,
 )
 
 
@@ -192,6 +194,8 @@ def test_reals() -> None:
             "response_s": 0.012346,
             "predicted_s": None,
             "virtuals": ["shop"],
+            "failed_s": 9.0,
+            "test_in_s": 0.0,
         }
     ]
 
@@ -216,6 +220,7 @@ def test_virtuals() -> None:
                     "state": "in-service",
                     "share": 0.6,
                     "fair_share": 0.3333,
+                    "backup": False,
                 },
                 {
                     "real": "web2",
@@ -225,6 +230,7 @@ def test_virtuals() -> None:
                     "state": "failed",
                     "share": 0.4,
                     "fair_share": None,
+                    "backup": True,
                 },
             ],
         }
@@ -370,6 +376,8 @@ def test_decisions() -> None:
         "by": "scheduler",
         "scheduler": "weighted-least-connections",
         "scheduler_note": [],
+        "ageing": 4.0,
+        "predict": "now",
         "set_aside": None,
         "last_used": "web1",
         "tie_break": False,
@@ -427,12 +435,12 @@ def test_decisions_are_asked_for_by_whatever_names_them(args: JSONObject, wanted
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("web:80", "'web' does not appear to be an IPv4 or IPv6 address"),
-        ("192.0.2.7", "'' does not appear"),
+        ("web:80", "'web:80' is not an address and a port"),
+        ("192.0.2.7", "'192.0.2.7' is not an address and a port"),
         ("192.0.2.7:x", "'192.0.2.7:x' is not an address and a port"),
         ("2001:db8::7:443", "'2001:db8::7:443' is not an address and a port"),
         ("[192.0.2.7]:80", "'[192.0.2.7]:80' is not an address and a port"),
-        ("192.0.2.7:80-shop", "'' does not appear"),
+        ("192.0.2.7:80-shop", "'shop' is not an address and a port"),
         ("192.0.2.8:80", "'192.0.2.8:80' is not one of the client 192.0.2.7"),
     ],
 )

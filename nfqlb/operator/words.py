@@ -1,0 +1,64 @@
+"""The words of the command line: which there are, how short they may be, and what is said of a wrong one.
+
+Owns the lists of commands and of their second words. Imported at every start, so it imports little.
+"""
+
+import argparse
+from collections.abc import Iterable, Mapping
+from typing import NoReturn
+
+#: Every command with its second words.
+WORDS: Mapping[str, tuple[str, ...]] = {
+    "run": (),
+    "check": (),
+    "rules": ("show", "apply", "verify", "remove"),
+    "show": ("summary", "virtuals", "reals", "connections", "sticky", "failures", "decisions"),
+    "set": ("real", "virtual"),
+    "clear": ("sticky",),
+    "explain": (),
+    "demo": (),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says, where a word is missing, which there are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and exit with status 2."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction) and message.endswith(f": {action.metavar}"):
+                message = f"{action.metavar} is missing: {', '.join(action.choices)}"
+        super().error(message)
+
+
+def positive(text: str) -> int:
+    """A number of 1 or more. Raises ArgumentTypeError, as argparse wants it."""
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """A number of seconds above 0. Raises ArgumentTypeError."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return number
+
+
+def expand(argv: list[str]) -> list[str]:
+    """The command line with its first two words completed, where they are the beginning of one word only."""
+    words = list(argv)
+    if words:
+        words[0] = _complete(words[0], WORDS)
+    if len(words) > 1:
+        words[1] = _complete(words[1], WORDS.get(words[0], ()))
+    return words
+
+
+def _complete(word: str, known: Iterable[str]) -> str:
+    fitting = [whole for whole in known if whole.startswith(word)]
+    return fitting[0] if len(fitting) == 1 and word else word
