@@ -6,6 +6,8 @@ Owns the text that `nfqlb check` prints for a good file.
 from collections.abc import Mapping
 from dataclasses import fields
 
+from nfqlb.config.marks import OFFLOAD
+from nfqlb.config.numbers import datapaths, queue_numbers, tap_group
 from nfqlb.core.spec import Address, Config, Gateway, Real, Timeouts, Virtual
 
 _WEIGHTLESS = ("round-robin", "least-connections", "fastest-response")
@@ -18,10 +20,13 @@ _DURATION_UNITS = ((86400, "d"), (3600, "h"), (60, "m"))
 
 def summary(config: Config) -> str:
     """Plain text, without a final newline: the gateway, then each virtual server with its servers."""
-    blocks = [_heading(config), _gateway(config.gateway, config.timeouts)]
+    blocks = [_heading(config), _gateway(config)]
     width = max((len(server.real) for virtual in config.virtuals for server in virtual.servers), default=0)
     reals = {real.name: real for real in config.reals}
-    blocks += [_virtual(virtual, reals, config.timeouts.idle, width) for virtual in config.virtuals]
+    blocks += [
+        _virtual(virtual, reals, config.timeouts.idle, width, config.gateway.datapath)
+        for virtual in config.virtuals
+    ]
     used = {server.real for virtual in config.virtuals for server in config.places(virtual)}
     unused = [real.name for real in config.reals if real.name not in used]
     if unused:
@@ -38,18 +43,28 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def _gateway(gateway: Gateway, timeouts: Timeouts) -> str:
+def _gateway(config: Config) -> str:
+    gateway, timeouts = config.gateway, config.timeouts
     others = "dropped, but for echo" if gateway.other_ports == "drop" else "left to this machine"
     rows = (
         ("outside", ", ".join(gateway.outside)),
         ("inside", ", ".join(gateway.inside)),
-        ("datapath", f"{gateway.datapath}, queues {gateway.queue} and {gateway.queue + 1}"),
+        ("datapath", _datapath(config)),
         ("room", f"{gateway.max_connections:,} connections, {gateway.max_sticky:,} sticky entries"),
         ("time-outs", _timeouts(timeouts)),
         ("other ports", others),
         *_said(gateway, _OF_GATEWAY),
     )
     return "\n".join(f"{title:<13}{text}" for title, text in rows)
+
+
+def _datapath(config: Config) -> str:
+    """Which there are, and what they are bound to."""
+    used, numbers = datapaths(config), list(map(str, queue_numbers(config)))
+    *most, last = numbers
+    queues = f"queues {', '.join(most)} and {last}" if most else f"queue {last}"
+    group = f", NFLOG group {tap_group(config)}" if OFFLOAD in used else ""
+    return f"{' and '.join(used)}, {queues}{group}"
 
 
 def _said(table: Gateway | Virtual, keys: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -76,9 +91,13 @@ def _timeouts(timeouts: Timeouts) -> str:
     return ", ".join(f"{name} {duration(seconds)}" for name, seconds in named)
 
 
-def _virtual(virtual: Virtual, reals: Mapping[str, Real], idle: float, width: int) -> str:
+def _virtual(
+    virtual: Virtual, reals: Mapping[str, Real], idle: float, width: int, usual: str
+) -> str:
     where = endpoint(virtual.address, virtual.port)
     rows = [f"{virtual.name}: {virtual.protocol} {where}, {virtual.scheduler}"]
+    if virtual.datapath != usual:
+        rows.append(f"  datapath {virtual.datapath}")
     if virtual.sticky:
         group = f", shared in group {virtual.sticky_group}" if virtual.sticky_group else ""
         rows.append(f"  sticky for {duration(virtual.sticky)}, {_clients(virtual)}{group}")

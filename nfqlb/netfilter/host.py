@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 from nfqlb.config.marks import OFFLOAD
+from nfqlb.config.numbers import queue_numbers
 from nfqlb.core.spec import Config, Virtual
 from nfqlb.netfilter import facts
 from nfqlb.netfilter.facts import ELSEWHERE, Facts
-from nfqlb.netfilter.render import MAX_PACKET, queue_numbers
+from nfqlb.netfilter.render import MAX_PACKET
 from nfqlb.netfilter.reply import replies_to_clients
 from nfqlb.netfilter.state import DIRECTORY
 from nfqlb.netfilter.sysctl import tracked

@@ -13,6 +13,7 @@ from pathlib import Path
 from string import Template
 
 from nfqlb.config.marks import OFFLOAD
+from nfqlb.config.numbers import queue_numbers
 from nfqlb.core.spec import Address, Config, Gateway, Virtual
 from nfqlb.netfilter import render_offload
 from nfqlb.netfilter.errors import KernelError
@@ -83,14 +84,6 @@ def render(config: Config, *, policies: bool = True) -> Bundle:
     """
     ipv4, ipv6 = (_render_family(config, family, policies=policies) for family in FAMILIES)
     return Bundle(ipv4, ipv6, queue_numbers(config))
-
-
-def queue_numbers(config: Config) -> tuple[int, ...]:
-    """The queues that the rules send to: two for datapath rewrite, one for offload."""
-    first = config.gateway.queue
-    datapaths = {virtual.datapath for virtual in config.virtuals}
-    rewrite = (first, first + 1) if datapaths != {OFFLOAD} else ()
-    return rewrite + ((render_offload.queue_number(config),) if OFFLOAD in datapaths else ())
 
 
 def read_template(name: str) -> str:

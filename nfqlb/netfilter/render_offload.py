@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from nfqlb.config.marks import OFFLOAD, LinkMarks, Target
+from nfqlb.config.numbers import offload_queue, tap_group
 from nfqlb.core.reject import REPLIES_A_SECOND, Kind, rejects_with_reset
 from nfqlb.core.spec import Config, Virtual
 from nfqlb.netfilter.errors import KernelError
@@ -35,17 +36,6 @@ _HAS_DATA = {
 }
 """Classic BPF that returns a packet's length less its headers': X = IP header (IPv6: 40), A = TCP header."""
 _TOLD = "RETURN"
-
-
-def queue_number(config: Config) -> int:
-    """The queue of what opens connections; datapath rewrite beside it has the first two."""
-    mixed = any(virtual.datapath != OFFLOAD for virtual in config.virtuals)
-    return config.gateway.queue + (2 if mixed else 0)
-
-
-def group_number(config: Config) -> int:
-    """The NFLOG group of the tap. Never 0, which a logging daemon may have by default."""
-    return config.gateway.queue + 1
 
 
 def policy_name(version: int, protocol: str, index: int = 0) -> str:
@@ -90,9 +80,9 @@ def words(config: Config, family: "Family", *, policies: bool) -> dict[str, str]
     mask, armed = marks.mask, marks.armed
     timed, timed_mask = marks.timed
     version = family.version
-    group = group_number(config)
+    group = tap_group(config)
     return {
-        "queue": str(queue_number(config)),
+        "queue": str(offload_queue(config)),
         "group": str(group),
         "nflog": f"--nflog-group {group} --nflog-size {COPIED} --nflog-threshold {THRESHOLD}",
         "armed": f"{armed:#x}",

@@ -53,6 +53,7 @@ def summary(document: JSON) -> list[str]:
         ("sticky", f"{count(_number(sticky, 'now'))} of at most {count(_number(sticky, 'limit'))} entries"),
         *((f"queue {_number(queue, 'number'):.0f}", _queue(queue)) for queue in _list(whole, "queues")),
         *_unkept(_number(_part(whole, "journal"), "lost")),
+        *_followed(_part(whole, "followed")),
         *_dropped(_part(whole, "drops")),
         *_told(whole),
     ]
@@ -270,6 +271,12 @@ def _queue(queue: JSONObject) -> str:
 def _unkept(lost: float) -> list[tuple[str, str]]:
     told = f"no room for {count(lost)} records: a new worker would not know them"
     return [("journal", told)] if lost else []
+
+
+def _followed(followed: JSONObject) -> list[tuple[str, str]]:
+    """What the kernel did not tell of connections that it carries, and what was found out all the same."""
+    told = [f"{count(_number(followed, name))} {name}" for name in followed if _number(followed, name)]
+    return [("kernel", f"untold: {', '.join(told)}")] if told else []
 
 
 def _dropped(drops: JSONObject) -> list[tuple[str, str]]:

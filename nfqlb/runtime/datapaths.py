@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, TypeVar
 
 from nfqlb.config.marks import OFFLOAD, LinkMarks
+from nfqlb.config.numbers import offload_queue, tap_group
 from nfqlb.core.director import Director
 from nfqlb.core.spec import Config
 from nfqlb.netfilter.conntrack import Conntrack, Endings
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.queue import MarkQueue, PacketQueue
-from nfqlb.netfilter.render_offload import group_number, queue_number
 from nfqlb.netfilter.tap import Tap
 from nfqlb.packet.path import PacketPath
 from nfqlb.runtime.journal import Journal
@@ -98,13 +98,13 @@ class Offloading:
     """
 
     def __init__(self, config: Config) -> None:
-        number, mask = queue_number(config), LinkMarks(config).number_mask
+        number, mask = offload_queue(config), LinkMarks(config).number_mask
         with contextlib.ExitStack() as undo:
             self.queue = _bind(number, lambda: MarkQueue(
                 number, length=_NEW_LENGTH, receive_buffer=_NEW_RECEIVE_BUFFER, mask=mask
             ))  # fmt: skip
             undo.callback(self.queue.close)
-            self.tap = Tap(group_number(config), lambda *_: None, lambda _: None)
+            self.tap = Tap(tap_group(config), lambda *_: None, lambda _: None)
             undo.callback(self.tap.close)
             self.endings = Endings(lambda *_: None, lambda _: None)
             undo.pop_all()

@@ -1,12 +1,13 @@
 """Files: good ones, the examples, and what cannot be read."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
-from nfqlb.config.load import LARGEST, ConfigError, load
+from nfqlb.config.load import LARGEST, ConfigError, load, parse
 from nfqlb.config.summary import duration, endpoint, summary
 from nfqlb.core.spec import Config, Gateway, Real, Server, Timeouts, Virtual
 
@@ -211,3 +212,11 @@ def test_a_thousand_servers(tmp_path: Path) -> None:
     config = load(path)
     assert len(config.virtuals[0].servers) == len(config.reals) == 1000
     assert summary(config).count("\n") > 1000
+
+
+def test_the_summary_of_both_datapaths(good_with: Callable[..., str]) -> None:
+    config = parse(good_with(gateway='datapath = "offload"\nqueue = 4'), "gw.toml")
+    assert "datapath     offload, queue 4, NFLOG group 5\n" in summary(config)
+    mixed = replace(config, virtuals=(*config.virtuals, replace(config.virtuals[0], datapath="rewrite")))
+    assert "datapath     offload and rewrite, queues 4, 5 and 6, NFLOG group 5\n" in summary(mixed)
+    assert "\n  datapath rewrite\n" in summary(mixed)

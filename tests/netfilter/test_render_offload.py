@@ -8,10 +8,11 @@ from ipaddress import ip_address
 import pytest
 
 from nfqlb.config.marks import LinkMarks
+from nfqlb.config.numbers import queue_numbers, tap_group
 from nfqlb.core.spec import Config, Gateway, Real, Server, Timeouts, Virtual
 from nfqlb.netfilter.errors import KernelError
-from nfqlb.netfilter.render import FAMILIES, IPV4, join, queue_numbers, read_template, render
-from nfqlb.netfilter.render_offload import group_number, idle_times, policy_name
+from nfqlb.netfilter.render import FAMILIES, IPV4, join, read_template, render
+from nfqlb.netfilter.render_offload import idle_times, policy_name
 from nfqlb.netfilter.ruleset import parse
 from nfqlb.netfilter.timeouts import wanted
 
@@ -273,7 +274,7 @@ def test_both_datapaths_share_tables_and_not_queues() -> None:
     assert [line for line in text.splitlines() if line.startswith("*")] == ["*mangle", "*nat", "*raw"]
     assert text.count("COMMIT") == 3
     assert queue_numbers(of(WEB, SLOW)) == (4, 5, 6)
-    assert group_number(CONFIG) == 5
+    assert tap_group(CONFIG) == 5
     raw = parse(text)["raw"]
     assert [rule for _, rule in raw.links] == ["-j NFQLB-O-PREROUTING", "-j NFQLB-PREROUTING"]
     passed, taken = (

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 from nfqlb.config.marks import LinkMarks
+from nfqlb.config.numbers import offload_queue, tap_group
 from nfqlb.core.segment import Stamp
 from nfqlb.core.spec import Config, Real, Server, Virtual
-from nfqlb.netfilter import address, netlink, render_offload, rules, sysctl
+from nfqlb.netfilter import address, netlink, rules, sysctl
 from nfqlb.netfilter.conntrack import Conntrack, Endings, Entry
 from nfqlb.netfilter.queue import MarkQueue
 from nfqlb.netfilter.state import Record
@@ -90,10 +91,10 @@ class Edge:
         self.copies: list[Copy] = []
         self.ended: list[tuple[bytes, int]] = []
         self.losses: list[int] = []
-        number = render_offload.queue_number(config)
+        number = offload_queue(config)
         self.queue = MarkQueue(number, length=1024, receive_buffer=1 << 20, mask=self.marks.number_mask)
         self.queue.judge = self._judge
-        self.tap = Tap(render_offload.group_number(config), self._tapped, self.losses.append)
+        self.tap = Tap(tap_group(config), self._tapped, self.losses.append)
         self.endings = Endings(lambda key, protocol: self.ended.append((key, protocol)), self.losses.append)
         self.conntrack = Conntrack()
         self._stop = threading.Event()

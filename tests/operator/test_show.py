@@ -25,6 +25,7 @@ SUMMARY: JSONObject = {
         {"number": 1, "depth": 1, "dropped_full": 1200, "dropped_socket": 3, **QUIET},
     ],
     "journal": {"lost": 0},
+    "followed": {},
     "drops": {"cut": 0, "malformed": 3, "no-connection": 1200},
     "replies": {"over-limit": 20, "reset": 1180},
 }
@@ -289,10 +290,12 @@ def test_summary_tells_what_the_worker_lost() -> None:
     queue: JSONObject = {"number": 0, "depth": 0, "dropped_full": 0, "dropped_socket": 0, "overruns": 3}
     lossy: JSONObject = {
         **SUMMARY, "queues": [{**queue, "refused": 1, "unreadable": 1200}], "journal": {"lost": 17},
+        "followed": {"lost": 7, "overruns": 0, "forgotten": 2},
     }  # fmt: skip
     text = shown("summary", lossy)
     assert "queue 0      0 packets waiting, none dropped, 3 overruns, 1 refused, 1,200 unreadable\n" in text
     assert "journal      no room for 17 records: a new worker would not know them\n" in text
+    assert "kernel       untold: 7 lost, 2 forgotten\n" in text
 
 
 def test_connections() -> None:
