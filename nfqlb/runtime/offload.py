@@ -39,7 +39,7 @@ _read_ipv6 = Struct("!BxxxHBx32s4s8sH").unpack_from
 _DONE = object()
 _STATES = {
     conntrack.SYN_SENT: State.SYN_SENT,
-    conntrack.SYN_RECEIVED: State.SYN_RECEIVED,
+    conntrack.SYN_RECEIVED: State.ESTABLISHED,  # as with the SYN-ACK that the tap tells of
     conntrack.ESTABLISHED: State.ESTABLISHED,
     # one side has closed, conntrack does not say which; the other's FIN, or the entry's end, will tell
     conntrack.FIN_WAIT: State.FIN_CLIENT,
@@ -245,16 +245,21 @@ class OffloadPath:
                 self.forgotten += 1
             yield
 
-    def _meet(self, entry: Entry, begun: float) -> None:
-        """One entry: its connection is alive, has come further, has ended, or becomes known."""
-        connection = self._inbound.get(entry.inbound + key_end(entry.protocol))
-        state = state_of(entry)
-        if connection is None:
-            # what is read may be older than what was told, and then a connection that has ended since
-            if state is not None and self._table.find(entry.inbound, entry.protocol) is not None:
-                self._adopt(entry, state)
-        elif connection.opened >= begun or connection.state.ended:
+    def _meet(self, read: Entry, begun: float) -> None:
+        """One entry: its connection is alive, has come further, has ended, or becomes known.
+
+        What was read is some moments old. Where that may matter, the entry is looked up again.
+        """
+        connection = self._inbound.get(read.inbound + key_end(read.protocol))
+        entry: Entry | None = read
+        if connection is None or connection.opened >= begun:
+            entry = self._table.find(read.inbound, read.protocol)
+        state = state_of(entry) if entry is not None else None
+        if entry is None or (connection is not None and connection.state.ended):
             return
+        if connection is None:
+            if state is not None:
+                self._adopt(entry, state)
         elif state is not None:
             self.director.progressed(connection, state, self.now)
             if connection.state.quick:
