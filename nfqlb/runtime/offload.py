@@ -25,6 +25,7 @@ from nfqlb.core.table import NoRecorder, Recorder
 from nfqlb.core.verdict import Drop
 from nfqlb.netfilter import conntrack
 from nfqlb.netfilter.conntrack import Entry
+from nfqlb.netfilter.errors import KernelError
 from nfqlb.packet.replies import Replies
 from nfqlb.packet.stamps import read_stamp
 
@@ -64,9 +65,14 @@ class Table(Protocol):
 
 
 class KernelCarrier:
-    """The kernel as the one who carries connections (`core.table.Carrier`)."""
+    """The kernel as the one who carries connections (`core.table.Carrier`).
+
+    `failed` counts what it did not answer to: then a connection goes on for another while, and one that
+    should have been cut is found by the next comparison.
+    """
 
     def __init__(self, table: Table, udp: float) -> None:
+        self.failed = 0
         self._table = table
         self._udp = udp
 
@@ -74,7 +80,11 @@ class KernelCarrier:
         """What conntrack has it as; since when it is quiet follows from what is left of its time."""
         if connection.link.virtual.spec.datapath != OFFLOAD:
             return None
-        entry = self._table.find(*without_end(connection.inbound))
+        try:
+            entry = self._table.find(*without_end(connection.inbound))
+        except KernelError:
+            self.failed += 1
+            return connection.state
         state = state_of(entry) if entry is not None else None
         if entry is not None and state is not None and not state.half_open:
             connection.seen = max(connection.seen, heard_of(connection, entry, now, self._udp))
@@ -82,8 +92,12 @@ class KernelCarrier:
 
     def cut(self, connection: Connection) -> None:
         """Have conntrack forget it: its packets belong to nothing from now on."""
-        if connection.link.virtual.spec.datapath == OFFLOAD:
+        if connection.link.virtual.spec.datapath != OFFLOAD:
+            return
+        try:
             self._table.delete(*without_end(connection.inbound))
+        except KernelError:
+            self.failed += 1
 
 
 class OffloadPath:

@@ -25,6 +25,7 @@ from nfqlb.netfilter.conntrack import (
     TIME_WAIT,
     Entry,
 )
+from nfqlb.netfilter.errors import KernelError
 from nfqlb.packet.translate import CHECKSUM_NOT_READY
 from nfqlb.runtime.offload import KernelCarrier, OffloadPath
 
@@ -415,6 +416,28 @@ def test_connections_of_the_other_datapath_are_none_of_the_kernels() -> None:
     assert gateway.carrier.carries(connection, 0.0) is None
     gateway.carrier.cut(connection)
     assert gateway.ledger.deleted == []
+
+
+class Deaf(Ledger):
+    """A kernel that refuses to be asked."""
+
+    def find(self, inbound: bytes, protocol: int) -> Entry | None:
+        raise KernelError("no buffer space")
+
+    def delete(self, inbound: bytes, protocol: int) -> bool:
+        raise KernelError("no buffer space")
+
+
+def test_a_kernel_that_does_not_answer_ends_no_connection() -> None:
+    """One that was answered goes on; one that nobody answered has ended all the same."""
+    gateway = Worker(ledger=Deaf())
+    gateway.syn()
+    gateway.server(SYN | ACK, 900, 101)
+    gateway.syn(5001)
+    gateway.director.tick(31.0)
+    gateway.director.tick(3700.0)
+    assert gateway.states() == ["established"]
+    assert gateway.carrier.failed == 3
 
 
 # ---- UDP
