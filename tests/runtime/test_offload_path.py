@@ -315,6 +315,21 @@ def test_what_has_ended_for_the_kernel_ends_here_before_its_entry_does(gateway: 
     assert gateway.director.reals(0.0)[0].unanswered == 0
 
 
+@pytest.mark.parametrize(("state", "failed"), [(TIME_WAIT, "in-service"), (CLOSE, "failed")])
+def test_an_end_that_only_an_answer_leads_to_speaks_for_the_server(state: int, failed: str) -> None:
+    """R179 (A25): of failures in a row the count begins anew."""
+    reals = tuple(replace(real, failure_threshold=2, failure_clients=1) for real in CONFIG.reals)
+    gateway = Worker(replace(CONFIG, reals=reals, virtuals=(replace(WEB, servers=WEB.servers[:1]),)))
+    gateway.syn(5000)
+    gateway.server(RST | ACK, 0, 101, 5000)
+    gateway.syn(5001)
+    gateway.enter(5001, state=state)
+    gateway.sweep()
+    gateway.syn(5002)
+    gateway.server(RST | ACK, 0, 101, 5002)
+    assert gateway.director.reals(0.0)[0].state == failed
+
+
 @pytest.mark.parametrize("state", ["established", "syn-sent"])
 def test_a_young_connection_is_no_older_ones_end(gateway: Worker, state: str) -> None:
     """A18: what was read of the kernel's table may be of before its port was used again."""
