@@ -208,13 +208,10 @@ class Director:
 
         Which side has closed it he does not know; the other's FIN, or its end, will be told.
         """
-        missed: tuple[Event, ...] = ()
-        if state.quick:
-            missed = (Event.ANSWER,) if state.udp else (Event.SYN_ACK, Event.ACK)
-        elif state is State.SYN_RECEIVED:
-            missed = (Event.SYN_ACK,)
+        if not state.quick:
+            return
         seen = connection.seen
-        for event in missed:
+        for event in (Event.ANSWER,) if state.udp else (Event.SYN_ACK, Event.ACK):
             self._happened(connection, event, now)
         connection.seen = seen
 

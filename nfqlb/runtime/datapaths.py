@@ -175,8 +175,8 @@ class Paths:
         now = time.monotonic()
         self._datapaths = datapaths
         table = Conntrack() if datapaths.offloading is not None else None
-        carrier = KernelCarrier(table, config.timeouts.udp) if table is not None else None
-        self.director = Director(config, now=now, recorder=journal, keeper=journal, carrier=carrier)
+        self._carrier = KernelCarrier(table, config.timeouts.udp) if table is not None else None
+        self.director = Director(config, now=now, recorder=journal, keeper=journal, carrier=self._carrier)
         self._rewrite = PacketPath(self.director, now)
         self._offload = OffloadPath(self.director, table, now, journal) if table is not None else None
         self.now = now
@@ -216,13 +216,14 @@ class Paths:
     def followed(self) -> Mapping[str, int]:
         """What the kernel did not tell in time, by what it is; empty where it need not tell anything."""
         offloading, offload = self._datapaths.offloading, self._offload
-        if offloading is None or offload is None:
+        if offloading is None or offload is None or self._carrier is None:
             return {}
         return {
             "lost": offloading.tap.lost,
             "overruns": offloading.tap.overruns + offloading.endings.overruns,
             "adopted": offload.adopted,
             "forgotten": offload.forgotten,
+            "unanswered": self._carrier.failed,
         }
 
 

@@ -25,6 +25,7 @@ from nfqlb.core.table import NoRecorder, Recorder
 from nfqlb.core.verdict import Drop
 from nfqlb.netfilter import conntrack
 from nfqlb.netfilter.conntrack import Entry
+from nfqlb.netfilter.errors import KernelError
 from nfqlb.packet.replies import Replies
 from nfqlb.packet.stamps import read_stamp
 
@@ -39,7 +40,7 @@ _read_ipv6 = Struct("!BxxxHBx32s4s8sH").unpack_from
 _DONE = object()
 _STATES = {
     conntrack.SYN_SENT: State.SYN_SENT,
-    conntrack.SYN_RECEIVED: State.SYN_RECEIVED,
+    conntrack.SYN_RECEIVED: State.ESTABLISHED,  # as with the SYN-ACK that the tap tells of
     conntrack.ESTABLISHED: State.ESTABLISHED,
     # one side has closed, conntrack does not say which; the other's FIN, or the entry's end, will tell
     conntrack.FIN_WAIT: State.FIN_CLIENT,
@@ -64,9 +65,14 @@ class Table(Protocol):
 
 
 class KernelCarrier:
-    """The kernel as the one who carries connections (`core.table.Carrier`)."""
+    """The kernel as the one who carries connections (`core.table.Carrier`).
+
+    `failed` counts what it did not answer to: then a connection goes on for another while, and one that
+    should have been cut is found by the next comparison.
+    """
 
     def __init__(self, table: Table, udp: float) -> None:
+        self.failed = 0
         self._table = table
         self._udp = udp
 
@@ -74,7 +80,11 @@ class KernelCarrier:
         """What conntrack has it as; since when it is quiet follows from what is left of its time."""
         if connection.link.virtual.spec.datapath != OFFLOAD:
             return None
-        entry = self._table.find(*without_end(connection.inbound))
+        try:
+            entry = self._table.find(*without_end(connection.inbound))
+        except KernelError:
+            self.failed += 1
+            return connection.state
         state = state_of(entry) if entry is not None else None
         if entry is not None and state is not None and not state.half_open:
             connection.seen = max(connection.seen, heard_of(connection, entry, now, self._udp))
@@ -82,8 +92,12 @@ class KernelCarrier:
 
     def cut(self, connection: Connection) -> None:
         """Have conntrack forget it: its packets belong to nothing from now on."""
-        if connection.link.virtual.spec.datapath == OFFLOAD:
+        if connection.link.virtual.spec.datapath != OFFLOAD:
+            return
+        try:
             self._table.delete(*without_end(connection.inbound))
+        except KernelError:
+            self.failed += 1
 
 
 class OffloadPath:
@@ -245,16 +259,21 @@ class OffloadPath:
                 self.forgotten += 1
             yield
 
-    def _meet(self, entry: Entry, begun: float) -> None:
-        """One entry: its connection is alive, has come further, has ended, or becomes known."""
-        connection = self._inbound.get(entry.inbound + key_end(entry.protocol))
-        state = state_of(entry)
-        if connection is None:
-            # what is read may be older than what was told, and then a connection that has ended since
-            if state is not None and self._table.find(entry.inbound, entry.protocol) is not None:
-                self._adopt(entry, state)
-        elif connection.opened >= begun or connection.state.ended:
+    def _meet(self, read: Entry, begun: float) -> None:
+        """One entry: its connection is alive, has come further, has ended, or becomes known.
+
+        What was read is some moments old. Where that may matter, the entry is looked up again.
+        """
+        connection = self._inbound.get(read.inbound + key_end(read.protocol))
+        entry: Entry | None = read
+        if connection is None or connection.opened >= begun:
+            entry = self._table.find(read.inbound, read.protocol)
+        state = state_of(entry) if entry is not None else None
+        if entry is None or (connection is not None and connection.state.ended):
             return
+        if connection is None:
+            if state is not None:
+                self._adopt(entry, state)
         elif state is not None:
             self.director.progressed(connection, state, self.now)
             if connection.state.quick:

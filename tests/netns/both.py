@@ -44,6 +44,9 @@ def offloads(lab: Lab) -> bool:
     return lab.datapath == OFFLOAD
 
 
+SAME = "it is over before a packet comes, or has nothing to do with packets"
+
+
 def only(datapath: Datapath, why: str) -> Callable[[Any], Any]:
     """Let a test run over one datapath alone, and say why."""
     assert why

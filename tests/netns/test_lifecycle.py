@@ -20,7 +20,7 @@ from nfqlb.demo.lab import VIP, Lab
 from nfqlb.demo.programs import run
 from nfqlb.demo.web import serve
 from tests.netns.asking import ask, rules, spread, traces
-from tests.netns.both import Bench, Datapath, configuration
+from tests.netns.both import REWRITE, SAME, Bench, Datapath, configuration, only
 
 OWN_RULES = """\
 *raw
@@ -130,6 +130,7 @@ def test_second_instance_is_refused(lab: Lab) -> None:
         assert ask(lab.client).server in ("web1", "web2")
 
 
+@only(REWRITE, SAME)
 def test_bad_configuration_is_refused_whole(lab: Lab) -> None:
     """Every error is told with file and line, and nothing is touched."""
     before = traces(lab)
@@ -140,6 +141,7 @@ def test_bad_configuration_is_refused_whole(lab: Lab) -> None:
     assert traces(lab) == before
 
 
+@only(REWRITE, SAME)
 def test_missing_interface_is_refused(lab: Lab) -> None:
     """The line names the interface, and nothing is left half-installed."""
     before = traces(lab)
@@ -148,6 +150,7 @@ def test_missing_interface_is_refused(lab: Lab) -> None:
     assert traces(lab) == before
 
 
+@only(REWRITE, SAME)
 def test_missing_route_is_refused(lab: Lab) -> None:
     """A real server that no route of an inside interface leads to is named."""
     before = traces(lab)
@@ -156,6 +159,7 @@ def test_missing_route_is_refused(lab: Lab) -> None:
     assert traces(lab) == before
 
 
+@only(REWRITE, SAME)
 @pytest.mark.parametrize(
     "without",
     [("setpriv", "--bounding-set", "-net_admin"), ("unshare", "--user")],
@@ -174,6 +178,7 @@ def test_start_without_the_right_is_refused(lab: Lab, without: tuple[str, ...]) 
     assert traces(lab) == before
 
 
+@only(REWRITE, SAME)
 def test_checking_needs_no_right(lab: Lab, tmp_path: Path) -> None:
     """`nfqlb check` reads the file and nothing else."""
     path = lab.directory / "good.toml"
@@ -184,6 +189,7 @@ def test_checking_needs_no_right(lab: Lab, tmp_path: Path) -> None:
     assert VIP in done.stdout
 
 
+@only(REWRITE, SAME)
 def test_show_without_a_gateway_says_so(lab: Lab) -> None:
     """No gateway answers: one line, status 1."""
     done = nfqlb_command(lab, "show", "summary", "--socket", str(lab.directory / "nobody.sock"))
@@ -191,6 +197,7 @@ def test_show_without_a_gateway_says_so(lab: Lab) -> None:
     assert "nobody.sock" in one_line(done.stderr)
 
 
+@only(REWRITE, SAME)
 def test_wrong_usage_has_status_two(lab: Lab) -> None:
     done = run(lab.gateway.namespace, (sys.executable, "-m", "nfqlb", "run"), check=False)
     assert done.returncode == 2

@@ -15,7 +15,7 @@ from nfqlb.demo.web import document, serve
 from nfqlb.runtime.client import Client
 from nfqlb.runtime.protocol import ControlError
 from tests.netns.asking import ask, holding, rows, spread, summary, wait_until
-from tests.netns.both import Bench, Datapath, configuration
+from tests.netns.both import REWRITE, SAME, Bench, Datapath, configuration, only
 
 ALL = ("web1", "web2", "web3")
 UNPRIVILEGED = 65534
@@ -244,6 +244,7 @@ def test_what_a_killed_gateway_leaves_and_a_stopped_one_does_not(lab: Lab) -> No
         assert real(last, "web1")["state"] == "in-service"
 
 
+@only(REWRITE, SAME)
 def test_rules_are_not_taken_from_under_a_running_gateway(lab: Lab) -> None:
     """Its virtual servers would be unreachable."""
     with gateway(lab):
@@ -253,6 +254,7 @@ def test_rules_are_not_taken_from_under_a_running_gateway(lab: Lab) -> None:
         assert ask(lab.client).server
 
 
+@only(REWRITE, SAME)
 def test_orders_that_are_refused(lab: Lab) -> None:
     """R039, R025: by name and with what there is; nothing changes."""
     with gateway(lab) as appliance:
@@ -276,6 +278,7 @@ def test_orders_that_are_refused(lab: Lab) -> None:
         assert {row["weight"] for row in rows(appliance, "reals")} == {1}
 
 
+@only(REWRITE, SAME)
 def test_a_user_without_the_right_is_refused(lab: Lab) -> None:
     """R186: the control socket is root's and its group's."""
     with gateway(lab) as appliance:
@@ -305,6 +308,7 @@ def test_a_user_without_the_right_is_refused(lab: Lab) -> None:
         assert real(appliance, "web1")["state"] == "in-service"
 
 
+@only(REWRITE, SAME)
 def test_links_are_shown(lab: Lab) -> None:
     """R037 (A36): each server's MAC as the kernel knows it, and who does not answer for it."""
     with gateway(lab) as appliance:

@@ -25,6 +25,7 @@ from nfqlb.netfilter.conntrack import (
     TIME_WAIT,
     Entry,
 )
+from nfqlb.netfilter.errors import KernelError
 from nfqlb.packet.translate import CHECKSUM_NOT_READY
 from nfqlb.runtime.offload import KernelCarrier, OffloadPath
 
@@ -314,14 +315,42 @@ def test_what_has_ended_for_the_kernel_ends_here_before_its_entry_does(gateway: 
     assert gateway.director.reals(0.0)[0].unanswered == 0
 
 
-def test_a_young_connection_is_no_older_ones_end(gateway: Worker) -> None:
+@pytest.mark.parametrize(("state", "failed"), [(TIME_WAIT, "in-service"), (CLOSE, "failed")])
+def test_an_end_that_only_an_answer_leads_to_speaks_for_the_server(state: int, failed: str) -> None:
+    """R179 (A25): of failures in a row the count begins anew."""
+    reals = tuple(replace(real, failure_threshold=2, failure_clients=1) for real in CONFIG.reals)
+    gateway = Worker(replace(CONFIG, reals=reals, virtuals=(replace(WEB, servers=WEB.servers[:1]),)))
+    gateway.syn(5000)
+    gateway.server(RST | ACK, 0, 101, 5000)
+    gateway.syn(5001)
+    gateway.enter(5001, state=state)
+    gateway.sweep()
+    gateway.syn(5002)
+    gateway.server(RST | ACK, 0, 101, 5002)
+    assert gateway.director.reals(0.0)[0].state == failed
+
+
+@pytest.mark.parametrize("state", ["established", "syn-sent"])
+def test_a_young_connection_is_no_older_ones_end(gateway: Worker, state: str) -> None:
     """A18: what was read of the kernel's table may be of before its port was used again."""
     gateway.enter(5000, state=TIME_WAIT)
     gateway.enter(5001, state=TIME_WAIT)
     gateway.path.now = 1.0
     assert not gateway.path.sweep(1)
     gateway.syn(5001)
-    gateway.server(SYN | ACK, 900, 101, 5001)
+    if state == "established":
+        gateway.server(SYN | ACK, 900, 101, 5001)
+    gateway.enter(5001, state=ESTABLISHED if state == "established" else SYN_SENT)
+    gateway.sweep()
+    assert gateway.states() == [state]
+
+
+def test_a_connection_as_young_as_the_comparison_is_mended_too(gateway: Worker) -> None:
+    """The worker's clock does not tell them apart."""
+    gateway.syn()
+    gateway.enter()
+    gateway.syn(5001)
+    gateway.enter(5001, state=TIME_WAIT)
     gateway.sweep()
     assert gateway.states() == ["established"]
 
@@ -340,13 +369,13 @@ def test_what_ended_while_it_was_read_is_not_adopted(gateway: Worker) -> None:
     ("known", "state"),
     [
         (SYN_SENT, "syn-sent"),
-        (SYN_RECEIVED, "syn-received"),
+        (SYN_RECEIVED, "established"),
         (ESTABLISHED, "established"),
         (FIN_WAIT, "established"),
     ],
 )
 def test_a_sweep_brings_a_connection_as_far_as_it_has_come(gateway: Worker, known: int, state: str) -> None:
-    """R077, R078: the SYN-ACK was lost; and its ACK, if the connection is past that."""
+    """R077, R078: the copy of its SYN-ACK was lost."""
     gateway.syn()
     gateway.enter(state=known)
     gateway.path.now = 1.0
@@ -402,6 +431,28 @@ def test_connections_of_the_other_datapath_are_none_of_the_kernels() -> None:
     assert gateway.carrier.carries(connection, 0.0) is None
     gateway.carrier.cut(connection)
     assert gateway.ledger.deleted == []
+
+
+class Deaf(Ledger):
+    """A kernel that refuses to be asked."""
+
+    def find(self, inbound: bytes, protocol: int) -> Entry | None:
+        raise KernelError("no buffer space")
+
+    def delete(self, inbound: bytes, protocol: int) -> bool:
+        raise KernelError("no buffer space")
+
+
+def test_a_kernel_that_does_not_answer_ends_no_connection() -> None:
+    """One that was answered goes on; one that nobody answered has ended all the same."""
+    gateway = Worker(ledger=Deaf())
+    gateway.syn()
+    gateway.server(SYN | ACK, 900, 101)
+    gateway.syn(5001)
+    gateway.director.tick(31.0)
+    gateway.director.tick(3700.0)
+    assert gateway.states() == ["established"]
+    assert gateway.carrier.failed == 3
 
 
 # ---- UDP
