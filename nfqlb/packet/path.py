@@ -182,7 +182,8 @@ class PacketPath:
             if not isinstance(outcome, Connection):
                 if hook == PREROUTING:
                     key, flags, transport = decoded.key, decoded.flags, start + decoded.transport_at
-                    self.replies.tell(outcome, key, flags, buffer, start, end, transport, info, self.now)
+                    last = transport + decoded.length if isinstance(decoded, UdpPacket) else end
+                    self.replies.tell(outcome, key, flags, buffer, start, last, transport, info, self.now)
                 return _verdict(outcome)
             if hook == PREROUTING:
                 translate_inbound(buffer, start, end, decoded, outcome.link.inbound, info)

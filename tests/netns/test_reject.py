@@ -12,14 +12,14 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.packet import Raw
 
 from nfqlb.demo.appliance import Appliance, balancing, command, configuration, python_path, virtual
-from nfqlb.demo.lab import ROUTED_VIP, SECOND_VIP, VIP, Host, Lab
+from nfqlb.demo.lab import ROUTED_VIP, SECOND_VIP, VIP, VIP6, Host, Lab
 from nfqlb.demo.programs import run
 from nfqlb.demo.web import document, serve
 from nfqlb.netfilter.reply import ReplySockets
 from nfqlb.packet.reply import unreachable_for
 from nfqlb.runtime.protocol import ControlError
 from tests.netns.asking import PREFIX, ask, rows, summary, wait_until
-from tests.netns.site import ACK, FIN, RST, craft, entered
+from tests.netns.site import ACK, FIN, RST, craft, entered, family_of
 
 ALL = ("web1", "web2")
 NOBODY = "weight = 0"
@@ -28,7 +28,7 @@ NOBODY = "weight = 0"
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab(clients=1, servers=2, prefix=PREFIX) as lab:
+    with Lab(clients=1, servers=2, ipv6=True, prefix=PREFIX) as lab:
         for server in lab.servers:
             serve(lab, server, ports=(80, 81))
         yield lab
@@ -91,6 +91,31 @@ def test_a_client_that_nobody_can_serve(lab: Lab, address: str, port: int) -> No
         assert isinstance(attempt(lab.client, address, port, patience=1.5), TimeoutError)
         assert replies(appliance) == {}
         assert drops(appliance)["no-server"] >= 2
+
+
+@pytest.mark.parametrize("port", [53, None])
+@pytest.mark.parametrize(("vip", "suffix"), [(VIP, ""), (VIP6, "-6")])
+def test_datagrams_and_ipv6_that_nobody_can_serve(lab: Lab, vip: str, suffix: str, port: int | None) -> None:
+    """R012, R113, R114 (A20): the client's kernel believes the unreachable, and the reset."""
+    names = [f"{name}{suffix}" for name in ALL]
+    several = [
+        virtual("dns", names, address=vip, port=port, protocol="udp"),
+        virtual("web", names, address=vip, port=port),
+    ]
+    nobody = dict.fromkeys(ALL, NOBODY)
+    with balancing(lab, configuration(lab, *several, gateway='reject = "reset"', reals=nobody)) as appliance:
+        with entered(lab.client.namespace):
+            asking = socket.socket(family_of(vip), socket.SOCK_DGRAM)
+        with closing(asking):
+            asking.settimeout(5)
+            asking.connect((vip, 53))
+            for size in (0, 10, 1400):
+                asking.send(bytes(size))
+                with pytest.raises(ConnectionRefusedError):
+                    asking.recv(100)
+        assert isinstance(attempt(lab.client, vip, 53), ConnectionRefusedError)
+        assert replies(appliance) == {"unreachable": 3, "reset": 1}
+        assert drops(appliance) == {"no-server": 4}
 
 
 def test_each_virtual_server_has_its_own_policy(lab: Lab) -> None:
