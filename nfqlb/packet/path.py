@@ -52,7 +52,6 @@ __all__ = ["ACCEPT", "CHANGED", "DROP", "FORWARD", "LOOKAHEAD", "OUTPUT", "PRERO
 #: Headers and quotations lie in these many bytes; the payload of a super-packet need not be copied.
 _HEADERS_SIZE = 1500
 
-_TCP, _UDP = 6, 17
 _KERNEL_SUMS = CHECKSUM_NOT_READY | SUPER_PACKET
 _NO_PORT = bytes(2)
 

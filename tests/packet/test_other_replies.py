@@ -19,9 +19,9 @@ WRAP = 2**32
 UDP = (UDP4, UDP6)
 
 
-def refusing(kind: Kind, place: Place, **keys: bool) -> World:
+def refusing(kind: Kind, place: Place, *, every_port: bool = False) -> World:
     """A gateway whose only server takes nobody, and that says so."""
-    return World(kind, place, reject="reset", weight=0, **keys)
+    return World(kind, place, reject="reset", weight=0, every_port=every_port)
 
 
 def unreachable(kind: Kind, place: Place, quoted: bytes) -> bytes:
