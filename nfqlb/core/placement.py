@@ -135,7 +135,9 @@ class Placement:
         virtual, key = connection.link.virtual, connection.inbound
         before = connection.link.real
         choice = self._selection.choose(virtual, key, now, avoid=before)
-        if virtual.decisions is not None:
+        refused = isinstance(choice, Drop)
+        # a flow asks with every datagram, and where it stays would soon be all that is remembered
+        if virtual.decisions is not None and not (refused and connection.state.udp):
             virtual.decisions.note(now, key, choice, before, self._selection.found)
         if isinstance(choice, Drop):
             return

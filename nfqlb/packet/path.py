@@ -52,7 +52,6 @@ __all__ = ["ACCEPT", "CHANGED", "DROP", "FORWARD", "LOOKAHEAD", "OUTPUT", "PRERO
 #: Headers and quotations lie in these many bytes; the payload of a super-packet need not be copied.
 _HEADERS_SIZE = 1500
 
-_TCP, _UDP = 6, 17
 _KERNEL_SUMS = CHECKSUM_NOT_READY | SUPER_PACKET
 _NO_PORT = bytes(2)
 
@@ -182,7 +181,8 @@ class PacketPath:
             if not isinstance(outcome, Connection):
                 if hook == PREROUTING:
                     key, flags, transport = decoded.key, decoded.flags, start + decoded.transport_at
-                    self.replies.tell(outcome, key, flags, buffer, start, end, transport, info, self.now)
+                    last = transport + decoded.length if isinstance(decoded, UdpPacket) else end
+                    self.replies.tell(outcome, key, flags, buffer, start, last, transport, info, self.now)
                 return _verdict(outcome)
             if hook == PREROUTING:
                 translate_inbound(buffer, start, end, decoded, outcome.link.inbound, info)

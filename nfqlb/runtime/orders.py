@@ -5,7 +5,6 @@ log. Pure: a director in, a document out. `views` has the commands that only rea
 """
 
 from collections.abc import Callable, Iterable
-from ipaddress import ip_address
 
 from pydantic_core import PydanticCustomError
 
@@ -14,7 +13,8 @@ from nfqlb.core.admission import BY_NAME, ServerState
 from nfqlb.core.director import Director
 from nfqlb.core.operation import Done
 from nfqlb.runtime import views
-from nfqlb.runtime.protocol import JSON, ControlError, JSONObject, Result
+from nfqlb.runtime.protocol import JSON, JSONObject, Result
+from nfqlb.runtime.views import bad
 
 #: What an operator may set. A virtual server is in service or not (A26).
 REAL_STATES = tuple(state.shown for state in ServerState if state.operator)
@@ -31,9 +31,7 @@ def answer(director: Director, cmd: str, args: JSONObject, now: float) -> Result
     if order is None:
         return views.answer(director, cmd, args, now)
     known, carry_out = order
-    for name in args:
-        if name not in known:
-            raise _bad(f"{cmd} has no argument {name!r}", views.suggest(name, known))
+    views.check_names(cmd, args, known)
     return carry_out(director, args, now)
 
 
@@ -42,7 +40,7 @@ def _set_real(director: Director, args: JSONObject, now: float) -> Result:
     setting = _state(args, REAL_STATES, "a real server") if args.get("state") is not None else None
     weight = _weight(args["weight"]) if args.get("weight") is not None else None
     if setting is None and weight is None:
-        raise _bad("nothing to set", f"a state ({', '.join(REAL_STATES)}) or weight=N")
+        raise bad("nothing to set", f"a state ({', '.join(REAL_STATES)}) or weight=N")
     done = director.operation.set_real(name, setting=setting, weight=weight, now=now)
     said = []
     if setting is not None:
@@ -68,10 +66,10 @@ def _clear_sticky(director: Director, args: JSONObject, now: float) -> Result:
     if args.get("virtual") is not None:
         names = [virtual.spec.name for virtual in director.virtual_servers]
         name = _name("virtual server", {"name": args["virtual"]}, names)
-    client = _client(args.get("client"))
-    cleared = director.operation.clear_sticky(name, client, now)
+    client = views.client_named(args)
+    cleared = director.operation.clear_sticky(name, client.packed if client else None, now)
     if cleared is None:
-        raise _bad(f"{name} has no stickiness", "`sticky` in the configuration switches it on")
+        raise bad(f"{name} has no stickiness", "`sticky` in the configuration switches it on")
     whose = (f" of {args['client']}" if client else "") + (f" for {name}" if name else "")
     said = f"{_several(cleared, 'sticky entry', 'sticky entries')}{whose} cleared"
     return {"cleared": cleared, "said": [said]}
@@ -125,7 +123,7 @@ def _name(what: str, args: JSONObject, names: Iterable[str]) -> str:
     name, known = args.get("name"), list(names)
     if isinstance(name, str) and name in known:
         return name
-    raise _bad(f"there is no {what} {name!r}", views.suggest(str(name), known))
+    raise bad(f"there is no {what} {name!r}", views.suggest(str(name), known))
 
 
 def _state(args: JSONObject, allowed: tuple[str, ...], whose: str) -> ServerState:
@@ -139,7 +137,7 @@ def _state(args: JSONObject, allowed: tuple[str, ...], whose: str) -> ServerStat
         wrong += f" of {whose}"
     near = views.suggest(str(state), allowed)
     listed = f"states that can be set of {whose}: {', '.join(allowed)}"
-    raise _bad(wrong, f"{near} {listed}" if near.startswith("did") and not found_out else listed)
+    raise bad(wrong, f"{near} {listed}" if near.startswith("did") and not found_out else listed)
 
 
 def _weight(value: JSON) -> float:
@@ -147,23 +145,8 @@ def _weight(value: JSON) -> float:
         return parse_weight(value)
     except PydanticCustomError as error:
         context = error.context or {}
-        raise _bad(f"weight: {error.message()}", str(context.get("hint", ""))) from None
-
-
-def _client(value: JSON) -> bytes | None:
-    if value is None:
-        return None
-    if isinstance(value, str):
-        try:
-            return ip_address(value).packed
-        except ValueError:
-            pass
-    raise _bad(f"client: {value!r} is not an IP address", "one such as 192.0.2.7 or 2001:db8::7")
+        raise bad(f"weight: {error.message()}", str(context.get("hint", ""))) from None
 
 
 def _several(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
-
-
-def _bad(message: str, hint: str = "") -> ControlError:
-    return ControlError("bad-argument", message, hint)

@@ -10,6 +10,7 @@ import difflib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from itertools import islice
@@ -257,17 +258,21 @@ def sticky_entry(snapshot: StickySnapshot) -> JSONObject:
 def answer(director: Observed, cmd: str, args: JSONObject, now: float) -> Result:
     """The worker's answer to a reading command: a document, or an iterator of a list's rows.
 
-    Raises ControlError: "unknown-command", or "bad-argument" for an argument that the command does not
-    have or cannot use.
+    Raises ControlError: "unknown-command", or "bad-argument" for one that it does not have or cannot use.
     """
     command = _COMMANDS.get(cmd)
     if command is None:
         raise ControlError("unknown-command", f"there is no command {cmd!r}", suggest(cmd, _COMMANDS))
     known, produce = command
+    check_names(cmd, args, known)
+    return produce(director, args, now)
+
+
+def check_names(cmd: str, args: JSONObject, known: Iterable[str]) -> None:
+    """Raises ControlError where a command gets an argument that it does not have."""
     for name in args:
         if name not in known:
-            raise _bad(f"{cmd} has no argument {name!r}", suggest(name, known))
-    return produce(director, args, now)
+            raise bad(f"{cmd} has no argument {name!r}", suggest(name, known))
 
 
 def respond(request: Request, answered: Callable[[str, JSONObject], Result]) -> None:
@@ -297,7 +302,7 @@ def _virtuals(director: Observed, _args: JSONObject, now: float) -> Result:
 
 
 def _connections(director: Observed, args: JSONObject, now: float) -> Result:
-    limit, client, name = _limit("connections", args), _client(args), _virtual_name(director, args, now)
+    limit, client, name = _limit("connections", args), client_named(args), _virtual_name(director, args, now)
     return map(connection, director.connections(now, limit=limit, client=client, virtual=name))
 
 
@@ -305,23 +310,23 @@ def _failures(director: Observed, args: JSONObject, now: float) -> Result:
     limit, name = _limit("failures", args), args.get("real")
     names = [snapshot.name for snapshot in director.reals(now)]
     if name is not None and name not in names:
-        raise _bad(f"real: there is no real server {name!r}", suggest(str(name), names))
+        raise bad(f"real: there is no real server {name!r}", suggest(str(name), names))
     return map(failure, director.failures(now, limit=limit, real=name if isinstance(name, str) else None))
 
 
 def _sticky(director: Observed, args: JSONObject, now: float) -> Result:
     limit = _limit("sticky", args)
-    return map(sticky_entry, list(islice(director.sticky(now, _client(args)), limit)))
+    return map(sticky_entry, list(islice(director.sticky(now, client_named(args)), limit)))
 
 
 def _decisions(director: Observed, args: JSONObject, now: float) -> Result:
-    wanted = Wanted(client=_client(args), virtual=_virtual_name(director, args, now))
+    wanted = Wanted(client=client_named(args), virtual=_virtual_name(director, args, now))
     connection = args.get("connection")
     if connection is not None:
         try:
             wanted = decision_view.of_connection(str(connection), wanted)
         except ValueError as error:
-            raise _bad(f"connection: {error}", decision_view.QUAD) from None
+            raise bad(f"connection: {error}", decision_view.QUAD) from None
     found = director.decisions(now, limit=_limit("decisions", args), wanted=wanted)
     wall = time.time()
     return (decision_view.decision(snapshot, wall) for snapshot in found)
@@ -351,23 +356,22 @@ def _limit(cmd: str, args: JSONObject) -> int:
     if limit is None:
         return DEFAULT_LIMITS[cmd]
     if isinstance(limit, bool) or not isinstance(limit, int):
-        raise _bad(f"limit: {limit!r} is not a whole number")
+        raise bad(f"limit: {limit!r} is not a whole number")
     most = MAX_LIMITS.get(cmd, MAX_LIMIT)
     if not 1 <= limit <= most:
-        raise _bad(f"limit: {limit} is not between 1 and {most}", _NARROWER.get(cmd, ""))
+        raise bad(f"limit: {limit} is not between 1 and {most}", _NARROWER.get(cmd, ""))
     return limit
 
 
-def _client(args: JSONObject) -> Address | None:
+def client_named(args: JSONObject) -> Address | None:
+    """The argument `client`. Raises ControlError where it is no address."""
     client = args.get("client")
     if client is None:
         return None
     if isinstance(client, str):
-        try:
+        with suppress(ValueError):
             return ip_address(client)
-        except ValueError:
-            pass
-    raise _bad(f"client: {client!r} is not an IP address", "one such as 192.0.2.7 or 2001:db8::7")
+    raise bad(f"client: {client!r} is not an IP address", "one such as 192.0.2.7 or 2001:db8::7")
 
 
 def _virtual_name(director: Observed, args: JSONObject, now: float) -> str | None:
@@ -377,7 +381,7 @@ def _virtual_name(director: Observed, args: JSONObject, now: float) -> str | Non
     names = [snapshot.name for snapshot in director.virtuals(now)]
     if isinstance(name, str) and name in names:
         return name
-    raise _bad(f"virtual: there is no virtual server {name!r}", suggest(str(name), names))
+    raise bad(f"virtual: there is no virtual server {name!r}", suggest(str(name), names))
 
 
 def suggest(word: str, words: Iterable[str]) -> str:
@@ -389,7 +393,8 @@ def suggest(word: str, words: Iterable[str]) -> str:
     return f"there is {', '.join(known)}" if 0 < len(known) <= 8 else ""
 
 
-def _bad(message: str, hint: str = "") -> ControlError:
+def bad(message: str, hint: str = "") -> ControlError:
+    """The refusal of an argument."""
     return ControlError("bad-argument", message, hint)
 
 

@@ -81,6 +81,8 @@ class Watched(Selection):
         links = [self._then(link, key, now, avoid) for link in _everybody(virtual)]
         last, bound = virtual.last, self._bound_to(virtual, key, now)
         outcome = super().choose(virtual, key, now, avoid=avoid)
+        if isinstance(outcome, Drop) and avoid is not None and virtual.spec.protocol == "udp":
+            return outcome  # a flow that stays where it is: nothing is told of it
         self.copies.append(Copy(virtual.spec.name, key, last, bound, links, outcome))
         return outcome
 

@@ -17,9 +17,9 @@ UNDER_WAY = 24
 class Player:
     """Plays the rules of `Traffic` by chance, some more often than others."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, traffic: Traffic | None = None) -> None:
         self.chance = chance = random.Random(seed)
-        self.traffic = Traffic()
+        self.traffic = traffic or Traffic()
         self.traffic.begin(
             count_on=chance.choice(["syn", "syn-ack"]),
             close_on=chance.choice(["both", "fin", "time-out"]),

@@ -282,6 +282,16 @@ def test_an_unanswered_flow_stays_where_nobody_else_is() -> None:
     audit(lab.director)
 
 
+def test_a_flow_that_stays_is_told_of_once() -> None:
+    """R104, R187: or one client's datagrams would leave nothing else in the record of decisions."""
+    lab = pair("a")
+    flow = lab.flow("dns").asks()
+    fail(lab, "a")
+    for _ in range(10):
+        flow.asks()
+    assert [(each.chosen, each.refused) for each in lab.decisions(virtual="dns")] == [("a", None)]
+
+
 def test_no_flow_tests_a_failed_server() -> None:
     """R182: a connection does; what it proves holds for UDP too."""
     lab = pair("a")

@@ -95,8 +95,7 @@ class Traffic(RuleBasedStateMachine):
         room=st.sampled_from([6, 16]),
     )
     def begin(self, count_on: str, close_on: str, on_failure: str, startup: str, room: int) -> None:
-        self.memory: Any = Memory()
-        self.notes: Any = Notes()
+        self.memory, self.notes = self.journals()
         self.lab = Scenario(
             _virtuals(on_failure, startup), _servers(), count_on=count_on, close_on=close_on,
             max_connections=room, max_sticky=4, recorder=self.memory, keeper=self.notes,
@@ -225,6 +224,7 @@ class Traffic(RuleBasedStateMachine):
         old = self.lab.director
         self.lab.now += after
         now = self.lab.now
+        self.memory, self.notes = self.journals()
         new = Director(self.lab.config, now=now, recorder=self.memory, keeper=self.notes)
         for kept in self.kept():
             assert new.operation.restore(kept, now)
@@ -234,6 +234,12 @@ class Traffic(RuleBasedStateMachine):
         self.lab.director = new
         self.watched = Watched.watch(new)
         _same_afterwards(old, new)
+
+    def journals(self) -> tuple[Any, Any]:
+        """A recorder and a keeper for a new worker, which find what earlier ones were told."""
+        if not hasattr(self, "memory"):
+            return Memory(), Notes()
+        return self.memory, self.notes
 
     def kept(self) -> list[Any]:
         return list(self.notes.kept.values())

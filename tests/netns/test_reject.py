@@ -12,7 +12,7 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.packet import Raw
 
 from nfqlb.demo.appliance import Appliance, balancing, command, python_path, virtual
-from nfqlb.demo.lab import ROUTED_VIP, SECOND_VIP, VIP, Host, Lab
+from nfqlb.demo.lab import ROUTED_VIP, SECOND_VIP, VIP, VIP6, Host, Lab
 from nfqlb.demo.programs import run
 from nfqlb.demo.web import document, serve
 from nfqlb.netfilter.reply import ReplySockets
@@ -20,7 +20,7 @@ from nfqlb.packet.reply import unreachable_for
 from nfqlb.runtime.protocol import ControlError
 from tests.netns.asking import ask, rows, summary, wait_until
 from tests.netns.both import Bench, Datapath, configuration, offloads
-from tests.netns.site import ACK, FIN, RST, craft, entered
+from tests.netns.site import ACK, FIN, RST, craft, entered, family_of
 
 ALL = ("web1", "web2")
 NOBODY = "weight = 0"
@@ -29,7 +29,7 @@ NOBODY = "weight = 0"
 
 @pytest.fixture(scope="module")
 def lab(datapath: Datapath) -> Iterator[Lab]:
-    with Bench(datapath, clients=1, servers=2) as lab:
+    with Bench(datapath, clients=1, servers=2, ipv6=True) as lab:
         # as gateways have one: where the kernel tells clients of strays, it must know a way for those
         lab.gateway.run("ip", "route", "add", "default", "via", lab.client.address)
         for server in lab.servers:
@@ -94,6 +94,31 @@ def test_a_client_that_nobody_can_serve(lab: Lab, address: str, port: int) -> No
         assert isinstance(attempt(lab.client, address, port, patience=1.5), TimeoutError)
         assert replies(appliance) == {}
         assert drops(appliance)["no-server"] >= 2
+
+
+@pytest.mark.parametrize("port", [53, None])
+@pytest.mark.parametrize(("vip", "suffix"), [(VIP, ""), (VIP6, "-6")])
+def test_datagrams_and_ipv6_that_nobody_can_serve(lab: Lab, vip: str, suffix: str, port: int | None) -> None:
+    """R012, R113, R114 (A20): the client's kernel believes the unreachable, and the reset."""
+    names = [f"{name}{suffix}" for name in ALL]
+    several = [
+        virtual("dns", names, address=vip, port=port, protocol="udp"),
+        virtual("web", names, address=vip, port=port),
+    ]
+    nobody = dict.fromkeys(ALL, NOBODY)
+    with balancing(lab, configuration(lab, *several, gateway='reject = "reset"', reals=nobody)) as appliance:
+        with entered(lab.client.namespace):
+            asking = socket.socket(family_of(vip), socket.SOCK_DGRAM)
+        with closing(asking):
+            asking.settimeout(5)
+            asking.connect((vip, 53))
+            for size in (0, 10, 1400):
+                asking.send(bytes(size))
+                with pytest.raises(ConnectionRefusedError):
+                    asking.recv(100)
+        assert isinstance(attempt(lab.client, vip, 53), ConnectionRefusedError)
+        assert replies(appliance) == {"unreachable": 3, "reset": 1}
+        assert drops(appliance) == {"no-server": 4}
 
 
 def test_each_virtual_server_has_its_own_policy(lab: Lab) -> None:

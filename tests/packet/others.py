@@ -191,14 +191,19 @@ class World:
     place: Place = field(default_factory=Place)
     filler: int = 0xA5
     every_port: bool = False
+    reject: str = "drop"
+    weight: float = 1
+    on_failure: str = "keep"
 
     def __post_init__(self) -> None:
         place = self.place
         virtual, real = (None, None) if self.every_port else (place.virtual_port, place.real_port)
         site = Virtual(
-            "it", ip_address(place.virtual), (Server("one", real),), protocol=self.kind.protocol, port=virtual
-        )
-        config = Config(Gateway(("out",), ("in",)), (Real("one", ip_address(place.real)),), (site,))
+            "it", ip_address(place.virtual), (Server("one", real),), protocol=self.kind.protocol,
+            port=virtual, reject=self.reject, on_failure=self.on_failure,
+        )  # fmt: skip
+        one = Real("one", ip_address(place.real), weight=self.weight)
+        config = Config(Gateway(("out",), ("in",)), (one,), (site,))
         self.director = Director(config, now=0.0)
         self.path = PacketPath(self.director, 1.0)
 
