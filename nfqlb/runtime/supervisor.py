@@ -36,6 +36,7 @@ from nfqlb.runtime.control import Request, Server
 from nfqlb.runtime.datapaths import Datapaths
 from nfqlb.runtime.journal import Journal
 from nfqlb.runtime.protocol import JSON, ControlError
+from nfqlb.runtime.summary import GatewayStatus, summary
 from nfqlb.runtime.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -251,9 +252,9 @@ class Supervisor:
         assert isinstance(counts, dict)
         gateway = self._config.gateway
         ours = [queue.number for queue in self._datapaths.queues]
-        return views.summary(
+        return summary(
             counts,
-            views.GatewayStatus(
+            GatewayStatus(
                 version=__version__,
                 datapath=gateway.datapath,
                 state="running",

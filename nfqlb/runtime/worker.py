@@ -23,7 +23,8 @@ from nfqlb.runtime.channel import WorkerChannel
 from nfqlb.runtime.datapaths import Datapaths, Paths
 from nfqlb.runtime.journal import Journal
 from nfqlb.runtime.protocol import JSONObject, Result
-from nfqlb.runtime.views import Losses, counts, respond
+from nfqlb.runtime.summary import Losses, counts
+from nfqlb.runtime.views import respond
 
 logger = logging.getLogger(__name__)
 

@@ -28,6 +28,7 @@ from nfqlb.core.snapshot import (
 from nfqlb.core.spec import Address, Gateway
 from nfqlb.operator import cli
 from nfqlb.operator.words import WORDS
+from nfqlb.runtime import summary as overview
 from nfqlb.runtime import views
 from nfqlb.runtime.control import Request, Server
 from nfqlb.runtime.orders import ORDERS
@@ -132,8 +133,8 @@ class Running:
         result = views.answer(Director(), request.cmd, request.args, 0.0)
         if request.cmd == "summary":
             assert isinstance(result, dict)
-            status = views.GatewayStatus("1.2.3", "rewrite", "running", 60.0, 4711, 0, [])
-            result = views.summary(result, status)
+            status = overview.GatewayStatus("1.2.3", "rewrite", "running", 60.0, 4711, 0, [])
+            result = overview.summary(result, status)
         request.reply(result)
 
     def start(self, *words: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:

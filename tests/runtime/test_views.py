@@ -24,6 +24,7 @@ from nfqlb.core.snapshot import (
 from nfqlb.core.spec import Address
 from nfqlb.netfilter.neighbours import Neighbour
 from nfqlb.netfilter.queue_status import QueueStatus
+from nfqlb.runtime import summary as overview
 from nfqlb.runtime import views
 from nfqlb.runtime.decision_view import decision
 from nfqlb.runtime.protocol import MAX_LIMIT, ControlError, JSONObject, Outcome, Request, encode
@@ -139,9 +140,9 @@ def answer(cmd: str, **args: object) -> list[JSONObject]:
 
 
 def test_summary_is_made_of_what_worker_and_supervisor_know() -> None:
-    losses = views.Losses(overruns={0: 7, 1: 9}, unreadable={0: 1}, unkept=4)
-    worker = views.counts(TOTALS, losses)
-    gateway = views.GatewayStatus(
+    losses = overview.Losses(overruns={0: 7, 1: 9}, unreadable={0: 1}, unkept=4)
+    worker = overview.counts(TOTALS, losses)
+    gateway = overview.GatewayStatus(
         version="1.2.3",
         datapath="rewrite",
         state="running",
@@ -150,7 +151,7 @@ def test_summary_is_made_of_what_worker_and_supervisor_know() -> None:
         worker_restarts=2,
         queues=[QueueStatus(0, 99, 5, 1, 2, 1000)],
     )
-    document = views.summary(json.loads(encode(worker)), gateway)
+    document = overview.summary(json.loads(encode(worker)), gateway)
     assert document == {
         "version": "1.2.3",
         "datapath": "rewrite",

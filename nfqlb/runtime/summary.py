@@ -1,0 +1,96 @@
+"""The document of `summary`: the gateway as a whole.
+
+It has two halves, because the worker knows the connections and what was lost of packets, and the supervisor
+the processes and queues. Pure.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from nfqlb.core.snapshot import Totals
+from nfqlb.netfilter.queue_status import QueueStatus
+from nfqlb.runtime.protocol import JSON, JSONObject
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayStatus:
+    """What the supervisor knows of the gateway. `uptime` is in seconds, `worker_pid` None where none runs."""
+
+    version: str
+    datapath: str
+    state: str
+    uptime: float
+    worker_pid: int | None
+    worker_restarts: int
+    queues: Sequence[QueueStatus]
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """What the worker could not read, answer or keep. Queues are by number.
+
+    `overruns`: reports that the kernel had no room to hand a packet over; `refused`: verdicts that it did not
+    take; `unreadable`: packets in a message of a shape not understood. `unkept` are records that found
+    no room in the journal: connections, and servers. `followed` is what was not told in time of
+    connections that the kernel carries, by what it is.
+    """
+
+    overruns: Mapping[int, int] = field(default_factory=dict)
+    refused: Mapping[int, int] = field(default_factory=dict)
+    unreadable: Mapping[int, int] = field(default_factory=dict)
+    unkept: int = 0
+    followed: Mapping[str, int] = field(default_factory=dict)
+
+
+def counts(totals: Totals, losses: Losses | None = None) -> JSONObject:
+    """The worker's half of `summary`."""
+    losses = losses or Losses()
+    return {
+        "losses": {
+            name: {str(number): count for number, count in getattr(losses, name).items()}
+            for name in ("overruns", "refused", "unreadable")
+        },
+        "journal": {"lost": losses.unkept},
+        "followed": dict(losses.followed),
+        "connections": {
+            "now": totals.connections,
+            "total": totals.connections_total,
+            "limit": totals.connections_limit,
+        },
+        "sticky": {"now": totals.sticky, "limit": totals.sticky_limit},
+        "drops": dict(sorted(totals.drops.items())),
+        "replies": dict(sorted(totals.replies.items())),
+    }
+
+
+def summary(worker: Mapping[str, JSON], gateway: GatewayStatus) -> JSONObject:
+    """The whole `summary`: the worker's half, as `counts` made it, and what the supervisor knows."""
+    losses = worker["losses"]
+    assert isinstance(losses, dict)
+    return {
+        "version": gateway.version,
+        "datapath": gateway.datapath,
+        "state": gateway.state,
+        "uptime_s": round(gateway.uptime, 3),
+        "worker": {"pid": gateway.worker_pid, "restarts": gateway.worker_restarts},
+        "connections": worker["connections"],
+        "sticky": worker["sticky"],
+        "queues": [
+            {
+                "number": queue.number,
+                "depth": queue.depth,
+                "dropped_full": queue.dropped_full,
+                "dropped_socket": queue.dropped_socket,
+                **{name: _by_queue(counts, queue.number) for name, counts in losses.items()},
+            }
+            for queue in gateway.queues
+        ],
+        "journal": worker["journal"],
+        "followed": worker["followed"],
+        "drops": worker["drops"],
+        "replies": worker["replies"],
+    }
+
+
+def _by_queue(counts: JSON, number: int) -> JSON:
+    return counts.get(str(number), 0) if isinstance(counts, dict) else 0
