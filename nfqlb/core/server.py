@@ -136,12 +136,11 @@ class RealServer:
                 link.virtual.decisions.stale.add(link.position)
 
     def _present_state(self) -> ServerState:
+        condition = self.health.condition
         if not self.setting.sticky:
             return self.setting
-        if self.health.condition is Condition.FAILED:
-            return ServerState.FAILED
-        if self.health.condition is Condition.TESTING:
-            return ServerState.TESTING
+        if condition is not Condition.WELL:
+            return ServerState.FAILED if condition is Condition.FAILED else ServerState.TESTING
         if self.setting is not ServerState.IN_SERVICE:
             return self.setting
         return ServerState.MAX_CAPACITY if self.full else ServerState.IN_SERVICE
@@ -189,7 +188,8 @@ class Link:
     @property
     def available(self) -> bool:
         """Whether a scheduler may choose it (R144)."""
-        return self.real.admits_new and self.active
+        real = self.real  # `admits_new` and `active`, whose calls would be felt here
+        return real.state.new and real.weight > 0 and (self.stands_for is None or self.active)
 
 
 @dataclass(frozen=True, slots=True)
