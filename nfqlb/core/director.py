@@ -197,7 +197,7 @@ class Director:
     def handshake_seen(
         self, connection: Connection, flags: int, numbers: bytes, now: float, stamp: Stamp
     ) -> None:
-        """A server's SYN-ACK, where nobody will tell of the client's ACK: it is taken for granted (R077, R078).
+        """A server's SYN-ACK, where nobody tells of the client's ACK: that is taken for granted (R077, R078).
 
         Arguments as in `server_sent`.
         """

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from struct import Struct
 from typing import Protocol
 
-from nfqlb.config.marks import OFFLOAD, LinkMarks, is_timed
+from nfqlb.config.marks import OFFLOAD, LinkMarks
 from nfqlb.core.connection import Connection
 from nfqlb.core.director import Director
 from nfqlb.core.keys import TCP, UDP, UDP_END, key_end, server_of, without_end
@@ -109,7 +109,7 @@ class OffloadPath:
         self._udp = config.timeouts.udp
         # by a link's own identity: nothing is found faster
         self._marks = {
-            link: (marks.of(virtual.spec, Server(link.real.spec.name, link.port)), is_timed(virtual.spec))
+            link: marks.of(virtual.spec, Server(link.real.spec.name, link.port))
             for virtual in director.virtual_servers
             if virtual.spec.datapath == OFFLOAD
             for link in virtual.everybody
@@ -145,10 +145,7 @@ class OffloadPath:
         if before is not None and (outcome is not before or outcome.link is not link):
             # a new connection, or another server: by its old entry conntrack would send it where that went
             self._table.delete(*without_end(key))
-        mark, timed = self._marks[outcome.link]
-        if not timed and outcome is not before:
-            outcome.interval = None  # nobody tells of its data
-        return mark
+        return self._marks[outcome.link]
 
     # --- the tap
 
@@ -167,6 +164,9 @@ class OffloadPath:
             # what was last seen of either side is no measure here; conntrack has compared it
             connection.client_numbers = connection.server_numbers = b""
         if hook == PREROUTING:
+            if size and connection.interval is not None:
+                # told once a request and no repetition; how much was not told in between, nobody knows
+                connection.interval.end = -1
             self.director.client_sent(connection, flags, numbers, self.now, size, stamp)
             return
         if flags & SYN:

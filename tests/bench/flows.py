@@ -6,7 +6,7 @@ them touches nothing that the table holds, and a packet of a random flow finds c
 
 import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address
 from struct import Struct
@@ -169,8 +169,11 @@ class Feed:
         """The messages to hand out next."""
         self._next = iter(messages).__next__
 
-    def cost(self, messages: Iterable[bytes]) -> float:
-        """Seconds that handing them out takes."""
+    def cost(self, messages: Sequence[bytes]) -> float:
+        """Seconds that handing them out takes; the least of three, as nothing may cost less than it."""
+        return min(self._hand_out(messages) for _ in range(3))
+
+    def _hand_out(self, messages: Sequence[bytes]) -> float:
         buffer = bytearray(131_072)
         self.load(messages)
         begin = time.perf_counter()

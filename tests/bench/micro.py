@@ -347,7 +347,8 @@ def _compare(options: argparse.Namespace) -> None:
     micro_offload.show(console, offload)
     if options.json:
         rows = [{**asdict(shape), "seconds": kinds} for shape, kinds in samples.items()]
-        options.json.write_text(json.dumps({"memory": memory, "offload": offload, "samples": rows}, indent=1) + "\n")
+        whole = {"memory": memory, "offload": offload, "samples": rows}
+        options.json.write_text(json.dumps(whole, indent=1) + "\n")
 
 
 _APART = "NFQLB_BENCH_APART"

@@ -15,13 +15,13 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from struct import Struct
 from typing import Any, cast
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table as Rows
-from statistics import median
 
 from nfqlb.config.marks import OFFLOAD
 from nfqlb.core.connection import Connection
@@ -58,7 +58,9 @@ def config(servers: int, scheduler: str) -> Config:
 class OffloadBench:
     """A worker of datapath offload, with a figure for each of STAGES: `measure`."""
 
-    def __init__(self, servers: int, scheduler: str, directory: Path, queue: MarkQueue, feed: flows.Feed) -> None:
+    def __init__(
+        self, servers: int, scheduler: str, directory: Path, queue: MarkQueue, feed: flows.Feed
+    ) -> None:
         where = directory / f"offload-{scheduler}-{servers}"
         self.director = Director(
             config(servers, scheduler), now=0.0, recorder=Journal(2 * _LIVE, directory=where)
@@ -183,7 +185,7 @@ def _copy(key: bytes, flags: int, number: int, acknowledged: int, hook: int) -> 
 
 def _ending(key: bytes) -> bytes:
     """What conntrack tells when it forgets an entry (ctnetlink_conntrack_event), as far as it is read."""
-    both = conntrack._original(key, 6) + conntrack.nested(conntrack._TUPLE_REPLY, conntrack.tuple_of(key, 6))
+    both = conntrack._original(key, 6) + netlink.nested(conntrack._TUPLE_REPLY, conntrack.tuple_of(key, 6))
     return netlink.message(conntrack._DELETE, 0, both)
 
 
