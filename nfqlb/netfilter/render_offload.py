@@ -22,7 +22,7 @@ THRESHOLD = 64
 COPIED = 96
 """Bytes of a packet that the tap gets: headers with all options, or an ICMP error's quotation."""
 
-SAMPLES = 2000
+SAMPLES = 1000
 """Requests that are timed in one second, of all servers together. Each costs two copies, told and judged."""
 
 POLICY_PREFIX = "nq"
