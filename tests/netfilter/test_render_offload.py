@@ -158,7 +158,8 @@ def test_the_tap_of_data_is_for_schedulers_that_use_it() -> None:
     assert "bpf" not in render(of(WEB)).ipv4
     both = render(of(WEB, FAST)).ipv4
     timed = [line for line in rules(both) if "-g NFQLB-O-REQUEST" in line]
-    assert timed and all(f"-m limit --limit {SAMPLES}/sec --limit-burst {SAMPLES} " in line for line in timed)
+    assert timed
+    assert all(f"-m limit --limit {SAMPLES}/sec --limit-burst {SAMPLES} " in line for line in timed)
     marks = LinkMarks(of(WEB, FAST))
     value, mask = marks.timed
     assert f"--mark {value:#x}/{mask | marks.armed:#x}" in both
