@@ -195,6 +195,28 @@ class Director:
                     measuring.responded(connection, interval, stamp, now)
         self._happened(connection, event, now)
 
+    def handshake_seen(
+        self, connection: Connection, flags: int, numbers: bytes, now: float, stamp: Stamp
+    ) -> None:
+        """A server's SYN-ACK, where nobody tells of the client's ACK: that is taken for granted (R077, R078).
+
+        Arguments as in `server_sent`.
+        """
+        state = connection.state
+        if _server_event(connection, flags, numbers) is not Event.SYN_ACK or not state.half_open:
+            self.server_sent(connection, flags, numbers, now, 0, stamp)
+            return
+        connection.server_numbers = numbers
+        following = (int.from_bytes(numbers[:4], "big") + 1 & 0xFFFF_FFFF).to_bytes(4, "big")
+        connection.client_numbers = numbers[4:] + following
+        interval, measuring = connection.interval, connection.link.virtual.measuring
+        if interval is not None and measuring is not None:
+            measuring.accepted(interval, stamp, now)
+        connection.seen = now
+        self.table.move(connection, State.ESTABLISHED, now)
+        if state is State.SYN_SENT:
+            self.watch.answered(connection, now)
+
     def server_datagram(self, key: bytes, now: float) -> Outcome:
         """A UDP datagram in reply direction from the server line, by its key (R012, R169)."""
         flow = self.table.outbound.get(key)

@@ -7,6 +7,7 @@ server's `Health`, keeps the failed ones at hand, and knows whether other client
 from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import islice
+from math import inf
 
 from nfqlb.core.admission import ServerState
 from nfqlb.core.connection import Connection
@@ -17,6 +18,9 @@ from nfqlb.core.server import Link, RealServer, VirtualServer
 #: Failed servers that a new connection looks at, at most, to see whether it may test one. Those of other
 #: virtual servers, or that the operator has taken out, may be due for long, and many.
 _LOOKS = 16
+
+_Visitors = tuple[bytes, float, bytes, float]
+_NOBODY: _Visitors = (b"", -inf, b"", -inf)
 
 
 class FailureWatch:
@@ -36,17 +40,17 @@ class FailureWatch:
         self._failed: dict[str, RealServer] = {}
         self._waiting: list[tuple[float, str]] = []  # a heap: when each may be tested; some no longer wait
         self._due: dict[str, RealServer] = {}  # those that may be tested; who was looked at in vain goes last
-        # by virtual server, its two newest clients and when each was last seen: enough to tell whether
-        # anybody but a given client was about
-        self._visitors: dict[str, dict[bytes, float]] = {}
+        # by virtual server, its two newest clients and when each was last seen, the newest first: enough to
+        # tell whether anybody but a given client was about
+        self._visitors: dict[VirtualServer, _Visitors] = {}
 
     def visited(self, virtual: VirtualServer, client: bytes, now: float) -> None:
         """A client (packed address) asks a virtual server for a connection."""
-        visitors = self._visitors.setdefault(virtual.spec.name, {})
-        visitors.pop(client, None)
-        visitors[client] = now
-        if len(visitors) > 2:
-            del visitors[next(iter(visitors))]
+        newest, at, other, other_at = self._visitors.get(virtual, _NOBODY)
+        if client == newest:
+            self._visitors[virtual] = client, now, other, other_at
+        else:
+            self._visitors[virtual] = client, now, newest, at
 
     def ditched(self, connection: Connection, why: Ditch, now: float) -> None:
         """A connection to its present server could not be made (R041)."""
@@ -145,9 +149,10 @@ class FailureWatch:
 
     def _alone(self, virtual: VirtualServer, evidence: Evidence, real: RealServer) -> bool:
         """Whether no client but this one was seen since the run of failures began."""
-        visitors = self._visitors.get(virtual.spec.name, {})
+        newest, at, other, other_at = self._visitors.get(virtual, _NOBODY)
         began = real.health.run_began if real.health.run else evidence.opened
-        return all(visitor == evidence.client or at < began for visitor, at in visitors.items())
+        visitors = (newest, at), (other, other_at)
+        return all(visitor == evidence.client or seen < began for visitor, seen in visitors)
 
 
 def testable_by_bound(virtual: VirtualServer, real: RealServer, now: float) -> bool:

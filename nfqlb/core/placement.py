@@ -11,11 +11,10 @@ from nfqlb.core.destinations import Destinations
 from nfqlb.core.failure import FailureWatch
 from nfqlb.core.fpa import FpaTable
 from nfqlb.core.health import Ditch
-from nfqlb.core.keys import client_of, reverse_key
+from nfqlb.core.keys import client_of
 from nfqlb.core.response import Interval
 from nfqlb.core.segment import Stamp
 from nfqlb.core.selection import BACKUP, NOTHING_FOUND, STICKY, TEST, Choice, Selection
-from nfqlb.core.server import Link
 from nfqlb.core.states import State
 from nfqlb.core.table import ConnectionTable
 from nfqlb.core.verdict import Drop, Outcome, Tally
@@ -54,7 +53,7 @@ class Placement:
             virtual.decisions.note(now, key, choice, None, self._selection.found)
         if isinstance(choice, Drop):
             return self._tally.refuse(choice)
-        outbound = self._claim(key, choice.link, now)
+        outbound = self._claim(now)
         if not self._table.make_room(now):
             if virtual.decisions is not None:
                 virtual.decisions.came_to_nothing(Drop.TABLE_FULL)
@@ -67,9 +66,9 @@ class Placement:
         self._assigned(connection, choice, now)
         return connection
 
-    def _claim(self, key: bytes, link: Link, now: float) -> bytes:
-        """The reverse key of a new connection; an ended one that still holds it makes way."""
-        outbound = reverse_key(key, link)
+    def _claim(self, now: float) -> bytes:
+        """The reverse key of the connection just chosen for; an ended one that still holds it makes way."""
+        outbound = self._selection.outbound
         ended = self._table.outbound.get(outbound)
         if ended is not None:
             self._table.remove(ended, now)
@@ -141,7 +140,7 @@ class Placement:
             virtual.decisions.note(now, key, choice, before, self._selection.found)
         if isinstance(choice, Drop):
             return
-        outbound = self._claim(key, choice.link, now)
+        outbound = self._claim(now)
         self._table.reassign(connection, choice.link, outbound, now)
         connection.attempts = 1
         self._assigned(connection, choice, now)

@@ -39,11 +39,12 @@ NOTHING_FOUND: Findings = (None, None, ())
 class Selection:
     """Selects for one director. It changes nothing but the schedulers' own turns.
 
-    `found` is what it learned on the way to its last choice.
+    `found` is what it learned on the way to its last choice, `outbound` the key of the replies under it.
     """
 
     def __init__(self, fpas: FpaTable, watch: FailureWatch, outbound: Mapping[bytes, Connection]) -> None:
         self.found = NOTHING_FOUND
+        self.outbound = b""
         self._fpas = fpas
         self._watch = watch
         self._outbound = outbound
@@ -62,9 +63,14 @@ class Selection:
         choice = self._prefer(virtual, key, now, allowed)
         if choice is None:
             return Drop.NO_SERVER
-        if reverse_key(key, choice.link) not in self._outbound:
+        self.outbound = reverse_key(key, choice.link)
+        if self.outbound not in self._outbound:
             return choice
-        return self._apart(virtual, key, now, avoid) or Drop.COLLISION
+        choice = self._apart(virtual, key, now, avoid)
+        if choice is None:
+            return Drop.COLLISION
+        self.outbound = reverse_key(key, choice.link)
+        return choice
 
     def _prefer(
         self, virtual: VirtualServer, key: bytes, now: float, allowed: Allowed | None

@@ -136,12 +136,11 @@ class RealServer:
                 link.virtual.decisions.stale.add(link.position)
 
     def _present_state(self) -> ServerState:
+        condition = self.health.condition
         if not self.setting.sticky:
             return self.setting
-        if self.health.condition is Condition.FAILED:
-            return ServerState.FAILED
-        if self.health.condition is Condition.TESTING:
-            return ServerState.TESTING
+        if condition is not Condition.WELL:
+            return ServerState.FAILED if condition is Condition.FAILED else ServerState.TESTING
         if self.setting is not ServerState.IN_SERVICE:
             return self.setting
         return ServerState.MAX_CAPACITY if self.full else ServerState.IN_SERVICE
@@ -189,7 +188,8 @@ class Link:
     @property
     def available(self) -> bool:
         """Whether a scheduler may choose it (R144)."""
-        return self.real.admits_new and self.active
+        real = self.real  # `admits_new` and `active`, whose calls would be felt here
+        return real.state.new and real.weight > 0 and (self.stands_for is None or self.active)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +219,8 @@ class VirtualServer:
     `actual` names the one that acted last (320). `backup` is the link for when no other may be
     chosen (316). `setting` is the state that the operator gave it; for `bound_from` see `RealServer`.
     `measuring` says how response times are measured, None where they are not (UDP does not tell what
-    is a response). `decisions` is the record of the last ones, None where none is kept.
+    is a response; of connections that the kernel carries nobody tells but where a scheduler needs it).
+    `decisions` is the record of the last ones, None where none is kept.
     """
 
     __slots__ = (
@@ -240,7 +241,7 @@ class VirtualServer:
         self.scope = _scope(virtual, strict.refresh)
         self.setting = ServerState.IN_SERVICE
         self.bound_from = 0.0
-        self.measuring = Measuring(virtual, strict) if virtual.protocol == "tcp" else None
+        self.measuring = _measuring(virtual, strict)
         self.links: list[Link] = []
         for server in virtual.servers:
             self._add(reals[server.real], server.port or virtual.port, None)
@@ -292,6 +293,13 @@ class VirtualServer:
     def links_to(self, real: RealServer) -> list[Link]:
         """This virtual server's links to a real server: usually one, none if it has no place here."""
         return [link for link in real.links if link.virtual is self and link.active]
+
+
+def _measuring(virtual: spec.Virtual, strict: spec.Strict) -> Measuring | None:
+    if virtual.protocol != "tcp":
+        return None
+    measuring = Measuring(virtual, strict)
+    return measuring if measuring.used or virtual.datapath != "offload" else None
 
 
 def _scope(virtual: spec.Virtual, strict_refresh: bool) -> Scope | None:

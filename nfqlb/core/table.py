@@ -197,14 +197,16 @@ class ConnectionTable:
                 connection.quick = True
             else:
                 connection.settle()
-        counts = self._counts
-        counted = counts[state] - counts[old]
-        if counted or old.unanswered != state.unanswered:
-            unanswered = state.unanswered - old.unanswered
+        counted = self._counts[state] - self._counts[old]
+        unanswered = state.unanswered - old.unanswered
+        if counted:
+            self._count(connection.link, counted, unanswered)
+            connection.link.real.changed(now)
+        elif unanswered:
             real = connection.link.real
             overloaded = real.overloaded
-            self._count(connection.link, counted, unanswered)
-            if counted or real.overloaded is not overloaded:  # an answered SYN alone moves no rank
+            self._count(connection.link, 0, unanswered)
+            if real.overloaded is not overloaded:  # an answered SYN alone moves no rank
                 real.changed(now)
             else:
                 real.stirred()

@@ -23,6 +23,9 @@ THRESHOLD = 64
 COPIED = 96
 """Bytes of a packet that the tap gets: headers with all options, or an ICMP error's quotation."""
 
+SAMPLES = 1000
+"""Requests that are timed in one second, of all servers together. Each costs two copies, told and judged."""
+
 POLICY_PREFIX = "nq"
 """How our sets of time-outs begin."""
 _INDEX = string.digits + string.ascii_letters
@@ -96,6 +99,7 @@ def words(config: Config, family: "Family", *, policies: bool) -> dict[str, str]
         "unarmed_timed": f"{timed:#x}/{timed_mask | armed:#x}",
         "armed_timed": f"{timed | armed:#x}/{timed_mask | armed:#x}",
         "has_data": _HAS_DATA[version],
+        "samples": str(SAMPLES),
         "mask": f"{mask:#x}",
         "tcp_policy": _policy(version, "tcp") if policies else "",
         "udp_policy": _policy(version, "udp") if policies else "",

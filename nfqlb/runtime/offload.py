@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator
 from struct import Struct
 from typing import Protocol
 
-from nfqlb.config.marks import OFFLOAD, LinkMarks, is_timed
+from nfqlb.config.marks import OFFLOAD, LinkMarks
 from nfqlb.core.connection import Connection
 from nfqlb.core.director import Director
 from nfqlb.core.keys import TCP, UDP, UDP_END, key_end, server_of, without_end
-from nfqlb.core.segment import ACK, NO_STAMP, RST, SYN, Segment, Stamp
-from nfqlb.core.server import Link
+from nfqlb.core.segment import NO_STAMP, RST, SYN, Segment, Stamp
+from nfqlb.core.spec import Server
 from nfqlb.core.states import State
 from nfqlb.core.table import NoRecorder, Recorder
 from nfqlb.core.verdict import Drop
@@ -123,13 +123,13 @@ class OffloadPath:
         marks = LinkMarks(config)
         self._mask = marks.mask
         self._udp = config.timeouts.udp
+        # by a link's own identity: nothing is found faster
         self._marks = {
-            (virtual.name, server.real, server.port): marks.of(virtual, server)
-            for virtual in config.virtuals
-            if virtual.datapath == OFFLOAD
-            for server in config.places(virtual)
+            link: marks.of(virtual.spec, Server(link.real.spec.name, link.port))
+            for virtual in director.virtual_servers
+            if virtual.spec.datapath == OFFLOAD
+            for link in virtual.everybody
         }
-        self._timed = {virtual.name for virtual in config.virtuals if is_timed(virtual)}
         self._inbound = director.table.inbound
         self._outbound = director.table.outbound
         self._steps: Iterator[None] | None = None
@@ -141,40 +141,27 @@ class OffloadPath:
     ) -> int:
         """The mark for a SYN or datagram in `buffer[start:end]`; 0 drops it. Arguments as in `PacketPath`."""
         segment = _segment_in(buffer, start, end)
-        if segment is not None and segment.flags & SYN:
-            stamp = read_stamp(buffer, stamp_at) if stamp_at else NO_STAMP
-            return self._decide(segment._replace(size=0, stamp=stamp), buffer, start, end, info)
-        found = _datagram_in(buffer, start, end) if segment is None else None
-        if found is None:
+        key = segment[0] if segment is not None else _datagram_in(buffer, start, end)
+        if key is None or (segment is not None and not segment[1] & SYN):
             self.director.refuse(Drop.MALFORMED)
             return 0
-        return self._decide(found, buffer, start, end, info)
-
-    def _decide(
-        self, what: Segment | bytes, buffer: bytearray, start: int, end: int, info: int
-    ) -> int:
-        """The same for a segment, or a datagram by its key."""
-        key = what.key if isinstance(what, Segment) else what
         before = self._inbound.get(key)
         link = before.link if before is not None else None
-        if isinstance(what, Segment):
-            outcome = self.director.client_syn(what, self.now)
+        if segment is not None:
+            stamp = read_stamp(buffer, stamp_at) if stamp_at else NO_STAMP
+            # what data a SYN carries makes no difference to a decision
+            outcome = self.director.client_syn(Segment(key, segment[1], segment[2], 0, stamp), self.now)
         else:
             outcome = self.director.client_datagram(key, self.now)
         if not isinstance(outcome, Connection):
             transport = start + (40 if buffer[start] >> 4 == 6 else (buffer[start] & 0xF) * 4)
-            flags = what.flags if isinstance(what, Segment) else None
+            flags = segment[1] if segment is not None else None
             self.replies.tell(outcome, key, flags, buffer, start, end, transport, info, self.now)
             return 0
         if before is not None and (outcome is not before or outcome.link is not link):
             # a new connection, or another server: by its old entry conntrack would send it where that went
             self._table.delete(*without_end(key))
-        if outcome is not before and outcome.link.virtual.spec.name not in self._timed:
-            outcome.interval = None  # nobody tells of its data
-        return self._mark(outcome.link)
-
-    def _mark(self, link: Link) -> int:
-        return self._marks[link.virtual.spec.name, link.real.spec.name, link.port]
+        return self._marks[outcome.link]
 
     # --- the tap
 
@@ -184,7 +171,7 @@ class OffloadPath:
         if segment is None:
             self._tapped_other(buffer, start, end)
             return
-        key, flags, numbers, size, _ = segment
+        key, flags, numbers, size = segment
         connection = (self._inbound if hook == PREROUTING else self._outbound).get(key)
         if connection is None:
             return
@@ -192,12 +179,15 @@ class OffloadPath:
             # what was last seen of either side is no measure here; conntrack has compared it
             connection.client_numbers = connection.server_numbers = b""
         if hook == PREROUTING:
+            if size and connection.interval is not None:
+                # told once a request and no repetition; how much was not told in between, nobody knows
+                connection.interval.end = -1
             self.director.client_sent(connection, flags, numbers, self.now, size, stamp)
             return
-        self.director.server_sent(connection, flags, numbers, self.now, size, stamp)
-        if connection.state is State.SYN_RECEIVED:
-            following = (int.from_bytes(numbers[:4], "big") + 1 & 0xFFFFFFFF).to_bytes(4, "big")
-            self.director.client_sent(connection, ACK, numbers[4:] + following, self.now, 0, NO_STAMP)
+        if flags & SYN:
+            self.director.handshake_seen(connection, flags, numbers, self.now, stamp)
+        else:
+            self.director.server_sent(connection, flags, numbers, self.now, size, stamp)
 
     def _tapped_other(self, buffer: bytearray, start: int, end: int) -> None:
         """A copy of a flow's first answer, or of an error that the rules have eaten."""
@@ -316,8 +306,11 @@ def heard_of(connection: Connection, entry: Entry, now: float, udp: float) -> fl
     return now - max(0.0, limit - entry.timeout)
 
 
-def _segment_in(buffer: bytearray, start: int, end: int) -> Segment | None:
-    """The TCP segment whose headers are in `buffer[start:end]`; None where it is none."""
+def _segment_in(buffer: bytearray, start: int, end: int) -> tuple[bytes, int, bytes, int] | None:
+    """The TCP segment whose headers are in `buffer[start:end]`; None where it is none.
+
+    Key, flags, numbers and size as in `Segment`, which takes longer to make.
+    """
     version = buffer[start] >> 4
     size = end - start
     if version == 4:
@@ -329,10 +322,12 @@ def _segment_in(buffer: bytearray, start: int, end: int) -> Segment | None:
             at = start + header
             key = bytes(buffer[start + 12 : start + 20]) + bytes(buffer[at : at + 4])
             numbers, flags = bytes(buffer[at + 4 : at + 12]), int.from_bytes(buffer[at + 12 : at + 14], "big")
-        return Segment(key, flags & 0xFFF, numbers, max(0, total - header - (flags >> 12) * 4))
+        size = total - header - (flags >> 12) * 4
+        return key, flags & 0xFFF, numbers, size if size > 0 else 0
     if version == 6 and size >= 54 and buffer[start + 6] == TCP:
         _, length, _, addresses, ports, numbers, flags = _read_ipv6(buffer, start)
-        return Segment(addresses + ports, flags & 0xFFF, numbers, max(0, length - (flags >> 12) * 4))
+        size = length - (flags >> 12) * 4
+        return addresses + ports, flags & 0xFFF, numbers, size if size > 0 else 0
     return None
 
 

@@ -32,7 +32,8 @@ _TIMER = 0.25  # seconds between two looks at what has timed out
 _TIMER_BUDGET = 2000  # connections looked at in one go: about a millisecond
 #: Connections share the time stamps of their packets, which are this coarse (seconds).
 _GRAIN = 0.05
-#: Whatever else runs on this machine can wait longer than the packets that pass through it.
+#: Whatever else runs on this machine can wait longer than the packets that pass through it. Where the kernel
+#: carries them, only what opens connections waits here, and more of it at a time costs less.
 _NICENESS = -10
 _QUIET = 10.0  # seconds between two log lines about failed judgements
 
@@ -69,8 +70,9 @@ class Worker:
         """Serve until `stop`, or until the supervisor is gone; `say_serving` once it has taken over."""
         # A million connections are no garbage, and looking through them would stop the world for 100 ms.
         gc.disable()
-        with suppress(PermissionError):
-            os.nice(_NICENESS)
+        if self._datapaths.rewriting is not None:
+            with suppress(PermissionError):
+                os.nice(_NICENESS)
         self._restore()
         gc.freeze()
         self._paths.connect(self._complain)

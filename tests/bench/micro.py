@@ -10,6 +10,8 @@ opening    a SYN that opens a connection: read, decoded, decided, entered, recor
 decision   the director's part of that alone: choose a server, record why, enter the connection, count;
            "no record" is the same without the record
 choice     the scheduler's part of that alone: choose, and rank the chosen server anew
+
+Of datapath offload: what is told of a connection, one by one (see `micro_offload`).
 """
 
 import argparse
@@ -37,6 +39,7 @@ from nfqlb.core.segment import SYN, Segment
 from nfqlb.netfilter.queue import PacketQueue
 from nfqlb.packet.path import PacketPath
 from nfqlb.runtime.journal import Journal
+from tests.bench import micro_offload
 from tests.bench.flows import Feed, Filled, client_key, syn
 from tests.bench.report import processor, today
 from tests.bench.stats import Ratio, paired_ratio, spread
@@ -50,6 +53,7 @@ _SHORT = {_WLC: "wlc", "round-robin": "rr", "least-connections": "lc"}  # as in 
 _FEW, _MANY = 10, 1000
 _RECORDED = (3, _FEW, 16, _MANY)  # servers, where a decision is compared with one that is not recorded
 _SMALL = 1000
+_OFFLOADED = ((3, "round-robin"), (_FEW, _WLC))
 _MEBI = 1e6
 
 
@@ -327,6 +331,7 @@ def _compare(options: argparse.Namespace) -> None:
     shapes = _shapes(options.connections)
     with TemporaryDirectory(prefix="nfqlb-bench-", dir="/dev/shm") as text:
         memory = _memory_in_fresh_process(options.connections, Path(text))
+        offload = micro_offload.measure(options.rounds, Path(text), Feed(), _OFFLOADED)
         samples = _measure(shapes, options.rounds, Path(text), lambda line: print(line, file=sys.stderr))
     targets = [
         (target, found)
@@ -339,9 +344,11 @@ def _compare(options: argparse.Namespace) -> None:
         f" Python {platform.python_version()}; {options.rounds} rounds"
     )
     _show(console, samples, targets, memory, options.connections)
+    micro_offload.show(console, offload)
     if options.json:
         rows = [{**asdict(shape), "seconds": kinds} for shape, kinds in samples.items()]
-        options.json.write_text(json.dumps({"memory": memory, "samples": rows}, indent=1) + "\n")
+        whole = {"memory": memory, "offload": offload, "samples": rows}
+        options.json.write_text(json.dumps(whole, indent=1) + "\n")
 
 
 _APART = "NFQLB_BENCH_APART"

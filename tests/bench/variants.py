@@ -98,7 +98,7 @@ def nginx(lab: Lab) -> str:
     return VIP
 
 
-def nfqlb(lab: Lab, *, datapath: str) -> str:
+def nfqlb(lab: Lab, *, datapath: str, scheduler: str = "round-robin") -> str:
     """nfqlb itself, as an operator starts it."""
     lab.gateway.sysctl("net.ipv4.ip_forward", "1")
     config = lab.directory / "nfqlb.toml"
@@ -109,7 +109,7 @@ def nfqlb(lab: Lab, *, datapath: str) -> str:
     config.write_text(
         f'[gateway]\noutside = "outside"\ninside = "inside"\ndatapath = "{datapath}"\n'
         f'socket = "{lab.directory}/control.sock"\n{reals}'
-        f'[[virtual]]\nname = "web"\naddress = "{VIP}"\nport = {PORT}\nscheduler = "round-robin"\n'
+        f'[[virtual]]\nname = "web"\naddress = "{VIP}"\nport = {PORT}\nscheduler = "{scheduler}"\n'
         f"servers = [{names}]\n"
     )
     argv = (sys.executable, "-m", "nfqlb", "run", "-c", str(config))
@@ -135,6 +135,12 @@ VARIANTS: dict[str, Variant] = {
     "nginx": Variant("nginx stream", nginx, ("nginx",)),
     "empty": Variant("empty callback", empty, ("iptables-restore",)),
     "rewrite": Variant("nfqlb rewrite", partial(nfqlb, datapath="rewrite"), ("iptables-restore",)),
+    "offload": Variant("nfqlb offload", partial(nfqlb, datapath="offload"), ("iptables-restore",)),
+    "timed": Variant(
+        "nfqlb offload, fastest-response",
+        partial(nfqlb, datapath="offload", scheduler="fastest-response"),
+        ("iptables-restore",),
+    ),
 }
 
 

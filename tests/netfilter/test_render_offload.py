@@ -12,7 +12,7 @@ from nfqlb.config.numbers import queue_numbers, tap_group
 from nfqlb.core.spec import Config, Gateway, Real, Server, Timeouts, Virtual
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.render import FAMILIES, IPV4, join, read_template, render
-from nfqlb.netfilter.render_offload import idle_times, policy_name
+from nfqlb.netfilter.render_offload import SAMPLES, idle_times, policy_name
 from nfqlb.netfilter.ruleset import parse
 from nfqlb.netfilter.timeouts import wanted
 
@@ -44,6 +44,7 @@ RULES = """\
 -A NFQLB-O-FORWARD -i eth1 -o eth0 -j NFQLB-O-TO-CLIENTS
 -A NFQLB-O-FORWARD -o eth1 -j RETURN
 -A NFQLB-O-FORWARD -i eth0 -j NFQLB-O-MISSED
+-A NFQLB-O-TO-CLIENTS -p tcp -m tcp --tcp-flags FIN,SYN,RST NONE -m conntrack --ctstate ESTABLISHED -j RETURN
 -A NFQLB-O-TO-CLIENTS -p tcp -m tcp ! --tcp-flags FIN,SYN,RST NONE -j NFQLB-O-ENDS
 -A NFQLB-O-TO-CLIENTS -p icmp -j NFQLB-O-ERRORS
 -A NFQLB-O-TO-CLIENTS -m conntrack --ctstate NEW,INVALID,UNTRACKED -j NFQLB-O-STRAYS
@@ -158,6 +159,9 @@ def test_the_tap_of_data_is_for_schedulers_that_use_it() -> None:
     """R173."""
     assert "bpf" not in render(of(WEB)).ipv4
     both = render(of(WEB, FAST)).ipv4
+    timed = [line for line in rules(both) if "-g NFQLB-O-REQUEST" in line]
+    assert timed
+    assert all(f"-m limit --limit {SAMPLES}/sec --limit-burst {SAMPLES} " in line for line in timed)
     marks = LinkMarks(of(WEB, FAST))
     value, mask = marks.timed
     assert f"--mark {value:#x}/{mask | marks.armed:#x}" in both

@@ -161,6 +161,21 @@ def test_a_syn_ack_that_does_not_fit_opens_nothing(gateway: Worker) -> None:
     assert gateway.states() == ["syn-sent"]
 
 
+def test_a_request_is_timed_however_much_was_not_told_before_it() -> None:
+    """R082, R085: the second one begins 1 GB after the first, most of which was never copied."""
+    virtual = replace(CONFIG.virtuals[0], scheduler="fastest-response")
+    worker = Worker(replace(CONFIG, virtuals=(virtual,)))
+    worker.syn()
+    worker.server(SYN | ACK, 900, 101)
+    for at, sequence in ((1, 101), (2, 1_000_000_000)):
+        asked = packet((CLIENT, 5000), (VIP, 80), ACK, sequence, 901)
+        answered = packet((str(WEB1.address), 8080), (CLIENT, 5000), ACK, 901, sequence + 10)
+        for told, hook, stamp in ((asked, PREROUTING, (at, 0)), (answered, FORWARD, (at, 250_000 * at))):
+            told[2:4] = (40 + 10).to_bytes(2, "big")  # 10 bytes of data, which were not copied
+            worker.path.tapped(told, 0, len(told), hook, stamp)
+    assert worker.director.reals(0.0)[0].response == 0.5
+
+
 def test_a_reset_is_believed_whatever_was_last_seen(gateway: Worker) -> None:
     """conntrack tells only those inside the window, wherever that has moved meanwhile."""
     gateway.syn()
