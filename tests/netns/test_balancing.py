@@ -77,12 +77,14 @@ def test_round_robin_takes_turns(lab: Lab, gateway: Appliance) -> None:
 
 def test_least_connections_spreads_evenly(lab: Lab, gateway: Appliance) -> None:
     """R095, R125: thirty connections held open at once are ten on each server, whatever its weight."""
+    wait_until(lambda: not any(live(gateway).values()), "the end of earlier connections")
     with holding(lab.client, 30, port=81) as held:
         assert spread(held.rounds()[0]) == {"web1": 10, "web2": 10, "web3": 10}
 
 
 def test_weighted_least_connections_follows_the_weights(lab: Lab, gateway: Appliance) -> None:
     """R048, R096, R097, A31: of thirty held open, weights 3, 2, 1 make 15, 10 and 5; so the counts say."""
+    wait_until(lambda: not any(live(gateway).values()), "the end of earlier connections")
     with holding(lab.client, 30, port=82) as held:
         assert spread(held.rounds()[0]) == {"web1": 15, "web2": 10, "web3": 5}
         shown = {row["name"]: row for row in rows(gateway, "virtuals")}["weighted"]
