@@ -322,7 +322,8 @@ def test_only_bits_of_the_mask_are_written() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "threshold"), [((5, 5), 4), ((5, 3), 2), ((1, 9), 1), ((0, 9), 8), ((0, 0), 64), ((999, 0), 64)]
+    ("limits", "threshold"),
+    [((5, 5), 4), ((5, 3), 2), ((1, 9), 1), ((0, 9), 8), ((0, 0), 64), ((999, 0), 64)],
 )
 def test_answers_are_told_before_so_many_wait_that_a_server_looks_silent(
     limits: tuple[int, int], threshold: int
