@@ -83,11 +83,12 @@ def words(config: Config, family: "Family", *, policies: bool) -> dict[str, str]
     mask, armed = marks.mask, marks.armed
     timed, timed_mask = marks.timed
     version = family.version
-    group = tap_group(config)
+    copies = f"--nflog-group {tap_group(config)} --nflog-size {COPIED} --nflog-threshold"
     return {
         "queue": str(offload_queue(config)),
-        "group": str(group),
-        "nflog": f"--nflog-group {group} --nflog-size {COPIED} --nflog-threshold {THRESHOLD}",
+        "group": str(tap_group(config)),
+        "nflog": f"{copies} {THRESHOLD}",
+        "nflog_soon": f"{copies} {_soon(config)}",
         "armed": f"{armed:#x}",
         "numbers": f"{marks.number_mask:#x}",
         "no_link": f"0x0/{marks.number_mask:#x}",
@@ -144,6 +145,15 @@ def lists(
         "reset outside": outside if reset else (),
         "reset virtual": reset,
     }
+
+
+def _soon(config: Config) -> int:
+    """Copies of which one is a server's answer that the kernel may collect before it hands them over (R183).
+
+    Answers that wait make a server look as if it did not answer: fewer than any has to have for that.
+    """
+    limits = [real.syn_limit for real in config.reals if real.syn_limit]
+    return max(1, min([THRESHOLD, *(limit - 1 for limit in limits)]))
 
 
 def _missed(virtual: Virtual) -> dict[str, str]:

@@ -130,8 +130,8 @@ class Offloading:
         path.behind = True  # what happened while nobody was there is found by comparing
 
     def sources(self) -> list[Source]:
-        """What is to be read, the most urgent first."""
-        return [Source(self.queue, _NEW_BUDGET), Source(self.tap, _BUDGET), Source(self.endings, _BUDGET)]
+        """What is to be read, the most urgent first: who has answered counts in the next choice (R183)."""
+        return [Source(self.tap, _BUDGET), Source(self.queue, _NEW_BUDGET), Source(self.endings, _BUDGET)]
 
 
 class Datapaths:

@@ -39,7 +39,9 @@ RULES = """\
 :NFQLB-O-MISSED - [0:0]
 :NFQLB-O-OUTPUT - [0:0]
 -A NFQLB-O-PREROUTING -i eth0 -p tcp -m tcp ! --tcp-flags FIN,RST NONE -j NFQLB-O-ENDS
--A NFQLB-O-ENDS -m connmark ! --mark 0x0/0x7f0000 \
+-A NFQLB-O-ENDS -p tcp -m tcp --tcp-flags SYN SYN -m connmark ! --mark 0x0/0x7f0000 \
+-j NFLOG --nflog-group 5 --nflog-size 96 --nflog-threshold 4
+-A NFQLB-O-ENDS -p tcp -m tcp ! --tcp-flags SYN SYN -m connmark ! --mark 0x0/0x7f0000 \
 -j NFLOG --nflog-group 5 --nflog-size 96 --nflog-threshold 64
 -A NFQLB-O-FORWARD -i eth1 -o eth0 -j NFQLB-O-TO-CLIENTS
 -A NFQLB-O-FORWARD -o eth1 -j RETURN
@@ -321,6 +323,22 @@ def test_only_bits_of_the_mask_are_written() -> None:
         for value, bits in re.findall(r"--set-xmark (\w+)/(\w+)", text):
             assert int(value, 16) & ~mask == int(bits, 16) & ~mask == 0
         assert set(re.findall(r"mask (0x\w+)", text)) == {f"{mask:#x}"}
+
+
+@pytest.mark.parametrize(
+    ("limits", "threshold"),
+    [((5, 5), 4), ((5, 3), 2), ((1, 9), 1), ((0, 9), 8), ((0, 0), 64), ((999, 0), 64)],
+)
+def test_answers_are_told_before_so_many_wait_that_a_server_looks_silent(
+    limits: tuple[int, int], threshold: int
+) -> None:
+    """R183: a server with as many unanswered SYNs as its limit is passed over."""
+    reals = tuple(
+        replace(real, syn_limit=limit) for real, limit in zip(CONFIG.reals, limits, strict=True)
+    )
+    text = render(replace(CONFIG, reals=reals)).ipv4
+    (rule,) = [line for line in rules(text) if "-m tcp --tcp-flags SYN SYN" in line]
+    assert rule.endswith(f"--nflog-threshold {threshold}")
 
 
 def test_a_reset_needs_the_one_table_that_may() -> None:
