@@ -1,9 +1,11 @@
 """Tests on the real kernel: each laboratory is made of network namespaces, so they need root."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
+from pyroute2 import netns
 
 from tests.netns.both import DATAPATHS, Datapath
 
@@ -15,6 +17,16 @@ def datapath(request: pytest.FixtureRequest) -> Datapath:
     """Which datapath a module's laboratory is for: each test runs for both (see `both`)."""
     chosen: Datapath = request.param
     return chosen
+
+
+@pytest.fixture(scope="session", autouse=True)
+def swept() -> None:
+    """Remove the sites' namespaces (`nk-PID-...`) that a killed run has left; laboratories have `sweep`."""
+    if os.geteuid() == 0:
+        for name in netns.listnetns():
+            owner = re.match(r"nk-(\d+)-", name)
+            if owner and not Path(f"/proc/{owner[1]}").exists():
+                netns.remove(name)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
