@@ -198,7 +198,34 @@ class Scenario:
         return self.director.totals().drops
 
 
-class Call:
+class Judged:
+    """What became of the last packet that was put to the director: `outcome` is what it said."""
+
+    outcome: Outcome | None = None
+
+    @property
+    def connection(self) -> Connection:
+        """The connection that the last packet was found to belong to."""
+        assert isinstance(self.outcome, Connection), self.outcome
+        return self.outcome
+
+    @property
+    def server(self) -> str:
+        """Who serves it."""
+        return self.connection.link.real.spec.name
+
+    @property
+    def refused(self) -> Drop | Pass | None:
+        """Why the last packet was refused; None if it was not."""
+        return None if isinstance(self.outcome, Connection) else self.outcome
+
+    @property
+    def state(self) -> str:
+        """The state of its connection as operators see it."""
+        return self.connection.state.shown
+
+
+class Call(Judged):
     """One client's TCP conversation with a virtual server, both sides of it.
 
     Every method sends one segment through the director and returns the call; `outcome` is
@@ -216,31 +243,9 @@ class Call:
         self.isn = isn
         self.client_next = isn
         self.server_next = 0
-        self.outcome: Outcome | None = None
         self._answering = b""
 
     # --- what became of it
-
-    @property
-    def connection(self) -> Connection:
-        """The connection that the last segment was found to belong to."""
-        assert isinstance(self.outcome, Connection), self.outcome
-        return self.outcome
-
-    @property
-    def server(self) -> str:
-        """Who serves it."""
-        return self.connection.link.real.spec.name
-
-    @property
-    def refused(self) -> Drop | Pass | None:
-        """Why the last segment was refused; None if it was not."""
-        return None if isinstance(self.outcome, Connection) else self.outcome
-
-    @property
-    def state(self) -> str:
-        """The state of its connection as operators see it."""
-        return self.connection.state.shown
 
     @property
     def reply_key(self) -> bytes:
@@ -342,7 +347,7 @@ class Call:
         return self
 
 
-class Flow:
+class Flow(Judged):
     """One client's datagrams to a virtual server, and the server's answers.
 
     Every method sends one datagram through the director and returns the flow; `outcome` is what the
@@ -355,29 +360,7 @@ class Flow:
         self._port = port.to_bytes(2, "big")
         self._at = (wanted.port or at).to_bytes(2, "big")
         self.key = self._client + wanted.address.packed + self._port + self._at + b"\x11"
-        self.outcome: Outcome | None = None
         self.answering = b""
-
-    @property
-    def connection(self) -> Connection:
-        """What the director keeps of it."""
-        assert isinstance(self.outcome, Connection), self.outcome
-        return self.outcome
-
-    @property
-    def server(self) -> str:
-        """Who serves it."""
-        return self.connection.link.real.spec.name
-
-    @property
-    def refused(self) -> Drop | Pass | None:
-        """Why the last datagram was refused; None if it was not."""
-        return None if isinstance(self.outcome, Connection) else self.outcome
-
-    @property
-    def state(self) -> str:
-        """Its state as operators see it."""
-        return self.connection.state.shown
 
     def asks(self) -> Self:
         """The client sends a datagram."""

@@ -14,9 +14,8 @@ from scapy.utils import checksum
 from nfqlb.core.connection import Connection
 from nfqlb.core.director import Director
 from nfqlb.core.spec import Config, Gateway, Real, Server, Virtual
-from nfqlb.core.verdict import Refusal
-from nfqlb.packet.path import CHANGED, FORWARD, LOOKAHEAD, PREROUTING, PacketPath
-from tests.packet.packets import ACK, START, SYN, Place, addresses, fresh_ip_sum, ports, with_ip_options
+from nfqlb.packet.path import CHANGED, FORWARD, PacketPath
+from tests.packet.packets import ACK, SYN, Bench, Place, addresses, fresh_ip_sum, ports, with_ip_options
 
 HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION_OPTIONS = 0, 43, 44, 60
 #: Extension headers by themselves: the first byte, the next header, is filled in later.
@@ -184,7 +183,7 @@ def handshake(kind: Kind, place: Place) -> tuple[bytes, bytes, bytes]:
 
 
 @dataclass
-class World:
+class World(Bench):
     """A gateway whose only virtual server has one real server; knows the connection or flow of `place`."""
 
     kind: Kind
@@ -207,19 +206,6 @@ class World:
         self.director = Director(config, now=0.0)
         self.path = PacketPath(self.director, 1.0)
 
-    def judge(self, packet: bytes, hook: int = PREROUTING, info: int = 0) -> tuple[int, bytes]:
-        """The verdict and the packet after it; nothing around the packet, and nothing refused, may change."""
-        around = bytes([self.filler])
-        after = around * (LOOKAHEAD + 7)
-        buffer = bytearray(around * START + packet + after)
-        end = START + len(packet)
-        verdict = self.path.judge(buffer, START, end, hook, info, 0)
-        assert buffer[:START] == around * START
-        assert buffer[end:] == after
-        result = bytes(buffer[START:end])
-        assert verdict == CHANGED or result == packet
-        return verdict, result
-
     def open(self) -> Connection:
         """Let the client begin."""
         assert self.judge(handshake(self.kind, self.place)[0])[0] == CHANGED
@@ -233,10 +219,6 @@ class World:
         assert self.judge(last)[0] == CHANGED
         assert connection.state.shown == ("udp" if self.kind.udp else "established")
         return connection
-
-    def refused(self) -> dict[Refusal, int]:
-        """What was refused, by reason, passes included."""
-        return dict(self.director.tally._counts)
 
 
 _addresses6 = st.integers(1 << 125, (1 << 125) * 7 - 1).map(lambda number: str(ip_address(number)))
