@@ -19,9 +19,10 @@ from nfqlb.demo.web import serve
 from tests.netns.asking import PREFIX, wait_until
 
 OWNER = """
-import sys, time
+import signal, sys, time
 from nfqlb.demo.lab import Lab
 from nfqlb.demo.web import serve
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it (nohup)
 with Lab(servers=1, prefix=sys.argv[1]) as lab:
     nginx = serve(lab, lab.servers[0])
     print(lab.identity, nginx.pid, flush=True)
