@@ -27,6 +27,7 @@ from nfqlb.core.snapshot import (
 )
 from nfqlb.core.spec import Address, Gateway
 from nfqlb.operator import cli
+from nfqlb.operator.commands.common import SOCKET
 from nfqlb.operator.words import WORDS
 from nfqlb.runtime import summary as overview
 from nfqlb.runtime import views
@@ -267,7 +268,7 @@ def test_words_may_be_shortened_while_unambiguous(running: Running) -> None:
 
 def test_the_words_are_those_that_the_gateway_knows() -> None:
     assert WORDS["show"] == COMMANDS
-    assert Gateway(("o",), ("i",)).socket == str(cli.SOCKET)
+    assert Gateway(("o",), ("i",)).socket == str(SOCKET)
 
 
 # --- show ------------------------------------------------------------------------------------------------

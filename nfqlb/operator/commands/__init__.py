@@ -1,0 +1,22 @@
+"""The commands, a module for those that belong together.
+
+Each has for every command a function `add_NAME(parser)`, which gives the parser its words and the function
+that runs; what that needs is imported when it runs. `ALL` is what `nfqlb --help` lists.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping
+
+from nfqlb.operator.commands import change, gateway, look, rules
+
+#: Every command in the order of the help: what it does, in a line, and who adds its words.
+ALL: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "run": ("balance, in the foreground, until Ctrl-C or SIGTERM", gateway.add_run),
+    "check": ("say what is wrong with a configuration, or what it does", gateway.add_check),
+    "rules": ("show, apply, verify or remove the iptables rules", rules.add_rules),
+    "show": ("look at the running gateway", look.add_show),
+    "set": ("put a server in or out of service, drain it, weigh it anew", change.add_set),
+    "clear": ("forget which client is bound to which server", change.add_clear),
+    "explain": ("tell why a connection went where it went", look.add_explain),
+    "demo": ("a gateway with clients and servers, all inside this machine", gateway.add_demo),
+}

@@ -1,0 +1,70 @@
+"""`run`, `check` and `demo`: a gateway from its configuration, and one to look at."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nfqlb.operator.commands.common import add_config, add_socket, fail, load, say
+from nfqlb.operator.text import clean, clean_lines, several
+from nfqlb.operator.words import seconds
+
+if TYPE_CHECKING:
+    from nfqlb.core.spec import Config
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """The words of `run`."""
+    parser.set_defaults(command=_run)
+    add_config(parser, required=True)
+    add_socket(parser)
+
+
+def add_check(parser: argparse.ArgumentParser) -> None:
+    """The words of `check`."""
+    parser.set_defaults(command=_check)
+    parser.add_argument("file", type=Path, metavar="FILE", help="the configuration")
+    parser.add_argument("--host", action="store_true", help="also look whether this machine can do it")
+
+
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    """The words of `demo`."""
+    parser.set_defaults(command=_demo)
+    parser.add_argument("--duration", type=seconds, metavar="SECONDS", help="how long; else until Ctrl-C")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from nfqlb.runtime import supervisor
+
+    config = load(options.config)
+    if options.socket is not None:
+        config = replace(config, gateway=replace(config.gateway, socket=str(options.socket)))
+    return supervisor.run(config, str(options.config))
+
+
+def _check(options: argparse.Namespace) -> int:
+    from nfqlb.config.summary import summary
+
+    config = load(options.file)
+    say([clean_lines(summary(config).rstrip("\n"))])
+    return _check_host(config) if options.host else 0
+
+
+def _check_host(config: "Config") -> int:
+    from nfqlb.netfilter import host
+
+    findings = host.check(config)
+    say(["", *(clean(str(finding)) for finding in findings)] if findings else ["", "this machine: ready"])
+    if not findings:
+        return 0
+    errors = sum(finding.level == "error" for finding in findings)
+    number = f"{several(errors, 'error')}, {several(len(findings) - errors, 'warning')}"
+    verdict = "`nfqlb run` would refuse to start here" if errors else "`nfqlb run` would start here"
+    return fail(f"nfqlb: {number}: {verdict}")
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from nfqlb.demo import demo
+
+    return demo.main(options.duration)

@@ -1,0 +1,66 @@
+"""`rules`: the iptables rules of a configuration."""
+
+import argparse
+from pathlib import Path
+
+from nfqlb.operator.commands.common import FailureError, add_config, fail, load, say
+from nfqlb.operator.text import clean, clean_lines, several
+
+
+def add_rules(parser: argparse.ArgumentParser) -> None:
+    """The words of `rules`."""
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    show = actions.add_parser("show", help="print the rules of a configuration")
+    show.set_defaults(command=_rules_show)
+    apply = actions.add_parser("apply", help="put the rules in; `run` does so by itself")
+    apply.set_defaults(command=_rules_apply)
+    apply.add_argument(
+        "--force", action="store_true", help="although nobody reads the queue, so packets will be dropped"
+    )
+    verify = actions.add_parser("verify", help="say how the rules in place differ from a configuration's")
+    verify.set_defaults(command=_rules_verify)
+    remove = actions.add_parser("remove", help="take out every rule of nfqlb and undo what it changed here")
+    remove.set_defaults(command=_rules_remove)
+    for action in (show, apply, verify):
+        add_config(action, required=True)
+    remove.add_argument("-c", "--config", type=Path, metavar="FILE", help="accepted, but not needed")
+    remove.add_argument("--force", action="store_true", help="although the gateway is running")
+
+
+def _rules_show(options: argparse.Namespace) -> int:
+    from nfqlb.netfilter import rules
+
+    say(clean_lines(rules.show(load(options.config)).rstrip("\n")).split("\n"))
+    return 0
+
+
+def _rules_apply(options: argparse.Namespace) -> int:
+    from nfqlb.netfilter import rules
+
+    rules.apply(load(options.config), force=options.force)
+    return 0
+
+
+def _rules_verify(options: argparse.Namespace) -> int:
+    from nfqlb.netfilter import rules
+
+    differences = rules.verify(load(options.config))
+    say(map(clean, differences))
+    if differences:
+        number = several(len(differences), "difference")
+        return fail(f"nfqlb: the rules in place are not those of {options.config}: {number}")
+    return 0
+
+
+def _rules_remove(options: argparse.Namespace) -> int:
+    from nfqlb.netfilter import rules
+    from nfqlb.netfilter.state import owner
+
+    process = None if options.force else owner()
+    if process is not None:
+        raise FailureError(
+            f"nfqlb: the gateway, process {process or 'unknown'}, is running and would not answer any more; "
+            "stop it, which removes them, or use --force"
+        )
+    say(map(clean, rules.remove() or ["nothing of nfqlb was there"]))
+    return 0
