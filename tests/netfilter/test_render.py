@@ -47,8 +47,11 @@ RULES = """\
 -A NFQLB-TO-CLIENTS -p tcp ! --syn -m conntrack --ctstate NEW -g NFQLB-STRAYS
 -A NFQLB-SERVERS -s 10.0.0.11/32 -p tcp -m tcp --sport 8080 -m comment --comment web1 -g NFQLB-QUEUE
 -A NFQLB-SERVERS -s 10.0.0.12/32 -p tcp -m tcp --sport 80 -m comment --comment web2 -g NFQLB-QUEUE
--A NFQLB-STRAYS -s 10.0.0.11/32 -p tcp -m tcp --sport 8080 -m comment --comment web1 -j DROP
--A NFQLB-STRAYS -s 10.0.0.12/32 -p tcp -m tcp --sport 80 -m comment --comment web2 -j DROP
+-A NFQLB-STRAYS -s 10.0.0.11/32 -p tcp -m tcp --sport 8080 -m comment --comment web1 \
+-j CONNMARK --set-xmark 0xff0000/0xff0000
+-A NFQLB-STRAYS -s 10.0.0.12/32 -p tcp -m tcp --sport 80 -m comment --comment web2 \
+-j CONNMARK --set-xmark 0xff0000/0xff0000
+-A NFQLB-STRAYS -m connmark --mark 0xff0000/0xff0000 -g NFQLB-QUEUE
 -A NFQLB-OUTPUT -o eth0 -p icmp -j NFQLB-ERRORS
 -A NFQLB-ERRORS -p icmp -m icmp --icmp-type 3 -g NFQLB-QUEUE
 -A NFQLB-ERRORS -p icmp -m icmp --icmp-type 11 -g NFQLB-QUEUE
@@ -58,6 +61,11 @@ RULES = """\
 -I PREROUTING 1 -j NFQLB-PREROUTING
 -I FORWARD 1 -j NFQLB-FORWARD
 -I OUTPUT 1 -j NFQLB-OUTPUT
+COMMIT
+*nat
+:NFQLB-POSTROUTING - [0:0]
+-A NFQLB-POSTROUTING -o eth0 -m connmark --mark 0xff0000/0xff0000 -j ACCEPT
+-I POSTROUTING 1 -j NFQLB-POSTROUTING
 COMMIT
 *raw
 :NFQLB-PREROUTING - [0:0]
@@ -189,8 +197,9 @@ def test_backups_have_the_rules_of_servers_word_for_word() -> None:
         "-g NFQLB-QUEUE"
         for address, port, name in places
     ]
-    assert section(text, "-A NFQLB-STRAYS") == [
-        f"-A NFQLB-STRAYS -s {address}/32 -p tcp -m tcp --sport {port} -m comment --comment {name} -j DROP"
+    assert section(text, "-A NFQLB-STRAYS")[:-1] == [
+        f"-A NFQLB-STRAYS -s {address}/32 -p tcp -m tcp --sport {port} -m comment --comment {name} "
+        "-j CONNMARK --set-xmark 0xff0000/0xff0000"
         for address, port, name in places
     ]
     assert section(text, "-A NFQLB-DIRECT") == [
@@ -224,7 +233,7 @@ def test_strays_are_a_matter_of_tcp() -> None:
     """A real server's own first datagram is new to conntrack as well, and must pass."""
     dns = replace(WEB, name="dns", protocol="udp", port=53, servers=(Server("web1", 53),))
     text = render(replace(CONFIG, virtuals=(dns,))).ipv4
-    assert section(text, "-A NFQLB-STRAYS") == []
+    assert not any("-s 10.0.0" in rule for rule in section(text, "-A NFQLB-STRAYS"))
     assert section(text, "-A NFQLB-SERVERS") == [
         "-A NFQLB-SERVERS -s 10.0.0.11/32 -p udp -m udp --sport 53 -m comment --comment web1 -g NFQLB-QUEUE"
     ]

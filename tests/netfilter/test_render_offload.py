@@ -306,7 +306,7 @@ def test_a_joined_text_loses_nothing() -> None:
     joined = join([other, one])
     lines = [line for text in (one, other) for line in text.splitlines() if line not in ("", "COMMIT")]
     assert set(lines) <= set(joined.splitlines())
-    assert len([line for line in joined.splitlines() if line not in ("", "COMMIT")]) == len(lines) - 2
+    assert len([line for line in joined.splitlines() if line not in ("", "COMMIT")]) == len(lines) - 3
     assert join([one]) == one
     assert join([]) == ""
 
