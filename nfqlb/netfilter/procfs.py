@@ -52,6 +52,25 @@ def _open_files(process: Path) -> set[str]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Doing:
+    """What a process is doing: its state's letter (proc(5)), and the processor time it has used (seconds)."""
+
+    state: str
+    used: float
+
+
+def doing(process: int) -> Doing | None:
+    """What the process is doing; None where there is none of this id."""
+    try:
+        line = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    columns = line.rpartition(")")[2].split()  # its name may hold anything, brackets too
+    ticks = int(columns[11]) + int(columns[12])
+    return Doing(columns[0], ticks / os.sysconf("SC_CLK_TCK"))
+
+
 def may_administer() -> bool:
     """Whether this process has CAP_NET_ADMIN."""
     return _capable(_CAP_NET_ADMIN)

@@ -6,14 +6,9 @@ rich, because `nfqlb show` has to be quick and its output is read by scripts as 
 
 from collections.abc import Sequence
 
+from nfqlb.runtime.printable import clean as clean
+
 Row = Sequence[str]
-
-
-def clean(text: str) -> str:
-    """The text with everything unprintable (control characters, direction marks, ...) as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def clean_lines(text: str) -> str:

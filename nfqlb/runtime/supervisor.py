@@ -280,11 +280,6 @@ def run(config: Config, source: str) -> int:
 
     `source` names the configuration in the log. Prints "ready" once packets flow.
     """
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format="%(asctime)s nfqlb[%(process)d] %(levelname)s: %(message)s",
-    )
     logger.info("nfqlb %s, configuration %s", __version__, source)
     try:
         findings = host.check(config)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nfqlb.operator.commands.common import add_config, add_socket, fail, load, say
+from nfqlb.operator.commands.common import FailureError, add_config, add_socket, fail, load, say
 from nfqlb.operator.text import clean, clean_lines, several
 from nfqlb.operator.words import seconds
 
@@ -17,6 +17,13 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_run)
     add_config(parser, required=True)
     add_socket(parser)
+    parser.add_argument(
+        "--log",
+        choices=("text", "json", "journal"),
+        metavar="STYLE",
+        help="text: lines for people; json: an object a line; journal: with systemd's priorities"
+        " (default: journal where stderr is the journal, else text)",
+    )
 
 
 def add_check(parser: argparse.ArgumentParser) -> None:
@@ -35,9 +42,16 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from nfqlb.runtime import supervisor
+    from nfqlb.runtime import logs, supervisor
 
-    config = load(options.config)
+    style = logs.set_up(options.log)
+    try:
+        config = load(options.config)
+    except FailureError as failure:
+        if style == "text":
+            raise
+        logs.say_all(str(failure))  # who reads the log by machine finds this in it too
+        return 1
     if options.socket is not None:
         config = replace(config, gateway=replace(config.gateway, socket=str(options.socket)))
     return supervisor.run(config, str(options.config))

@@ -1,0 +1,188 @@
+"""The log's lines: what they look like, and that nobody else writes them or holds them up."""
+
+import io
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from nfqlb.runtime import logs
+from nfqlb.runtime.logs import STYLES, Style
+
+logger = logging.getLogger("nfqlb.test")
+NASTY = "web\x1b[2J\n<0>2026-01-01 nfqlb[1] ERROR: forged\r\x9b1m\u202e\udcff\t{}"
+
+
+@contextmanager
+def logging_to(stream: object) -> Iterator[None]:
+    """The root logger as it was, afterwards."""
+    root = logging.getLogger()
+    before, level, hook = root.handlers[:], root.level, sys.excepthook
+    try:
+        yield
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+        sys.excepthook = hook
+        logging.captureWarnings(False)
+
+
+class Log:
+    """A log in a file."""
+
+    def __init__(self, path: Path, style: Style | None) -> None:
+        self.path = path
+        self.stream = path.open("w")
+        logs.set_up(style, self.stream)
+
+    def lines(self) -> list[str]:
+        text = self.path.read_text()
+        assert text.endswith("\n") or not text
+        return text.split("\n")[:-1]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Iterator[Log]:
+    yield from opened(tmp_path, "text")
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Log]:
+    yield from opened(tmp_path, "journal")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Log]:
+    yield from opened(tmp_path, "json")
+
+
+def opened(directory: Path, style: Style) -> Iterator[Log]:
+    with logging_to(directory):
+        log = Log(directory / "log", style)
+        yield log
+        log.stream.close()
+
+
+def fail() -> None:
+    try:
+        raise ValueError(NASTY)
+    except ValueError:
+        logger.exception("a packet could not be judged")
+
+
+def test_text(text: Log) -> None:
+    logger.info("%s is %s", "web1", "failed")
+    (line,) = text.lines()
+    assert line[:4].isdigit()
+    assert line.endswith(f" nfqlb[{os.getpid()}] INFO: web1 is failed")
+
+
+def test_the_journal_gets_priorities(journal: Log) -> None:
+    for level in (logging.CRITICAL, logging.ERROR, logging.WARNING, logging.INFO):
+        logger.log(level, "said")
+    assert [line[:3] for line in journal.lines()] == ["<2>", "<3>", "<4>", "<6>"]
+    assert journal.lines()[0] == "<2>said"
+
+
+def test_json(machine: Log) -> None:
+    before = datetime.now(UTC)
+    logger.warning("%s failed", "web1", extra={"fields": {"kind": "state", "name": "web1", "level": "mine"}})
+    (line,) = machine.lines()
+    document = json.loads(line)
+    when = datetime.fromisoformat(document.pop("time"))
+    assert abs((when - before).total_seconds()) < 5
+    assert document == {
+        "level": "warning",
+        "message": "web1 failed",
+        "logger": "nfqlb.test",
+        "pid": os.getpid(),
+        "kind": "state",
+        "name": "web1",
+    }
+
+
+def test_json_that_nobody_can_write_is_written_as_text(machine: Log) -> None:
+    logger.info("said", extra={"fields": {"odd": Path("/x")}})
+    assert json.loads(machine.lines()[0])["odd"] == "/x"
+
+
+def test_debugging_is_not_logged(text: Log) -> None:
+    logger.debug("said")
+    assert text.lines() == []
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_what_others_say_is_one_line_of_plain_letters(style: Style, tmp_path: Path) -> None:
+    with logging_to(tmp_path):
+        log = Log(tmp_path / "log", style)
+        logger.info("%s", NASTY)
+        (line,) = log.lines()
+        assert line.isprintable()
+        assert not line.startswith("<0>")
+        log.stream.close()
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_an_exception_forges_no_line(style: Style, tmp_path: Path) -> None:
+    with logging_to(tmp_path):
+        log = Log(tmp_path / "log", style)
+        fail()
+        first, *more = log.lines()
+        assert all(line.isprintable() for line in (first, *more))
+        if style == "json":
+            assert not more
+            assert "ValueError: web" in json.loads(first)["exception"]
+        else:
+            start = "<3>    " if style == "journal" else "    "
+            assert all(line.startswith(start) for line in more)
+            assert any("ValueError: web" in line for line in more)
+        log.stream.close()
+
+
+def test_warnings_and_the_last_words_are_logged(machine: Log) -> None:
+    try:
+        raise RuntimeError("broken")
+    except RuntimeError as error:
+        sys.excepthook(RuntimeError, error, error.__traceback__)
+    (document,) = map(json.loads, machine.lines())
+    assert document["level"] == "critical"
+    assert document["exception"].endswith("RuntimeError: broken")
+
+
+def test_the_style_is_the_journals_where_that_reads(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as stream:
+        status = os.fstat(stream.fileno())
+        ours = f"{status.st_dev}:{status.st_ino}"
+        assert logs.fitting({"JOURNAL_STREAM": ours}, stream) == "journal"
+        assert logs.fitting({"JOURNAL_STREAM": f"{status.st_dev}:1"}, stream) == "text"
+        assert logs.fitting({"JOURNAL_STREAM": "nonsense"}, stream) == "text"
+        assert logs.fitting({}, stream) == "text"
+    assert logs.fitting({"JOURNAL_STREAM": "1:2"}, io.StringIO()) == "text"
+
+
+def test_a_reader_that_does_not_read_costs_lines_that_are_counted() -> None:
+    reading, writing = os.pipe()
+    with logging_to(writing), os.fdopen(reading, "rb") as pipe, os.fdopen(writing, "w") as stream:
+        logs.set_up("text", stream)
+        for number in range(5000):
+            logger.info("line %d %s", number, "x" * 100)
+        kept = pipe.read1(1 << 20).decode().splitlines()
+        logger.info("the last")
+        told, last = pipe.read1(1 << 20).decode().splitlines()
+    assert kept[0].endswith("line 0 " + "x" * 100)
+    assert f"WARNING: {5000 - len(kept)} log entries were lost" in told
+    assert last.endswith("INFO: the last")
+
+
+def test_a_reader_that_is_gone_is_no_trouble() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with logging_to(writing), os.fdopen(writing, "w") as stream:
+        logs.set_up("text", stream)
+        logger.info("said")
