@@ -52,7 +52,7 @@ install_packages() {
         { apt-get update && apt-get install -y --no-install-recommends $missing; } </dev/null >"$log" 2>&1 ||
             { cat "$log" >&2; fail "apt-get could not install:$missing"; }
     ) || exit 1
-    for service in nginx haproxy; do
+    for service in nginx haproxy prometheus; do
         case " $missing " in *" $service"*) # nor after the next boot
             ! command -v systemctl >/dev/null || systemctl --quiet disable "$service" 2>/dev/null || true ;;
         esac

@@ -114,6 +114,7 @@ def _real(real: RealServer, virtuals: Mapping[str, Virtual], now: float) -> Real
         virtuals=tuple(virtuals),
         failed=None if health.condition is Condition.WELL else now - health.failed_at,
         test=max(0.0, health.retry_at - now) if tested else None,
+        responses=real.responses.spread(),
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from nfqlb.core import spec
 from nfqlb.core.admission import ServerState
 from nfqlb.core.health import Condition, Health
+from nfqlb.core.histogram import Histogram
 from nfqlb.core.keys import TCP, UDP
 from nfqlb.core.response import Measuring, ResponseTime
 from nfqlb.core.rewriting import rewritings
@@ -38,14 +39,14 @@ class RealServer:
     clients are sent to it, or would be if it had room, `serving_since` when that last began, by
     whatever way (R101). `tester` is the connection that tests it. Sticky assignments before `bound_from`
     have been cleared: a successor must not restore them. `response` is its response time, taken
-    from all of its connections, whatever virtual server they came through (R094); `timed` are the
-    links whose virtual server goes by it.
+    from all of its connections, whatever virtual server they came through (R094), `responses` counts
+    all that were measured; `timed` are the links whose virtual server goes by it.
     """
 
     __slots__ = (
-        "address", "bad_from", "bound_from", "connections", "health", "links", "response", "serving",
-        "serving_since", "setting", "since", "spec", "standing_by", "state", "tester", "timed", "total",
-        "unanswered", "weight",
+        "address", "bad_from", "bound_from", "connections", "health", "links", "response", "responses",
+        "serving", "serving_since", "setting", "since", "spec", "standing_by", "state", "tester", "timed",
+        "total", "unanswered", "weight",
     )  # fmt: skip
 
     def __init__(self, real: spec.Real, now: float, *, strict_syn_limit: bool = False) -> None:
@@ -68,6 +69,7 @@ class RealServer:
         self.links: list[Link] = []
         self.standing_by: list[Link] = []
         self.response = ResponseTime()
+        self.responses = Histogram()
         self.timed: list[Link] = []
 
     @property
@@ -119,6 +121,7 @@ class RealServer:
     def responded(self, took: float, now: float, *, clamp: float, raw: bool) -> None:
         """A response took so many seconds; see `ResponseTime.sample`."""
         self.response = self.response.sampled(took, self.connections, now, clamp=clamp, raw=raw)
+        self.responses.add(took)
         for link in self.timed:
             link.virtual.updated(link)
         self.stirred()
