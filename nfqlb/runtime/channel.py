@@ -89,7 +89,7 @@ class SupervisorChannel:
         request, or its reply), or the worker's own.
         """
         if self.closed:
-            failed(_restarting())
+            failed(restarting())
             return
         ident = next(self._idents)
         try:
@@ -125,7 +125,7 @@ class SupervisorChannel:
         self._selector.unregister(self._sock)
         self._sock.close()
         self._out.clear()
-        self._fail_all(_restarting())
+        self._fail_all(restarting())
 
     def abandon(self) -> None:
         """In a forked child: give up the descriptor, and leave the selector to the parent."""
@@ -319,7 +319,8 @@ def _finish(waiting: _Waiting, result: JSON) -> None:
         waiting.failed(ControlError("internal-error", "the gateway failed to answer", "its log says more"))
 
 
-def _restarting() -> ControlError:
+def restarting() -> ControlError:
+    """The refusal where there is no worker to ask."""
     return ControlError("worker-restarting", "the worker is being restarted", "try again in a moment")
 
 

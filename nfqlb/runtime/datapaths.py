@@ -155,6 +155,16 @@ class Datapaths:
         """All queues."""
         return [queue for each in self._bound for queue in each.queues]
 
+    @property
+    def roles(self) -> dict[int, str]:
+        """What each queue is for, by its number."""
+        found = {}
+        if self.rewriting is not None:
+            found = {self.rewriting.new.number: "new", self.rewriting.established.number: "established"}
+        if self.offloading is not None:
+            found[self.offloading.queue.number] = "offload"
+        return found
+
     def close(self) -> None:
         """Unbind everything."""
         for each in self._bound:

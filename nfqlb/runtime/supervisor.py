@@ -7,8 +7,6 @@ reverse order: addresses before rules, or the gateway's own TCP would reset clie
 """
 
 import logging
-import mmap
-import os
 import selectors
 import signal
 import socket
@@ -16,8 +14,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from nfqlb import __version__
@@ -25,35 +21,23 @@ from nfqlb.config.summary import endpoint
 from nfqlb.core.spec import Config
 from nfqlb.netfilter import address, host, rules, sysctl
 from nfqlb.netfilter.errors import KernelError
-from nfqlb.netfilter.neighbours import Neighbours
 from nfqlb.netfilter.queue import ask_for_stamps
-from nfqlb.netfilter.queue_status import read_queues
 from nfqlb.netfilter.reply import ReplySockets, replies_to_clients
 from nfqlb.netfilter.state import Claim, Record
-from nfqlb.runtime import orders, views
-from nfqlb.runtime.channel import SupervisorChannel, WorkerChannel, pair
-from nfqlb.runtime.control import Request, Server
+from nfqlb.runtime.channel import WorkerChannel
+from nfqlb.runtime.control import Server
 from nfqlb.runtime.datapaths import Datapaths
+from nfqlb.runtime.desk import Desk
 from nfqlb.runtime.journal import Journal
-from nfqlb.runtime.protocol import JSON, ControlError
-from nfqlb.runtime.summary import GatewayStatus, summary
+from nfqlb.runtime.protocol import ControlError
 from nfqlb.runtime.worker import Worker
+from nfqlb.runtime.workers import Workers
 
 logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _TICK = 1.0
-#: After so many workers in a row that died before they served, the journal is not trusted any more, and
-#: the next ones come at this distance (seconds).
-_STILLBORN, _BIRTH_INTERVAL = 3, 1.0
-_FAREWELL = 3.0  # seconds a worker gets to end by itself
-
-
-@dataclass(slots=True)
-class _Child:
-    pid: int
-    channel: SupervisorChannel
 
 
 class Supervisor:
@@ -64,14 +48,7 @@ class Supervisor:
         self._say_ready = say_ready
         self._selector = selectors.DefaultSelector()
         self._undo = ExitStack()
-        self._started = time.monotonic()
         self._stopping = False
-        self._worker: _Child | None = None
-        self._restarts = 0
-        self._stillborn = 0
-        self._serving = mmap.mmap(-1, 1)  # shared with the worker, which sets it when it has taken over
-        self._next_birth = 0.0
-        self._neighbours = Neighbours()
 
     def run(self) -> None:
         """Bring the gateway up, serve until a signal says otherwise, take it down. Raises KernelError."""
@@ -97,11 +74,14 @@ class Supervisor:
         undo.callback(self._datapaths.close)
         self._replies = self._open_replies()
         undo.enter_context(ask_for_stamps())  # response times are differences of stamps
-        undo.callback(self._end_worker)
-        self._control = Server(Path(config.gateway.socket), self._selector, self._answer)
+        self._workers = Workers(self._selector, self._journal, self._be_worker)
+        undo.callback(self._workers.end)
+        self._desk = Desk(config, self._workers, self._datapaths.roles)
+        self._workers.born, self._workers.died = self._desk.born, self._desk.died
+        self._control = Server(Path(config.gateway.socket), self._selector, self._desk.answer)
         undo.callback(self._control.close)
         _log_all(sysctl.switch, sysctl.forwarding(config) | sysctl.tracking(config), record)
-        self._fork()
+        self._workers.start()
         undo.callback(_log_all, rules.withdraw)
         rules.apply(config)
         undo.callback(_log_all, address.take_down)
@@ -149,53 +129,17 @@ class Supervisor:
         while not self._stopping:
             for key, mask in self._selector.select(_TICK):
                 key.data(mask)
-            self._look_after_worker()
+            if not self._stopping:
+                self._workers.look_after()
             if time.monotonic() >= tick:
                 tick = time.monotonic() + _TICK
                 self._control.tick()
-                if self._worker is not None:
-                    self._worker.channel.tick()
+                self._workers.tick()
+                self._desk.tick()
 
     # --- the worker
 
-    def _look_after_worker(self) -> None:
-        """Replace a worker that has died: at once, unless they die as fast as they come."""
-        child, now = self._worker, time.monotonic()
-        if child is not None:
-            pid, status = os.waitpid(child.pid, os.WNOHANG)
-            if not pid:
-                return
-            self._worker = None
-            child.channel.close()
-            self._stillborn = 0 if self._serving[0] else self._stillborn + 1
-            logger.warning("worker %d died (%s); starting another", pid, _cause(status))
-            if self._stillborn >= _STILLBORN:
-                logger.error("workers die as they start; forgetting connections, settings and failures")
-                self._journal.clear()
-                self._next_birth = now + _BIRTH_INTERVAL
-        if now >= self._next_birth and not self._stopping:
-            self._restarts += 1
-            self._fork()
-
-    def _fork(self) -> None:
-        ours, theirs = pair()
-        self._serving[0] = 0
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                ours.close()
-                self._be_worker(theirs)
-                status = 0
-            except Exception:
-                logger.exception("the worker failed")
-            finally:
-                logging.shutdown()
-                os._exit(status)
-        theirs.close()
-        self._worker = _Child(pid, SupervisorChannel(ours, self._selector))
-
-    def _be_worker(self, channel: socket.socket) -> None:
+    def _be_worker(self, channel: socket.socket, say_serving: Callable[[], None]) -> None:
         """In the child: let go of what is the supervisor's, and work."""
         signal.set_wakeup_fd(-1)
         for number in _SIGNALS:
@@ -207,72 +151,7 @@ class Supervisor:
             self._config, self._datapaths, WorkerChannel(channel), self._journal, self._replies
         )
         signal.signal(signal.SIGTERM, lambda *_: worker.stop())
-        worker.run(self._say_serving)
-
-    def _say_serving(self) -> None:
-        self._serving[0] = 1
-
-    def _end_worker(self) -> None:
-        child = self._worker
-        if child is None:
-            return
-        child.channel.close()
-        os.kill(child.pid, signal.SIGTERM)
-        deadline = time.monotonic() + _FAREWELL
-        while os.waitpid(child.pid, os.WNOHANG)[0] == 0:
-            if time.monotonic() > deadline:
-                os.kill(child.pid, signal.SIGKILL)
-                os.waitpid(child.pid, 0)
-                break
-            time.sleep(0.01)
-        self._worker = None
-
-    # --- questions
-
-    def _answer(self, request: Request) -> None:
-        if self._worker is None:
-            raise ControlError("worker-restarting", "the worker is being restarted", "try again in a moment")
-        finish = {"summary": self._summary, "reals": self._reals}.get(request.cmd)
-        if request.cmd in orders.ORDERS:
-            finish = partial(_logged, request)
-        if finish is None:
-            self._worker.channel.forward(request)
-            return
-        finished = finish
-        self._worker.channel.call(
-            request.cmd, request.args, lambda result: request.reply(finished(result)), request.refuse
-        )
-
-    def _reals(self, rows: JSON) -> JSON:
-        """The worker's rows, with what the kernel knows of each server's link (R037, A36)."""
-        known = self._neighbours.of([real.address for real in self._config.reals])
-        return views.with_neighbours(rows, known)
-
-    def _summary(self, counts: JSON) -> JSON:
-        assert isinstance(counts, dict)
-        gateway = self._config.gateway
-        ours = [queue.number for queue in self._datapaths.queues]
-        return summary(
-            counts,
-            GatewayStatus(
-                version=__version__,
-                datapath=gateway.datapath,
-                state="running",
-                uptime=time.monotonic() - self._started,
-                worker_pid=self._worker.pid if self._worker else None,
-                worker_restarts=self._restarts,
-                queues=[queue for queue in read_queues() if queue.number in ours],
-            ),
-        )
-
-
-def _logged(request: Request, result: JSON) -> JSON:
-    """An order was carried out: say what, and who gave it."""
-    who = "the supervisor" if request.peer is None else f"user {request.peer.uid}, process {request.peer.pid}"
-    said = result.get("said") if isinstance(result, dict) else None
-    for line in said if isinstance(said, list) else ():
-        logger.info("%s (ordered by %s)", line, who)
-    return result
+        worker.run(say_serving)
 
 
 def run(config: Config, source: str) -> int:
@@ -307,11 +186,6 @@ def _noticed(_number: int, _frame: object) -> None:
 def _log_all(act: Callable[..., list[str]], *args: object) -> None:
     for line in act(*args):
         logger.info("%s", line)
-
-
-def _cause(status: int) -> str:
-    code = os.waitstatus_to_exitcode(status)
-    return f"by signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
 
 def _described(config: Config) -> str:

@@ -18,7 +18,8 @@ from selectors import EVENT_WRITE
 from nfqlb.core.spec import Config
 from nfqlb.core.verdict import Drop, Reply
 from nfqlb.netfilter.reply import ReplySockets
-from nfqlb.runtime import news, orders
+from nfqlb.runtime import orders
+from nfqlb.runtime.beat import Beat
 from nfqlb.runtime.channel import WorkerChannel
 from nfqlb.runtime.datapaths import Datapaths, Paths
 from nfqlb.runtime.journal import Journal
@@ -74,6 +75,7 @@ class Worker:
             with suppress(PermissionError):
                 os.nice(_NICENESS)
         self._restore()
+        self._beat = Beat(self.director, self._losses, time.monotonic())
         gc.freeze()
         self._paths.connect(self._complain)
         say_serving()
@@ -144,6 +146,8 @@ class Worker:
         return wanted
 
     def _result(self, cmd: str, args: JSONObject, now: float) -> Result:
+        if cmd == "pulse":
+            return self._beat.document(args, now)
         result = orders.answer(self.director, cmd, args, now)
         return counts(self.director.totals(), self._losses()) if cmd == "summary" else result
 
@@ -160,7 +164,7 @@ class Worker:
     def _tell(self, now: float) -> None:
         """Log what has changed its state."""
         chronicle = self.director.chronicle
-        for line in filter(None, map(news.told, chronicle.drain(now))):
+        for line in self._beat.tell(chronicle.drain(now), now):
             logger.log(*line)
         if chronicle.missed:
             logger.warning("%d older changes of state were too many to be logged", chronicle.missed)

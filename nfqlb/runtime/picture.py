@@ -1,0 +1,103 @@
+"""The snapshot: the one document in which the whole gateway can be seen at a moment.
+
+Made of the worker's account and of what the supervisor knows: queues, neighbours, rules, the last reload.
+The README lists its fields. Pure.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from nfqlb.netfilter.neighbours import Neighbour
+from nfqlb.runtime import views
+from nfqlb.runtime.problems import problems, verdict
+from nfqlb.runtime.protocol import JSON, JSONObject
+from nfqlb.runtime.pulse import Account
+from nfqlb.runtime.summary import GatewayStatus, summary
+
+RUNNING, DEGRADED = "running", "degraded"
+#: Of an account: what is in the snapshot in another form.
+_PARTS = frozenset({"now", "losses", "virtuals", "reals"})
+#: What a virtual server's row has where nobody has said anything else.
+_VIRTUAL: JSONObject = {"traffic": None, "drops": {}, "shadow": None}
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the supervisor adds to an account: `roles` of the queues by number; `others` is anything more."""
+
+    roles: Mapping[int, str]
+    neighbours: Mapping[str, Neighbour]
+    rules: JSONObject
+    reload: JSONObject
+    others: JSONObject = field(default_factory=dict)
+
+
+def snapshot(account: Account, status: GatewayStatus, around: Surroundings, at: float) -> JSONObject:
+    """The snapshot; `at` is its time of day in seconds."""
+    document, rates = account
+    whole = summary(document, status)
+    connections, queues = whole["connections"], whole["queues"]
+    assert isinstance(connections, dict)
+    assert isinstance(queues, list)
+    return {
+        "at": round(at, 3),
+        **whole,
+        "connections": {**connections, "rate": _rate(rates.get(("gateway", "")))},
+        "queues": [{"role": _role(queue, around.roles), **_row(queue)} for queue in queues],
+        "rules": dict(around.rules),
+        "reload": dict(around.reload),
+        "virtuals": [
+            {**_VIRTUAL, **row, "rate": _rate(rates.get(_key("virtual", row)))}
+            for row in _rows(document["virtuals"])
+        ],
+        "reals": [
+            {**row, "rate": _rate(rates.get(_key("real", row)))}
+            for row in _rows(views.with_neighbours(document["reals"], around.neighbours))
+        ],
+        **{name: value for name, value in document.items() if name not in _PARTS and name not in whole},
+        **around.others,
+    }
+
+
+def degraded(snapshot: JSONObject, at: float) -> JSONObject:
+    """The last snapshot, where there is no account to make a new one of: what changes is not known."""
+    connections = snapshot["connections"]
+    assert isinstance(connections, dict)
+    return {
+        **snapshot,
+        "at": round(at, 3),
+        "state": DEGRADED,
+        "connections": {**connections, "rate": None},
+        "virtuals": [{**row, "rate": None} for row in _rows(snapshot["virtuals"])],
+        "reals": [{**row, "rate": None} for row in _rows(snapshot["reals"])],
+    }
+
+
+def judged(snapshot: JSONObject) -> JSONObject:
+    """With what is wrong, the worst first, and that in one line."""
+    found = problems(snapshot)
+    listed: list[JSON] = [{"level": each.level, "what": each.what} for each in found]
+    return {**snapshot, "verdict": verdict(snapshot, found), "problems": listed}
+
+
+def _rows(rows: JSON) -> Sequence[JSONObject]:
+    assert isinstance(rows, list)
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def _row(queue: JSON) -> JSONObject:
+    assert isinstance(queue, dict)
+    return queue
+
+
+def _role(queue: JSON, roles: Mapping[int, str]) -> JSON:
+    number = _row(queue)["number"]
+    return roles.get(number, "") if isinstance(number, int) else ""
+
+
+def _key(kind: str, row: JSONObject) -> tuple[str, str]:
+    return kind, str(row["name"])
+
+
+def _rate(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)

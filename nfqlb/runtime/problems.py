@@ -1,0 +1,111 @@
+"""What is wrong with a gateway, as its snapshot shows it: one line each, the worst first, and a verdict.
+
+Pure: a snapshot in, lines out. What the doctor looks for on the host is not looked for here; what it has
+found is in the snapshot.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from nfqlb.runtime.protocol import JSON, JSONObject
+
+LEVELS = ("error", "warning", "info")
+#: A table, or a server, is said to be nearly full from this part of its limit on.
+_NEARLY = 0.9
+#: In these states a server need not be reachable, or that it is not has been found out already.
+_SILENT = ("failed", "testing", "maintenance", "out-of-service")
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong: one of LEVELS, and what it is in a line."""
+
+    level: str
+    what: str
+
+
+def problems(snapshot: JSONObject) -> list[Problem]:
+    """All that is wrong, the worst first."""
+    looks = (_gateway, _virtuals, _reals, _queues, _table)
+    found = [problem for look in looks for problem in look(snapshot)]
+    return sorted(found, key=lambda problem: LEVELS.index(problem.level))
+
+
+def verdict(snapshot: JSONObject, found: list[Problem]) -> str:
+    """In one line: everything above mere information, the worst first; "all well" where nothing is wrong."""
+    return "; ".join(problem.what for problem in found if problem.level != "info") or "all well"
+
+
+def _gateway(snapshot: JSONObject) -> Iterator[Problem]:
+    if snapshot["state"] != "running":
+        yield Problem("error", "worker being replaced")
+    rules, reload = _part(snapshot, "rules"), _part(snapshot, "reload")
+    if rules.get("present") is False:
+        yield Problem("error", f"rules missing{_because(rules.get('why'))}")
+    if reload.get("ok") is False:
+        yield Problem("warning", f"last reload failed{_because(reload.get('error'))}")
+
+
+def _because(why: JSON) -> str:
+    return f": {why}" if isinstance(why, str) and why else ""
+
+
+def _virtuals(snapshot: JSONObject) -> Iterator[Problem]:
+    rows = _rows(snapshot, "virtuals")
+    failed = [row for row in rows if row["state"] == "failed"]
+    if failed:
+        yield Problem("error", f"{_some(failed, len(rows), 'virtual server')} failed")
+    out = [row for row in rows if row["state"] == "out-of-service"]
+    if out:
+        yield Problem("info", f"{_some(out, len(rows), 'virtual server')} out of service")
+
+
+def _reals(snapshot: JSONObject) -> Iterator[Problem]:
+    rows = _rows(snapshot, "reals")
+    failed = [row for row in rows if row["state"] in ("failed", "testing")]
+    if failed:
+        level = "error" if len(failed) == len(rows) else "warning"
+        yield Problem(level, f"{_some(failed, len(rows), 'server')} failed")
+    serving = [row for row in rows if row["state"] not in _SILENT]
+    lost = [row for row in serving if row.get("neighbour") in ("failed", "incomplete", "no route")]
+    if lost:
+        yield Problem("warning", f"{_some(lost, len(rows), 'server')} cannot be reached on the link")
+    full = [row for row in rows if row["state"] == "max-capacity"]
+    if full:
+        yield Problem("warning", f"{_some(full, len(rows), 'server')} full")
+    aside = [row for row in rows if row["state"] in ("maintenance", "sticky-only", "out-of-service")]
+    if aside:
+        yield Problem("info", f"{_some(aside, len(rows), 'server')} taken out by the operator")
+
+
+def _some(rows: list[JSONObject], all_: int, what: str) -> str:
+    """How many of how many; of one its name."""
+    many = f"{what}{'' if all_ == 1 else 's'}"
+    named = f" ({rows[0]['name']})" if len(rows) == 1 else ""
+    return f"{len(rows)} of {all_} {many}{named}"
+
+
+def _queues(snapshot: JSONObject) -> Iterator[Problem]:
+    dropping = [queue for queue in _rows(snapshot, "queues") if queue.get("dropping")]
+    if dropping:
+        yield Problem("error", "queue dropping" if len(dropping) == 1 else f"{len(dropping)} queues dropping")
+
+
+def _table(snapshot: JSONObject) -> Iterator[Problem]:
+    connections = _part(snapshot, "connections")
+    now, limit = connections.get("now"), connections.get("limit")
+    if isinstance(now, int) and isinstance(limit, int) and now >= limit * _NEARLY:
+        level, how = ("error", "full") if now >= limit else ("warning", "nearly full")
+        yield Problem(level, f"connection table {how}: {now:,} of {limit:,}")
+    lost = _part(snapshot, "journal").get("lost")
+    if isinstance(lost, int) and lost:
+        yield Problem("warning", f"journal full: a new worker would not know {lost:,} records")
+
+
+def _rows(snapshot: JSONObject, name: str) -> list[JSONObject]:
+    rows = snapshot.get(name)
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def _part(snapshot: JSONObject, name: str) -> JSONObject:
+    part = snapshot.get(name)
+    return part if isinstance(part, dict) else {}

@@ -1,0 +1,132 @@
+"""The worker's process life: forked, replaced where it dies, ended at the end.
+
+Owns the process and the channel to it. There is one worker at a time. Its successor is started at once,
+unless they die as fast as they come. Whoever has to know is told: see `born` and `died`.
+"""
+
+import logging
+import mmap
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from selectors import BaseSelector
+
+from nfqlb.runtime.channel import SupervisorChannel, pair, restarting
+from nfqlb.runtime.journal import Journal
+from nfqlb.runtime.protocol import JSON, ControlError, JSONObject
+
+logger = logging.getLogger(__name__)
+
+#: After so many workers in a row that died before they served, the journal is not trusted any more, and
+#: the next ones come at this distance (seconds).
+_STILLBORN, _BIRTH_INTERVAL = 3, 1.0
+_FAREWELL = 3.0  # seconds a worker gets to end by itself
+
+
+class Workers:
+    """The worker and its successors. `work(channel, say_serving)` is what each does, in its own process.
+
+    `restarts` counts the successors. `born` and `died` are called with the worker's process id, the latter
+    also with the cause; both are to be set before `start`.
+    """
+
+    def __init__(
+        self,
+        selector: BaseSelector,
+        journal: Journal,
+        work: Callable[[socket.socket, Callable[[], None]], None],
+    ) -> None:
+        self.restarts = 0
+        self.pid: int | None = None
+        self.born: Callable[[int], None] = lambda _pid: None
+        self.died: Callable[[int, str], None] = lambda _pid, _cause: None
+        self._selector = selector
+        self._journal = journal
+        self._work = work
+        self._channel: SupervisorChannel | None = None
+        self._stillborn = 0
+        self._serving = mmap.mmap(-1, 1)  # shared with the worker, which sets it when it has taken over
+        self._next_birth = 0.0
+
+    def call(
+        self, cmd: str, args: JSONObject, done: Callable[[JSON], None], failed: Callable[[ControlError], None]
+    ) -> None:
+        """Ask the worker; see `SupervisorChannel.call`."""
+        if self._channel is None:
+            failed(restarting())
+        else:
+            self._channel.call(cmd, args, done, failed)
+
+    def start(self) -> None:
+        """Fork a worker. Raises OSError."""
+        ours, theirs = pair()
+        self._serving[0] = 0
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                ours.close()
+                self._work(theirs, self._say_serving)
+                status = 0
+            except Exception:
+                logger.exception("the worker failed")
+            finally:
+                logging.shutdown()
+                os._exit(status)
+        theirs.close()
+        self.pid = pid
+        self._channel = SupervisorChannel(ours, self._selector)
+        self.born(pid)
+
+    def look_after(self) -> None:
+        """Replace a worker that has died: at once, unless they die as fast as they come."""
+        now = time.monotonic()
+        if self.pid is not None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if not pid:
+                return
+            self._bury(pid, _cause(status))
+            if self._stillborn >= _STILLBORN:
+                logger.error("workers die as they start; forgetting connections, settings and failures")
+                self._journal.clear()
+                self._next_birth = now + _BIRTH_INTERVAL
+        if now >= self._next_birth:
+            self.restarts += 1
+            self.start()
+
+    def tick(self) -> None:
+        """Give up questions that have waited too long. To be called about once a second."""
+        if self._channel is not None:
+            self._channel.tick()
+
+    def end(self) -> None:
+        """End the worker, and wait until it has."""
+        if self.pid is None or self._channel is None:
+            return
+        self._channel.close()
+        os.kill(self.pid, signal.SIGTERM)
+        deadline = time.monotonic() + _FAREWELL
+        while os.waitpid(self.pid, os.WNOHANG)[0] == 0:
+            if time.monotonic() > deadline:
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                break
+            time.sleep(0.01)
+        self.pid = self._channel = None
+
+    def _bury(self, pid: int, cause: str) -> None:
+        channel, self._channel, self.pid = self._channel, None, None
+        if channel is not None:
+            channel.close()
+        self._stillborn = 0 if self._serving[0] else self._stillborn + 1
+        self.died(pid, cause)
+
+    def _say_serving(self) -> None:
+        self._serving[0] = 1
+
+
+def _cause(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return f"by signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"

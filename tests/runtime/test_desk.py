@@ -1,0 +1,271 @@
+"""The desk, with a director for a worker: who answers what, and what is seen."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nfqlb.runtime import orders
+from nfqlb.runtime.beat import Beat
+from nfqlb.runtime.channel import restarting
+from nfqlb.runtime.desk import Desk
+from nfqlb.runtime.protocol import JSON, ControlError, JSONObject, Outcome, Peer, Request
+from nfqlb.runtime.summary import Losses, counts
+from tests.core.scenario import Scenario, real, virtual
+
+
+class Worker:
+    """Answers as a worker does, through JSON's types, where it is there."""
+
+    def __init__(self, lab: Scenario) -> None:
+        self.lab = lab
+        self.pid: int | None = 4711
+        self.restarts = 0
+        self.asked: list[str] = []
+        self.beat = Beat(lab.director, Losses, lab.now)
+
+    def call(
+        self, cmd: str, args: JSONObject, done: Callable[[JSON], None], failed: Callable[[ControlError], None]
+    ) -> None:
+        self.asked.append(cmd)
+        if self.pid is None:
+            failed(restarting())
+            return
+        try:
+            self._answer(cmd, args, done)
+        except ControlError as error:
+            failed(error)
+
+    def _answer(self, cmd: str, args: JSONObject, done: Callable[[JSON], None]) -> None:
+        director, now = self.lab.director, self.lab.now
+        self.beat.tell(director.chronicle.drain(now), now)
+        if cmd == "pulse":
+            done(self.beat.document(args, now))
+        elif cmd == "summary":
+            done(counts(director.totals()))
+        else:
+            result = orders.answer(director, cmd, args, now)
+            done(result if isinstance(result, str | int | float | dict | None) else [*result])
+
+    def replace(self, lab: Scenario) -> None:
+        """Another one is there."""
+        self.lab, self.beat = lab, Beat(lab.director, Losses, lab.now)
+        self.pid, self.restarts = 4712, self.restarts + 1
+
+
+def shop() -> Scenario:
+    reals = [replace(real(name), failure_threshold=1, failure_clients=1) for name in "ab"]
+    return Scenario([virtual("shop", "ab")], reals)
+
+
+class Office:
+    """A desk, its worker, and what the desk answers."""
+
+    def __init__(self) -> None:
+        self.lab = shop()
+        self.worker = Worker(self.lab)
+        self.now = 5000.0
+        self.desk = Desk(
+            self.lab.config, self.worker, {}, clock=lambda: self.now, wall=lambda: 1e9 + self.now
+        )
+
+    def ask(self, cmd: str, **args: Any) -> Outcome:
+        found: list[Outcome] = []
+        request = Request(1, cmd, args, Peer(123, 0, 0), lambda _request, outcome: found.append(outcome))
+        try:
+            self.desk.answer(request)
+        except ControlError as error:
+            return error
+        assert len(found) == 1, "it is answered once"
+        return found[0]
+
+    def tick(self, seconds: float = 1.0) -> None:
+        self.now += seconds
+        self.lab.now += seconds
+        self.desk.tick()
+
+    def snapshot(self) -> dict[str, Any]:
+        outcome = self.ask("snapshot")
+        assert isinstance(outcome, dict)
+        return outcome
+
+    def die(self) -> None:
+        self.desk.died(4711, "by signal SIGKILL")
+        self.worker.pid = None
+
+    def succeed(self) -> None:
+        now = self.lab.now
+        self.lab = shop()
+        self.lab.now = now
+        self.worker.replace(self.lab)
+        self.desk.born(4712)
+
+
+@pytest.fixture
+def office() -> Office:
+    made = Office()
+    made.desk.born(4711)
+    made.tick()
+    return made
+
+
+def test_a_snapshot_shows_the_whole_gateway(office: Office) -> None:
+    office.lab.connect()
+    office.tick()
+    whole = office.snapshot()
+    assert whole["at"] == 1e9 + office.now
+    assert whole["state"] == "running"
+    assert whole["verdict"] == "all well"
+    assert whole["problems"] == []
+    assert whole["worker"] == {"pid": 4711, "restarts": 0}
+    assert whole["connections"] == {"now": 1, "total": 1, "limit": 1000, "rate": 1.0}
+    assert [row["rate"] for row in whole["virtuals"]] == [1.0]
+    assert sum(row["rate"] for row in whole["reals"]) == 1.0
+    assert whole["rules"]["present"] is None
+    assert whole["reload"] == {"at": None, "ok": None, "error": ""}
+    assert "now" not in whole
+    assert "losses" not in whole
+
+
+def test_a_snapshot_before_the_first_account_waits_for_it() -> None:
+    office = Office()
+    office.worker.pid = None
+    office.desk.born(4711)
+    replies: list[Outcome] = []
+    office.desk.answer(Request(1, "snapshot", {}, None, lambda _request, outcome: replies.append(outcome)))
+    assert replies == []
+    office.worker.pid = 4711
+    office.tick()
+    assert isinstance(replies[0], dict)
+
+
+def test_nobody_but_the_pulse_asks_the_worker(office: Office) -> None:
+    asked = len(office.worker.asked)
+    for _ in range(5):
+        office.snapshot()
+        office.ask("history")
+        office.ask("events")
+    assert office.worker.asked[asked:] == []
+
+
+def test_while_a_worker_is_replaced_the_last_snapshot_is_given(office: Office) -> None:
+    office.lab.connect()
+    office.tick()
+    office.die()
+    office.tick()
+    whole = office.snapshot()
+    assert whole["state"] == "degraded"
+    assert whole["verdict"] == "worker being replaced"
+    assert whole["connections"] == {"now": 1, "total": 1, "limit": 1000, "rate": None}
+    assert [row["rate"] for row in whole["reals"]] == [None, None]
+    refused = office.ask("reals")
+    assert isinstance(refused, ControlError)
+    assert refused.code == "worker-restarting"
+
+
+def test_counters_do_not_fall_when_a_worker_is_replaced(office: Office) -> None:
+    for _ in range(3):
+        office.lab.connect()
+    office.tick()
+    office.die()
+    office.succeed()
+    office.lab.connect()
+    office.tick()
+    whole = office.snapshot()
+    assert whole["state"] == "running"
+    assert whole["connections"]["total"] == 4
+    assert whole["connections"]["now"] == 1
+    assert sum(row["total"] for row in whole["reals"]) == 4
+    shown = office.ask("summary")
+    assert isinstance(shown, dict)
+    assert shown["connections"] == {"now": 1, "total": 4, "limit": 1000}
+    virtuals: Any = office.ask("virtuals")
+    assert virtuals[0]["total"] == 4
+    assert sum(place["total"] for place in virtuals[0]["servers"]) == 4
+
+
+def test_the_rate_is_not_known_right_after_a_worker_was_replaced(office: Office) -> None:
+    office.lab.connect()
+    office.tick()
+    office.die()
+    office.tick()
+    office.succeed()
+    office.tick()
+    assert office.snapshot()["connections"]["rate"] is None
+    office.lab.connect()
+    office.lab.connect()
+    office.tick(2.0)
+    assert office.snapshot()["connections"]["rate"] == 1.0
+
+
+def test_what_happens_to_servers_becomes_an_event_once(office: Office) -> None:
+    office.lab.dial().refusal()
+    office.tick()
+    office.tick()
+    rows: Any = office.ask("events")
+    assert [(row["kind"], row["name"], row["level"]) for row in rows] == [("state", "a", "warning")]
+    assert rows[0]["text"].startswith("a failed: 1 connections in a row could not be made")
+    assert office.snapshot()["verdict"] == "1 of 2 servers (a) failed"
+
+
+def test_an_order_is_an_event_with_who_gave_it(office: Office, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        office.ask("set-real", name="a", state="maintenance")
+    rows: Any = office.ask("events")
+    assert (rows[0]["kind"], rows[0]["name"], rows[0]["who"]) == ("order", "a", "user 0, process 123")
+    assert caplog.messages == [
+        "a: in-service -> maintenance (0 connections) (ordered by user 0, process 123)"
+    ]
+    assert [row["state"] for row in office.snapshot()["reals"]] == ["maintenance", "in-service"]
+
+
+def test_a_dead_worker_is_an_event(office: Office) -> None:
+    office.die()
+    rows: Any = office.ask("events", limit=1)
+    assert rows[0]["text"] == "worker 4711 died (by signal SIGKILL); starting another"
+
+
+def test_the_history_has_a_value_a_second_and_none_for_extra_pulses(office: Office) -> None:
+    before = office.desk.history.taken
+    office.tick()
+    office.ask("set-real", name="a", weight=2)
+    office.tick()
+    assert office.desk.history.taken == before + 2
+    document: Any = office.ask("history", of="real", name="a")
+    assert document["connections"] == [0.0] * (before + 2)
+
+
+@pytest.mark.parametrize(
+    ("cmd", "args", "says"),
+    [
+        ("history", {"of": "real", "name": "aa"}, "there is no real server 'aa'; did you mean 'a'?"),
+        ("history", {"of": "reals"}, "did you mean 'real'?"),
+        ("events", {"limit": 0}, "between 1 and 1000"),
+        ("events", {"limit": True}, "between 1 and 1000"),
+        ("snapshot", {"a": 1}, "snapshot has no argument 'a'"),
+        ("snapshto", {}, "there is no command 'snapshto'; did you mean 'snapshot'?"),
+        ("connection", {}, "did you mean 'connections'?"),
+        ("set-rael", {}, "did you mean 'set-real'?"),
+        ("pulse", {}, "there is no command 'pulse'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said(office: Office, cmd: str, args: JSONObject, says: str) -> None:
+    refused = office.ask(cmd, **args)
+    assert isinstance(refused, ControlError)
+    assert says in str(refused)
+
+
+def test_others_may_offer_commands_listen_and_add_to_the_snapshot(office: Office) -> None:
+    seen: list[JSON] = []
+    office.desk.offer("hello", lambda request: request.reply("hello"))
+    office.desk.listeners.append(lambda snapshot: seen.append(snapshot["extra"]))
+    office.desk.completers.append(lambda snapshot: snapshot.update(extra=1))
+    office.desk.others["more"] = 2
+    office.desk.rules["present"] = False
+    office.tick()
+    assert office.ask("hello") == "hello"
+    assert seen == [1]
+    assert office.snapshot()["more"] == 2
+    assert office.snapshot()["verdict"] == "rules missing"
