@@ -81,6 +81,8 @@ class Placement:
             self._watch.testing(connection, now)
         if link is not virtual.backup:
             virtual.last = link.position
+            if virtual.shadow is not None:
+                virtual.shadow.used(link, self._selection.found[3])
         if choice.by == virtual.scheduler.name:
             virtual.scheduler.chosen(link)
         if choice.by not in (STICKY, TEST, BACKUP):

@@ -21,6 +21,7 @@ from nfqlb.core.snapshot import (
     DecisionSnapshot,
     FailureSnapshot,
     RealSnapshot,
+    ShadowSnapshot,
     StickySnapshot,
     Totals,
     VirtualSnapshot,
@@ -127,6 +128,17 @@ def virtual(snapshot: VirtualSnapshot) -> JSONObject:
             }
             for link in snapshot.servers
         ],
+        "shadow": _shadow(snapshot.shadow),
+    }
+
+
+def _shadow(snapshot: ShadowSnapshot | None) -> JSON:
+    if snapshot is None:
+        return None
+    return {
+        "scheduler": snapshot.scheduler,
+        "evaluated": snapshot.evaluated,
+        "differed": snapshot.differed,
     }
 
 

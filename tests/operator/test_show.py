@@ -233,6 +233,20 @@ def test_virtuals() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("evaluated", "differed", "says"),
+    [(0, 0, "not asked yet"), (1, 0, "another server in 0.0% of 1 decision"),
+     (3412, 421, "another server in 12.3% of 3,412 decisions")],
+)  # fmt: skip
+def test_virtuals_tell_what_a_shadow_would_have_done(evaluated: int, differed: int, says: str) -> None:
+    shadow: JSONObject = {"scheduler": "fastest-response", "evaluated": evaluated, "differed": differed}
+    lines = shown("virtuals", [{**SHOP, "shadow": shadow}, ANY]).splitlines()
+    assert lines[2:4] == [
+        "  192.0.2.10:80/tcp, weighted-least-connections",
+        f"  shadow fastest-response: {says}",
+    ]
+
+
 def test_reals_where_all_is_well_show_no_column_that_says_nothing() -> None:
     assert shown("reals", [WEB1]) == (
         "REAL  ADDRESS   STATE       SINCE  WEIGHT   CONN   TOTAL\n"

@@ -17,6 +17,8 @@ from nfqlb.core.snapshot import (
     FailureSnapshot,
     LinkSnapshot,
     RealSnapshot,
+    ShadowChoice,
+    ShadowSnapshot,
     StickySnapshot,
     Totals,
     VirtualSnapshot,
@@ -54,6 +56,7 @@ VIRTUAL = VirtualSnapshot(
         LinkSnapshot("web1", 8080, 3, total=30, share=0.6, fair=1 / 3),
         LinkSnapshot("web2", None, 2, total=10, state="failed", share=0.4, backup=True),
     ),
+    shadow=ShadowSnapshot("maglev", 40, 10),
 )
 REAL = RealSnapshot(
     name="web1",
@@ -234,8 +237,10 @@ def test_virtuals() -> None:
                     "backup": True,
                 },
             ],
+            "shadow": {"scheduler": "maglev", "evaluated": 40, "differed": 10},
         }
     ]
+    assert views.virtual(replace(VIRTUAL, shadow=None))["shadow"] is None
 
 
 def test_failures() -> None:
@@ -383,6 +388,7 @@ def test_decisions() -> None:
         "last_used": "web1",
         "tie_break": False,
         "sticky": {"said": "none", "real": None, "reason": None, "written": "web2"},
+        "shadow": None,
         "others": {},
     }
     assert isinstance(candidates, list)
@@ -404,6 +410,12 @@ def test_decisions() -> None:
         "indicium": 2.5,
         "reason": "chosen",
     }
+
+
+def test_a_decision_with_a_shadow() -> None:
+    """What it would have taken stands in the record."""
+    shadowed = a_decision(shadow=ShadowChoice("maglev", "web1", 80))
+    assert decision(shadowed, 0.0)["shadow"] == {"scheduler": "maglev", "real": "web1", "port": 80}
 
 
 def test_an_indicium_that_is_no_number_in_json_is_null() -> None:
