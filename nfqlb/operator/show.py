@@ -277,7 +277,15 @@ def _queue(queue: JSONObject) -> str:
         for name in ("overruns", "refused", "unreadable")
         if _number(queue, name)
     ]
-    return ", ".join(filter(None, (waiting, dropped or "none dropped", *worker)))
+    return ", ".join(filter(None, (waiting, dropped or "none dropped", *worker, _judged(queue))))
+
+
+def _judged(queue: JSONObject) -> str:
+    """How many packets the present worker has judged, and what one of them took it; "" for none."""
+    packets, busy = _optional(queue, "packets"), _optional(queue, "busy_s")
+    if not packets or busy is None:
+        return ""
+    return f"{count(packets)} judged in {busy / packets * 1e6:.1f}us each"
 
 
 def _unkept(lost: float) -> list[tuple[str, str]]:

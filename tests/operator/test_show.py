@@ -302,12 +302,14 @@ def test_failures() -> None:
 
 def test_summary_tells_what_the_worker_lost() -> None:
     queue: JSONObject = {"number": 0, "depth": 0, "dropped_full": 0, "dropped_socket": 0, "overruns": 3}
+    work: JSONObject = {"packets": 2000, "busy_s": 0.0095}
     lossy: JSONObject = {
-        **SUMMARY, "queues": [{**queue, "refused": 1, "unreadable": 1200}], "journal": {"lost": 17},
+        **SUMMARY, "queues": [{**queue, "refused": 1, "unreadable": 1200, **work}], "journal": {"lost": 17},
         "followed": {"lost": 7, "overruns": 0, "forgotten": 2},
     }  # fmt: skip
     text = shown("summary", lossy)
-    assert "queue 0      0 packets waiting, none dropped, 3 overruns, 1 refused, 1,200 unreadable\n" in text
+    assert "queue 0      0 packets waiting, none dropped, 3 overruns, 1 refused, 1,200 unreadable, " in text
+    assert ", 2,000 judged in 4.8us each\n" in text
     assert "journal      no room for 17 records: a new worker would not know them\n" in text
     assert "kernel       untold: 7 lost, 2 forgotten\n" in text
 
