@@ -60,6 +60,7 @@ def virtuals(director: "Director", now: float) -> list[VirtualSnapshot]:
             connections=virtual.connections,
             total=virtual.total,
             servers=tuple(_links(virtual)),
+            drops={reason.value: count for reason, count in virtual.drops.items()},
             shadow=_shadow(virtual),
         )
         for virtual in director.virtual_servers

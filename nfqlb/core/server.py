@@ -25,6 +25,7 @@ from nfqlb.core.states import State
 if TYPE_CHECKING:
     from nfqlb.core.connection import Connection
     from nfqlb.core.decision import Decisions
+    from nfqlb.core.verdict import Drop
 
 #: By the name that the configuration uses: IP protocol number, and the state that a connection begins in.
 PROTOCOLS = {"tcp": (TCP, State.SYN_SENT), "udp": (UDP, State.UDP_NEW)}
@@ -225,12 +226,13 @@ class VirtualServer:
     `measuring` says how response times are measured, None where they are not (UDP does not tell what
     is a response; of connections that the kernel carries nobody tells but where a scheduler needs it).
     `decisions` is the record of the last ones, None where none is kept. `shadow` is a second scheme that is
-    asked and not obeyed, None where there is none.
+    asked and not obeyed, None where there is none. `drops` counts its packets that were dropped.
     """
 
     __slots__ = (
-        "actual", "backup", "bound_from", "connections", "decisions", "last", "link_at", "links", "measuring",
-        "opening", "port", "protocol", "scheduler", "scope", "setting", "shadow", "spec", "startup", "total",
+        "actual", "backup", "bound_from", "connections", "decisions", "drops", "last", "link_at", "links",
+        "measuring", "opening", "port", "protocol", "scheduler", "scope", "setting", "shadow", "spec",
+        "startup", "total",
     )  # fmt: skip
 
     def __init__(
@@ -261,6 +263,7 @@ class VirtualServer:
         self.shadow = Shadow(self) if virtual.shadow else None
         self.actual = self.scheduler.name
         self.decisions: Decisions | None = None
+        self.drops: dict[Drop, int] = {}
 
     @property
     def everybody(self) -> list[Link]:

@@ -41,7 +41,10 @@ class ShadowSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class VirtualSnapshot:
-    """One virtual server; `desired` and `actual` are the scheduler asked for and at work (R028, R029)."""
+    """One virtual server; `desired` and `actual` are the scheduler asked for and at work (R028, R029).
+
+    `drops` are its packets that were dropped, by reason, as far as they could be told to be its own.
+    """
 
     name: str
     address: Address
@@ -53,6 +56,7 @@ class VirtualSnapshot:
     connections: int
     total: int
     servers: tuple[LinkSnapshot, ...]
+    drops: dict[str, int] = field(default_factory=dict)
     shadow: ShadowSnapshot | None = None
 
 

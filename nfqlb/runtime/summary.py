@@ -33,10 +33,10 @@ class GatewayStatus:
 class Losses:
     """What the worker has judged, and what it could not read, answer or keep. Queues are by number.
 
-    `packets`: judged, in `busy_s` seconds; `overruns`: reports that the kernel had no room to hand a packet over; `refused`: verdicts that it did not
-    take; `unreadable`: packets in a message of a shape not understood. `unkept` are records that found
-    no room in the journal: connections, and servers. `followed` is what was not told in time of
-    connections that the kernel carries, by what it is.
+    `packets`: judged, in `busy_s` seconds. `overruns`: reports that the kernel had no room to hand a packet
+    over; `refused`: verdicts that it did not take; `unreadable`: packets in a message of a shape not
+    understood. `unkept` are records that found no room in the journal: connections, and servers.
+    `followed` is what was not told in time of connections that the kernel carries, by what it is.
     """
 
     packets: Mapping[int, int] = field(default_factory=dict)

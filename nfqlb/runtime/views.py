@@ -115,6 +115,7 @@ def virtual(snapshot: VirtualSnapshot) -> JSONObject:
         "scheduler": {"desired": snapshot.desired, "actual": snapshot.actual},
         "connections": snapshot.connections,
         "total": snapshot.total,
+        "drops": dict(sorted(snapshot.drops.items())),
         "servers": [
             {
                 "real": link.real,
