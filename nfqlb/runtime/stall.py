@@ -3,7 +3,7 @@
 A `Heart` is a page of memory that supervisor and worker share. The worker counts every round of its loop in
 it, in which it has read whatever waited; a round without packets takes a quarter of a second. So a
 worker that is stopped, that loops inside a judgement, or that waits for something which does not come
-shows no beat, although its process lives. A `Pulse` looks at it and decides.
+shows no beat, although its process lives. `Vitals` looks at it and decides.
 
 | no beat, and the process | is given |
 |---|---|
@@ -71,7 +71,7 @@ class Heart:
         return float(until)
 
 
-class Pulse:
+class Vitals:
     """One worker's life as its heart tells it; to be made before the worker is forked.
 
     `doing` says what a process does, None where it is gone. `now` is monotonic, in seconds.

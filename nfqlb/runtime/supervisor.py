@@ -7,6 +7,7 @@ reverse order: addresses before rules, or the gateway's own TCP would reset clie
 """
 
 import logging
+import os
 import selectors
 import signal
 import socket
@@ -29,7 +30,9 @@ from nfqlb.runtime.control import Server
 from nfqlb.runtime.datapaths import Datapaths
 from nfqlb.runtime.desk import Desk
 from nfqlb.runtime.journal import Journal
+from nfqlb.runtime.notify import Notifier, from_environment
 from nfqlb.runtime.protocol import ControlError
+from nfqlb.runtime.stall import LOOK, Watchdog
 from nfqlb.runtime.worker import Worker
 from nfqlb.runtime.workers import Workers
 
@@ -41,11 +44,15 @@ _TICK = 1.0
 
 
 class Supervisor:
-    """The gateway of one configuration. `say_ready` is called once packets flow."""
+    """The gateway of one configuration.
 
-    def __init__(self, config: Config, say_ready: Callable[[], None]) -> None:
+    `say_ready` is called once packets flow; `notifier` is told of that and of all that follows.
+    """
+
+    def __init__(self, config: Config, say_ready: Callable[[], None], notifier: Notifier) -> None:
         self._config = config
         self._say_ready = say_ready
+        self._notifier = notifier
         self._selector = selectors.DefaultSelector()
         self._undo = ExitStack()
         self._stopping = False
@@ -55,8 +62,10 @@ class Supervisor:
         with self._undo:
             self._start()
             self._say_ready()
+            self._notifier.ready("all well")
             logger.info("ready: %s", _described(self._config))
             self._serve()
+            self._notifier.stopping()
             logger.info("stopping")
         logger.info("stopped")
 
@@ -78,6 +87,7 @@ class Supervisor:
         undo.callback(self._workers.end)
         self._desk = Desk(config, self._workers, self._datapaths.roles)
         self._workers.born, self._workers.died = self._desk.born, self._desk.died
+        self._desk.listeners.append(lambda snapshot: self._notifier.status(str(snapshot["verdict"])))
         self._control = Server(Path(config.gateway.socket), self._selector, self._desk.answer)
         undo.callback(self._control.close)
         _log_all(sysctl.switch, sysctl.forwarding(config) | sysctl.tracking(config), record)
@@ -126,13 +136,17 @@ class Supervisor:
 
     def _serve(self) -> None:
         tick = time.monotonic()
+        watchdog = Watchdog(self._workers.heart, self._notifier.watchdog, tick)
         while not self._stopping:
-            for key, mask in self._selector.select(_TICK):
+            for key, mask in self._selector.select(LOOK):
                 key.data(mask)
+            now = time.monotonic()
             if not self._stopping:
                 self._workers.look_after()
-            if time.monotonic() >= tick:
-                tick = time.monotonic() + _TICK
+            if watchdog.due(now):
+                self._notifier.alive()
+            if now >= tick:
+                tick = now + _TICK
                 self._control.tick()
                 self._workers.tick()
                 self._desk.tick()
@@ -148,7 +162,12 @@ class Supervisor:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._control.abandon()
         worker = Worker(
-            self._config, self._datapaths, WorkerChannel(channel), self._journal, self._replies
+            self._config,
+            self._datapaths,
+            WorkerChannel(channel),
+            self._journal,
+            self._workers.heart,
+            self._replies,
         )
         signal.signal(signal.SIGTERM, lambda *_: worker.stop())
         worker.run(say_serving)
@@ -160,6 +179,7 @@ def run(config: Config, source: str) -> int:
     `source` names the configuration in the log. Prints "ready" once packets flow.
     """
     logger.info("nfqlb %s, configuration %s", __version__, source)
+    notifier = from_environment(os.environ)
     try:
         findings = host.check(config)
         for finding in findings:
@@ -167,10 +187,12 @@ def run(config: Config, source: str) -> int:
             logger.log(level, "%s%s", finding.what, f"; {finding.advice}" if finding.advice else "")
         if any(finding.level == "error" for finding in findings):
             return 1
-        Supervisor(config, _say_ready).run()
+        Supervisor(config, _say_ready, notifier).run()
     except (KernelError, ControlError) as error:
         logger.error("%s", error)
         return 1
+    finally:
+        notifier.close()
     return 0
 
 

@@ -24,6 +24,7 @@ from nfqlb.runtime.channel import WorkerChannel
 from nfqlb.runtime.datapaths import Datapaths, Paths
 from nfqlb.runtime.journal import Journal
 from nfqlb.runtime.protocol import JSONObject, Result
+from nfqlb.runtime.stall import BIRTH, Heart
 from nfqlb.runtime.summary import Losses, counts
 from nfqlb.runtime.views import respond
 
@@ -37,13 +38,15 @@ _GRAIN = 0.05
 #: carries them, only what opens connections waits here, and more of it at a time costs less.
 _NICENESS = -10
 _QUIET = 10.0  # seconds between two log lines about failed judgements
+_ANSWER = 10.0  # seconds that one answer may take, and the worker not be thought dead
+_AT_A_TIME = 10_000  # connections taken over between two signs of life
 
 
 class Worker:
     """One worker's life.
 
     `datapaths` is what the supervisor has bound; `replies` goes to clients whose packets are refused,
-    None where they are not to know.
+    None where they are not to know. `heart` is beaten once a round.
     """
 
     def __init__(
@@ -52,11 +55,13 @@ class Worker:
         datapaths: Datapaths,
         channel: WorkerChannel,
         journal: Journal,
+        heart: Heart,
         replies: ReplySockets | None = None,
     ) -> None:
         self._datapaths = datapaths
         self._channel = channel
         self._journal = journal
+        self._heart = heart
         self._replies = replies
         self._stopping = False
         self._complained = -_QUIET
@@ -89,7 +94,9 @@ class Worker:
                 self._journal.forget_name(kept)
         restored = 0
         restore, forget = self.director.restore, self._journal.forget
-        for place, code, opened, inbound, server in self._journal.records():
+        for number, (place, code, opened, inbound, server) in enumerate(self._journal.records()):
+            if not number % _AT_A_TIME:
+                self._heart.ask(BIRTH)
             if restore(inbound, server, code, place, opened=opened, now=now):
                 restored += 1
             else:
@@ -106,11 +113,12 @@ class Worker:
             poll.register(descriptor, select.POLLIN)
         interest = select.POLLIN
         poll.register(self._channel.fileno(), interest)
-        paths, chronicle = self._paths, self.director.chronicle
+        paths, chronicle, beat = self._paths, self.director.chronicle, self._heart.beat
         timer = 0.0
         overdue = False  # more has timed out than one round looked at
         behind = False  # the kernel has not told everything
         while not self._stopping and not self._channel.lost:
+            beat()
             ready = poll.poll(0 if overdue or behind else _TIMER * 1000)
             now = time.monotonic()
             if now - paths.now >= _GRAIN:
@@ -139,7 +147,8 @@ class Worker:
     def _answer(self, poll: select.poll, now: float, interest: int) -> int:
         """Answer what the supervisor asks; returns what the channel waits for from now on."""
         for request in self._channel.poll():
-            respond(request, lambda cmd, args: self._result(cmd, args, now))
+            with self._heart.busy(_ANSWER):
+                respond(request, lambda cmd, args: self._result(cmd, args, now))
         wanted = select.POLLIN | (select.POLLOUT if self._channel.events & EVENT_WRITE else 0)
         if wanted != interest:
             poll.modify(self._channel.fileno(), wanted)

@@ -1,7 +1,8 @@
 """The worker's process life: forked, replaced where it dies, ended at the end.
 
 Owns the process and the channel to it. There is one worker at a time. Its successor is started at once,
-unless they die as fast as they come. Whoever has to know is told: see `born` and `died`.
+unless they die as fast as they come. One that does not move any more (see `stall`) is killed, and replaced
+like any other. Whoever has to know is told: see `born` and `died`.
 """
 
 import logging
@@ -13,9 +14,11 @@ import time
 from collections.abc import Callable
 from selectors import BaseSelector
 
+from nfqlb.netfilter.procfs import doing
 from nfqlb.runtime.channel import SupervisorChannel, pair, restarting
 from nfqlb.runtime.journal import Journal
 from nfqlb.runtime.protocol import JSON, ControlError, JSONObject
+from nfqlb.runtime.stall import LOOK, Heart, Vitals
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +31,8 @@ _FAREWELL = 3.0  # seconds a worker gets to end by itself
 class Workers:
     """The worker and its successors. `work(channel, say_serving)` is what each does, in its own process.
 
-    `restarts` counts the successors. `born` and `died` are called with the worker's process id, the latter
-    also with the cause; both are to be set before `start`.
+    `restarts` counts the successors, `heart` is to be beaten by each. `born` and `died` are called with the
+    worker's process id, the latter also with the cause; both are to be set before `start`.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class Workers:
     ) -> None:
         self.restarts = 0
         self.pid: int | None = None
+        self.heart = Heart()
         self.born: Callable[[int], None] = lambda _pid: None
         self.died: Callable[[int, str], None] = lambda _pid, _cause: None
         self._selector = selector
@@ -49,6 +53,9 @@ class Workers:
         self._stillborn = 0
         self._serving = mmap.mmap(-1, 1)  # shared with the worker, which sets it when it has taken over
         self._next_birth = 0.0
+        self._vitals = Vitals(self.heart, 0.0, doing)
+        self._next_look = 0.0
+        self._stuck = ""  # why the worker was killed
 
     def call(
         self, cmd: str, args: JSONObject, done: Callable[[JSON], None], failed: Callable[[ControlError], None]
@@ -63,6 +70,7 @@ class Workers:
         """Fork a worker. Raises OSError."""
         ours, theirs = pair()
         self._serving[0] = 0
+        self._vitals, self._stuck = Vitals(self.heart, time.monotonic(), doing), ""
         pid = os.fork()
         if pid == 0:
             status = 1
@@ -81,13 +89,17 @@ class Workers:
         self.born(pid)
 
     def look_after(self) -> None:
-        """Replace a worker that has died: at once, unless they die as fast as they come."""
+        """Replace a worker that has died: at once, unless they die as fast as they come.
+
+        To be called every `stall.LOOK` seconds, or the one that does not move is noticed late.
+        """
         now = time.monotonic()
         if self.pid is not None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if not pid:
+                self._examine(self.pid, now)
                 return
-            self._bury(pid, _cause(status))
+            self._bury(pid, f"killed: {self._stuck}" if self._stuck else _cause(status))
             if self._stillborn >= _STILLBORN:
                 logger.error("workers die as they start; forgetting connections, settings and failures")
                 self._journal.clear()
@@ -115,6 +127,15 @@ class Workers:
                 break
             time.sleep(0.01)
         self.pid = self._channel = None
+
+    def _examine(self, pid: int, now: float) -> None:
+        """Kill a worker that does not move: SIGKILL ends one that is stopped, too."""
+        if now < self._next_look:
+            return
+        self._next_look = now + LOOK
+        if why := self._vitals.look(now, pid):
+            self._stuck = why
+            os.kill(pid, signal.SIGKILL)
 
     def _bury(self, pid: int, cause: str) -> None:
         channel, self._channel, self.pid = self._channel, None, None

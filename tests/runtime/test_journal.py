@@ -21,6 +21,7 @@ from nfqlb.core.spec import Address, Config, Gateway, Real, Server, Virtual
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.procfs import Namespace, namespace
 from nfqlb.runtime.journal import Journal, Record, storage
+from nfqlb.runtime.stall import Heart
 from nfqlb.runtime.worker import Worker
 
 HERE = Namespace(inode=4026531840, cookie=1, boot="0f0f0f0f-0000-4000-8000-000000000000")
@@ -269,6 +270,7 @@ def taken_over(open_journal: Open, to: Config | None = None) -> tuple[Director, 
     """A new director that has taken over what it could, as a worker does."""
     journal = open_journal()
     worker = Worker.__new__(Worker)  # its queues and its channel have no part in this
+    worker._heart = Heart()
     worker._journal = journal
     worker.director = Director(to or config(), now=0.0, recorder=journal)
     worker._restore()

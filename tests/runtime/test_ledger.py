@@ -16,6 +16,7 @@ from nfqlb.core.health import Condition
 from nfqlb.netfilter.procfs import Namespace
 from nfqlb.runtime.journal import Journal
 from nfqlb.runtime.ledger import CAPACITY, PAIR, Ledger, packed, unpacked
+from nfqlb.runtime.stall import Heart
 from nfqlb.runtime.worker import Worker
 from tests.core.properties import TRIES
 from tests.runtime.test_journal import config
@@ -198,6 +199,7 @@ def test_a_worker_takes_over_what_is_there(open_journal: Open) -> None:
         journal.keep(kept)
     successor = open_journal()
     worker = Worker.__new__(Worker)  # its queues and its channel have no part in this
+    worker._heart = Heart()
     worker._journal = successor
     worker.director = Director(config(), now=200.0, recorder=successor, keeper=successor)
     worker._restore()

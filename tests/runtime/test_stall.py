@@ -9,7 +9,7 @@ import pytest
 
 from nfqlb.netfilter.procfs import Doing, doing
 from nfqlb.runtime import stall
-from nfqlb.runtime.stall import Heart, Pulse, Watchdog
+from nfqlb.runtime.stall import Heart, Vitals, Watchdog
 
 WORKER = 4711
 
@@ -22,14 +22,14 @@ class Watched:
         self.now = time.monotonic()
         self.state = state
         self.used = 0.0
-        self.pulse = Pulse(self.heart, self.now, lambda _: Doing(self.state, self.used))
+        self.vitals = Vitals(self.heart, self.now, lambda _: Doing(self.state, self.used))
         if serving:
             self.heart.beat()
             assert self.look() == ""
 
     def look(self, after: float = stall.LOOK) -> str:
         self.now += after
-        return self.pulse.look(self.now, WORKER)
+        return self.vitals.look(self.now, WORKER)
 
     def killed(self, *, load: float = 0.0, within: float = 60.0) -> tuple[float, str]:
         """After how many seconds without a beat it is to be killed, and why; (inf, "") if not `within`."""
@@ -103,7 +103,7 @@ def test_a_worker_may_take_long_to_begin() -> None:
 def test_what_the_predecessor_asked_for_does_not_count() -> None:
     watched = Watched(state="R")
     watched.heart.ask(600.0)
-    watched.pulse = Pulse(watched.heart, watched.now, lambda _: Doing("R", 0.0))
+    watched.vitals = Vitals(watched.heart, watched.now, lambda _: Doing("R", 0.0))
     assert watched.heart.patience == 0
 
 
@@ -117,7 +117,7 @@ def test_a_supervisor_that_was_away_takes_the_beats_anew() -> None:
 
 def test_a_process_that_is_gone_is_not_to_be_killed() -> None:
     watched = Watched()
-    watched.pulse = Pulse(watched.heart, watched.now, lambda _: None)
+    watched.vitals = Vitals(watched.heart, watched.now, lambda _: None)
     assert watched.killed()[1] == ""
 
 
