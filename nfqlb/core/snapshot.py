@@ -31,20 +31,8 @@ class LinkSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class ShadowSnapshot:
-    """A second scheme: asked about `evaluated` decisions, it would have `differed` in so many of them."""
-
-    scheduler: str
-    evaluated: int
-    differed: int
-
-
-@dataclass(frozen=True, slots=True)
 class VirtualSnapshot:
-    """One virtual server; `desired` and `actual` are the scheduler asked for and at work (R028, R029).
-
-    `drops` are its packets that were dropped, by reason, as far as they could be told to be its own.
-    """
+    """One virtual server; `desired` and `actual` are the scheduler asked for and at work (R028, R029)."""
 
     name: str
     address: Address
@@ -56,8 +44,6 @@ class VirtualSnapshot:
     connections: int
     total: int
     servers: tuple[LinkSnapshot, ...]
-    drops: dict[str, int] = field(default_factory=dict)
-    shadow: ShadowSnapshot | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,15 +185,6 @@ class StickyAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class ShadowChoice:
-    """The server that the shadow's scheduler would have taken, and its port for this connection."""
-
-    scheduler: str
-    real: str
-    port: int
-
-
-@dataclass(frozen=True, slots=True)
 class DecisionSnapshot:
     """One decision, explained. `age` is in seconds, `port` the one that the client asked for.
 
@@ -219,7 +196,7 @@ class DecisionSnapshot:
     whether that settled it. `note` are the servers that the scheduler's note names. `candidates` are at
     most 16, the best first; `others` counts the rest by reason. `port` and `chosen_port` are this
     connection's, also where the virtual server has every port. `ageing` and `predict` are what a prediction
-    was reckoned with: see `spec.Virtual`. `shadow` is None where no shadow was asked.
+    was reckoned with: see `spec.Virtual`.
     """
 
     age: float
@@ -244,4 +221,3 @@ class DecisionSnapshot:
     others: dict[str, int]
     ageing: float = 4.0
     predict: str = "now"
-    shadow: ShadowChoice | None = None

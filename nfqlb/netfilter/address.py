@@ -107,6 +107,37 @@ def bring_up(config: Config) -> list[str]:
     return done
 
 
+def held() -> list[Placement]:
+    """Every address that carries our tag, of whatever configuration. Raises KernelError."""
+    with netlink() as route:
+        return [Placement(entry.interface, entry.address.ip) for entry in read_addresses(route) if entry.ours]
+
+
+def mend(config: Config, known: Iterable[Placement], *, change: bool) -> list[Placement]:
+    """The addresses that `config` needs, or that were `known` to be held, and are not there; added by now.
+
+    One whose interface is gone, or that has become somebody else's here, is not missed. With `change`
+    False nothing is added. Raises KernelError.
+    """
+    with netlink() as route:
+        present = read_addresses(route)
+        interfaces = read_interfaces(route)
+        here = {entry.address.ip for entry in present}
+        meant = {virtual.address for virtual in config.virtuals}
+        candidates = {each.address: each for each in [*known, *placements(config, present)]}
+        missing = [
+            each
+            for address, each in candidates.items()
+            if address in meant and address not in here and each.interface in interfaces
+        ]
+        for each in missing if change else ():
+            _add(route, interfaces[each.interface].index, each)
+    for each in missing if change else ():
+        if interfaces[each.interface].ethernet and interfaces[each.interface].up:
+            announce(each)
+    return missing
+
+
 def take_down() -> list[str]:
     """Removes every address that carries our tag, of whatever configuration. Returns a line for each."""
     done = []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 _NETLINK_NETFILTER = 12  # include/uapi/linux/netlink.h
 _SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, since Linux 5.14
+_COMMAND = 100  # characters of a command line that are told
 _CAP_NET_ADMIN, _CAP_NET_RAW = 12, 13  # include/uapi/linux/capability.h
 
 
@@ -69,6 +70,56 @@ def doing(process: int) -> Doing | None:
     columns = line.rpartition(")")[2].split()  # its name may hold anything, brackets too
     ticks = int(columns[11]) + int(columns[12])
     return Doing(columns[0], ticks / os.sysconf("SC_CLK_TCK"))
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process as far as it can be told from outside; "" for what is not known, or was gone already."""
+
+    pid: int
+    name: str = ""
+    command: str = ""
+    parent: int = 0
+    started_by: str = ""
+    uid: int | None = None
+
+    def __str__(self) -> str:
+        what = self.command or self.name or "a process that is gone"
+        more = [f"process {self.pid}"] if self.pid else []
+        more += [f"user {self.uid}"] if self.uid is not None else []
+        more += [f"started by {self.started_by}"] if self.started_by else []
+        return f"{what} ({', '.join(more)})" if more else what
+
+
+def process(pid: int, name: str = "") -> Process:
+    """What is known of a process. One that goes by another name than `name` is another by now."""
+    found = _status(pid)
+    if not found or (name and found["Name"] != name):
+        return Process(pid, _printable(name))
+    parent, uid = int(found["PPid"]), int(found["Uid"].split()[0])
+    return Process(pid, _printable(found["Name"]), _command(pid), parent, _command(parent), uid)
+
+
+def _status(pid: int) -> dict[str, str]:
+    """The lines of /proc/PID/status by name; {} where there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
+
+
+def _command(pid: int) -> str:
+    """A process's command line, cut to what fits a line of a log."""
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+        return _printable(b" ".join(words).decode("utf-8", "backslashreplace"))[:_COMMAND]
+    return ""
+
+
+def _printable(text: str) -> str:
+    """A text of somebody else's choice on one line, without what a terminal would obey."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def may_administer() -> bool:

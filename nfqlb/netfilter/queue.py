@@ -18,7 +18,6 @@ import errno
 import fcntl
 import os
 import socket
-import time
 from struct import Struct
 
 from netfilterqueue import NetfilterQueue, Packet
@@ -45,7 +44,8 @@ _SEND_BUFFER = 1 << 20
 
 _SO_TIMESTAMP = 29
 _SO_SNDBUFFORCE = 32
-_CONFIG_PARAMS, _CONFIG_MASK, _CONFIG_FLAGS = 2, 4, 5
+_CONFIG_COMMAND, _CONFIG_PARAMS, _CONFIG_LENGTH, _CONFIG_MASK, _CONFIG_FLAGS = 1, 2, 3, 4, 5
+_BIND = b"\1\0\0\0"
 _FLAG_GSO = 4
 _COPY_PACKET = 2
 
@@ -63,17 +63,15 @@ def ask_for_stamps() -> socket.socket:
 class PacketQueue(QueueMessages):
     """One bound NFQUEUE number. `judge` must be set before `run`.
 
-    `packets` is what its reader has judged, `busy_s` the seconds that took, reading and answering included:
-    the clock is read once a round, as to read it for each packet would be felt. Raises OSError if the
-    number is taken or the right to bind is missing.
+    Raises OSError if the number is taken or the right to bind is missing.
     """
 
     def __init__(self, number: int, *, length: int, receive_buffer: int) -> None:
         super().__init__(number)
+        self._length = length
         self.overruns = 0  # ENOBUFS: the kernel could not hand over a packet and dropped it
         self.unreadable = 0
         self.refused = 0  # messages the kernel answered with an error
-        self.busy_s = 0.0
         self._unread_message = b""
         self._buffers: list[tuple[bytearray, memoryview]] = []
         self._queue = NetfilterQueue()
@@ -92,6 +90,14 @@ class PacketQueue(QueueMessages):
         )  # fmt: skip
         self._socket.send(self.message(MSG_CONFIG, attributes))
 
+    def rebind(self) -> None:
+        """Bind again, with the socket that every worker shares: the kernel has let go of the queue."""
+        header = Struct("=HH").pack
+        self._socket.send(self.message(MSG_CONFIG, header(8, _CONFIG_COMMAND) + _BIND))
+        length = header(8, _CONFIG_LENGTH) + self._length.to_bytes(4, "big")
+        self._socket.send(self.message(MSG_CONFIG, length))
+        self._configure()
+
     def fileno(self) -> int:
         """The descriptor that is readable when packets wait."""
         return self._socket.fileno()
@@ -106,10 +112,9 @@ class PacketQueue(QueueMessages):
         if not self._buffers:  # not before: a supervisor that only binds needs none
             buffers = [bytearray(_BUFFER_SIZE) for _ in range(_BATCH)]
             self._buffers = [(buffer, memoryview(buffer)) for buffer in buffers]
-        before = self.packets
-        begin = time.monotonic()
+        before = self.handled
         drained = False
-        while not drained and self.packets - before < budget:
+        while not drained and self.handled - before < budget:
             verdicts: list[memoryview] = []
             try:
                 drained = self._judge_batch(verdicts)
@@ -118,8 +123,7 @@ class PacketQueue(QueueMessages):
                     self._send(verdicts)
             if self._unread_message:
                 self._queue.run_socket(self)  # type: ignore[arg-type]  # of a socket it only uses recv
-        self.busy_s += time.monotonic() - begin
-        return self.packets - before
+        return self.handled - before
 
     def recv(self, _size: int) -> bytes:
         """What run_socket() asks a socket for: a message that was not understood, then nothing more."""

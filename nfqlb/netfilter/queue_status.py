@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc/net/netfilter/nfnetlink_queue")
+LOG_PROC = Path("/proc/net/netfilter/nfnetlink_log")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,17 @@ def parse_queues(text: str) -> list[QueueStatus]:
         number, port, depth, _mode, _range, full, sock, last = map(int, fields[:8])
         queues.append(QueueStatus(number, port, depth, full, sock, last))
     return queues
+
+
+def bound(path: Path) -> frozenset[int] | None:
+    """The queues, or with `LOG_PROC` the NFLOG groups, that somebody reads; None where it may not be read."""
+    try:
+        text = path.read_text(encoding="ascii", errors="replace")
+    except FileNotFoundError:
+        return frozenset()  # the kernel's module is gone, and all that was bound with it
+    except OSError:
+        return None
+    return frozenset(int(line.split()[0]) for line in text.splitlines() if line.strip())
 
 
 def read_queues(path: Path = PROC) -> list[QueueStatus]:

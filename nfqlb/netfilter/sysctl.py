@@ -5,6 +5,7 @@ first start, however often nfqlb crashed since. Forwarding is set per interface:
 `ip_forward` would overwrite what the administrator set for each of them.
 """
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -79,6 +80,16 @@ def switch(wanted: Mapping[str, str], record: Record, root: Path = ROOT) -> list
             _write(root, path, value)
             done.append(f"{path} = {value}")
     return done
+
+
+def overwritten(wanted: Mapping[str, str], root: Path = ROOT) -> dict[str, str]:
+    """Which of the wanted values do not stand there, with those that do. What is gone is left out."""
+    found = {}
+    for path, value in wanted.items():
+        with contextlib.suppress(KernelError):
+            if (current := _read(root, path)) != value:
+                found[path] = current
+    return found
 
 
 def restore(record: Record, root: Path = ROOT) -> list[str]:

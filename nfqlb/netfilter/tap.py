@@ -149,16 +149,18 @@ class Tap(TapMessages):
         self.group = group
         self.overruns = 0  # times that the socket was full
         self._buffer = bytearray(0)
+        self._wanted = (
+            attribute(_CONFIG_COMMAND, _BIND),
+            attribute(_CONFIG_MODE, Struct("!IBx").pack(COPIED, _COPY_PACKET))
+            + attribute(_CONFIG_BUFFER, _NETLINK_BUFFER.to_bytes(4, "big"))
+            + attribute(_CONFIG_TIMEOUT, _FLUSH.to_bytes(4, "big"))
+            + attribute(_CONFIG_THRESHOLD, threshold.to_bytes(4, "big"))
+            + attribute(_CONFIG_FLAGS, _FLAG_SEQUENCE.to_bytes(2, "big")),
+        )
         self._socket = netlink.connect(receive_buffer=receive_buffer)
         try:
-            self._ask(attribute(_CONFIG_COMMAND, _BIND))
-            self._ask(
-                attribute(_CONFIG_MODE, Struct("!IBx").pack(COPIED, _COPY_PACKET))
-                + attribute(_CONFIG_BUFFER, _NETLINK_BUFFER.to_bytes(4, "big"))
-                + attribute(_CONFIG_TIMEOUT, _FLUSH.to_bytes(4, "big"))
-                + attribute(_CONFIG_THRESHOLD, threshold.to_bytes(4, "big"))
-                + attribute(_CONFIG_FLAGS, _FLAG_SEQUENCE.to_bytes(2, "big"))
-            )
+            for body in self._wanted:
+                self._ask(body)
             self._socket.setblocking(False)
         except BaseException:
             self._socket.close()
@@ -172,6 +174,11 @@ class Tap(TapMessages):
             if error.errno == errno.EPERM and may_administer():  # the kernel's word for a group that is taken
                 raise netlink.refused(f"NFLOG group {self.group}", errno.EBUSY) from None
             raise
+
+    def rebind(self) -> None:
+        """Bind again, with the socket that every worker shares: the kernel has let go of the group."""
+        for body in self._wanted:
+            self._socket.send(netlink.message(_MSG_CONFIG, 0, body, resource=self.group))
 
     def fileno(self) -> int:
         """The descriptor that is readable when copies wait."""

@@ -19,6 +19,9 @@ from nfqlb.core.spec import Config
 from nfqlb.netfilter.conntrack import Conntrack, Endings
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.queue import MarkQueue, PacketQueue
+from nfqlb.netfilter.queue_status import LOG_PROC as LOG_GROUPS
+from nfqlb.netfilter.queue_status import PROC as QUEUES
+from nfqlb.netfilter.queue_status import bound
 from nfqlb.netfilter.tap import Tap
 from nfqlb.packet.path import PacketPath
 from nfqlb.runtime.journal import Journal
@@ -169,6 +172,20 @@ class Datapaths:
         """Unbind everything."""
         for each in self._bound:
             each.close()
+
+    def rebind(self) -> list[str]:
+        """Bind again what the kernel has let go of, as it does with a module of its own. Says what it was."""
+        done = []
+        queues = bound(QUEUES)
+        for queue in self.queues:
+            if queues is not None and queue.number not in queues:
+                queue.rebind()
+                done.append(f"NFQUEUE {queue.number}")
+        groups = bound(LOG_GROUPS)
+        if self.offloading is not None and groups is not None and self.offloading.tap.group not in groups:
+            self.offloading.tap.rebind()
+            done.append(f"NFLOG group {self.offloading.tap.group}")
+        return done
 
     def sources(self) -> list[Source]:
         """What a worker reads, in the order in which it should."""

@@ -41,6 +41,8 @@ def _gateway(snapshot: JSONObject) -> Iterator[Problem]:
     rules, reload = _part(snapshot, "rules"), _part(snapshot, "reload")
     if rules.get("present") is False:
         yield Problem("error", f"rules missing{_because(rules.get('why'))}")
+    if rules.get("contested"):
+        yield Problem("error", str(rules["contested"]))
     if reload.get("ok") is False:
         yield Problem("warning", f"last reload failed{_because(reload.get('error'))}")
 

@@ -29,6 +29,7 @@ from nfqlb.runtime.channel import WorkerChannel
 from nfqlb.runtime.control import Server
 from nfqlb.runtime.datapaths import Datapaths
 from nfqlb.runtime.desk import Desk
+from nfqlb.runtime.guard import Guard
 from nfqlb.runtime.journal import Journal
 from nfqlb.runtime.notify import Notifier, from_environment
 from nfqlb.runtime.protocol import ControlError
@@ -96,6 +97,10 @@ class Supervisor:
         rules.apply(config)
         undo.callback(_log_all, address.take_down)
         _log_all(address.bring_up, config)
+        self._guard = Guard(
+            config, self._selector, self._desk.events.add, self._desk.rules, self._datapaths.rebind
+        )
+        undo.callback(self._guard.close)
 
     def _open_replies(self) -> ReplySockets | None:
         """The sockets by which clients are told of what is refused, where they are to be."""
@@ -150,6 +155,7 @@ class Supervisor:
                 self._control.tick()
                 self._workers.tick()
                 self._desk.tick()
+                self._guard.tick()
 
     # --- the worker
 

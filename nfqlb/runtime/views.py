@@ -21,7 +21,6 @@ from nfqlb.core.snapshot import (
     DecisionSnapshot,
     FailureSnapshot,
     RealSnapshot,
-    ShadowSnapshot,
     StickySnapshot,
     Totals,
     VirtualSnapshot,
@@ -115,7 +114,6 @@ def virtual(snapshot: VirtualSnapshot) -> JSONObject:
         "scheduler": {"desired": snapshot.desired, "actual": snapshot.actual},
         "connections": snapshot.connections,
         "total": snapshot.total,
-        "drops": dict(sorted(snapshot.drops.items())),
         "servers": [
             {
                 "real": link.real,
@@ -129,17 +127,6 @@ def virtual(snapshot: VirtualSnapshot) -> JSONObject:
             }
             for link in snapshot.servers
         ],
-        "shadow": _shadow(snapshot.shadow),
-    }
-
-
-def _shadow(snapshot: ShadowSnapshot | None) -> JSON:
-    if snapshot is None:
-        return None
-    return {
-        "scheduler": snapshot.scheduler,
-        "evaluated": snapshot.evaluated,
-        "differed": snapshot.differed,
     }
 
 
