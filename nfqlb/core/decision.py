@@ -63,8 +63,8 @@ class Decision(NamedTuple):
     server's own backup last. `now` is its moment, `key` the connection's, `last` the position of the link
     used last (308). `link` was chosen, for the reason `by` (see `Choice`); None where none was, for the
     reason `refused`, which is also given where the table was full, so that the choice came to nothing.
-    `avoid` is the server that had not answered the connection. `bound`, `set_aside` and `crossed` are the
-    selection's `Findings`, `note` is the scheduler's.
+    `avoid` is the server that had not answered the connection. `bound`, `set_aside`, `crossed` and
+    `shadowed` are the selection's `Findings`, `note` is the scheduler's.
     """
 
     raw: tuple[_Raw, ...]
@@ -77,6 +77,7 @@ class Decision(NamedTuple):
     bound: "RealServer | None"
     set_aside: "Link | None"
     crossed: Sequence[int]
+    shadowed: "Link | None"
     note: Sequence[int] | None
     refused: Drop | None
 

@@ -1,12 +1,13 @@
-"""Which virtual server a packet is for.
+"""Which virtual server a packet is for, or from.
 
-Owns `Destinations`: the virtual servers by what clients send to. An address and port of its own comes
-before every port of the address; the configuration keeps both from standing side by side.
+Owns `Destinations`: the virtual servers by what clients send to, and by the servers behind them. An address
+and port of its own comes before every port of the address; the configuration keeps both from standing side
+by side.
 """
 
 from collections.abc import Iterable
 
-from nfqlb.core.keys import destination_of, every_port_of, service
+from nfqlb.core.keys import destination_of, every_port_of, flipped, service
 from nfqlb.core.server import VirtualServer
 
 
@@ -14,6 +15,13 @@ class Destinations:
     """The virtual servers of one director, by address, protocol and port."""
 
     def __init__(self, virtuals: Iterable[VirtualServer]) -> None:
+        virtuals = list(virtuals)
+        self._behind: dict[bytes, VirtualServer | None] = {}
+        for virtual in virtuals:
+            for link in virtual.everybody:
+                place = service(link.real.address, link.inbound.port, virtual.protocol)
+                known = self._behind.setdefault(place, virtual)
+                self._behind[place] = virtual if known is virtual else None
         self._virtuals = {
             service(
                 virtual.spec.address.packed,
@@ -26,3 +34,13 @@ class Destinations:
     def find(self, inbound: bytes) -> VirtualServer | None:
         """The virtual server that a packet with this inbound key is for, None if it is for none (R108)."""
         return self._virtuals.get(destination_of(inbound)) or self._virtuals.get(every_port_of(inbound))
+
+    def behind(self, outbound: bytes) -> VirtualServer | None:
+        """The one virtual server that a server's packet with this key can be of.
+
+        None where its port stands behind none, or behind several.
+        """
+        key = flipped(outbound)
+        places = destination_of(key), every_port_of(key)
+        found = [self._behind[place] for place in places if place in self._behind]
+        return found[0] if len(found) == 1 else None

@@ -1,8 +1,7 @@
 """The director: what becomes of a packet that opens, changes or ends a connection.
 
-Owns the decision of the patent's figure 5: find the connection, else have one made (see `placement`).
-It answers with the connection to translate for, or with the reason why not. Plain segments of
-established flows do not come here (see `table`).
+Owns the decision of the patent's figure 5: find the connection, else have one made (see `placement`). It
+answers with the connection to translate for, or why not. Plain segments do not come here (see `table`).
 """
 
 from collections.abc import Iterator
@@ -89,9 +88,10 @@ class Director:
         self._rejection = Rejection(self._destinations, self.virtual_servers, self.tally)
         self._placement = Placement(self.table, self.fpas, self.watch, self.tally, self._destinations)
 
-    def refuse(self, reason: Refusal) -> Refusal:
-        """Count a refusal and return it."""
-        return self.tally.refuse(reason)
+    def refuse(self, reason: Refusal, *, inbound: bytes = b"", outbound: bytes = b"") -> Refusal:
+        """Count a refusal and return it, for the virtual server as well whose packet had this key."""
+        find = self._destinations.find if inbound else self._destinations.behind
+        return self.tally.refuse(reason, find(inbound or outbound) if inbound or outbound else None)
 
     def reply_to(self, reason: Refusal, key: bytes, flags: int | None, now: float) -> Action:
         """What a client is told of its packet, refused for `reason` (R114, A20): see `reject`."""
@@ -125,7 +125,7 @@ class Director:
         """Any other segment from the client line (R112, R113)."""
         connection = self.table.inbound.get(segment.key)
         if connection is None:
-            return self.refuse(Drop.NO_CONNECTION)
+            return self.refuse(Drop.NO_CONNECTION, inbound=segment.key)
         self.client_sent(connection, segment.flags, segment.numbers, now, segment.size, segment.stamp)
         return connection
 
@@ -166,7 +166,7 @@ class Director:
         """A segment in reply direction from the server line (R169)."""
         connection = self.table.outbound.get(segment.key)
         if connection is None:
-            return self.refuse(Drop.SERVER_UNKNOWN)
+            return self.refuse(Drop.SERVER_UNKNOWN, outbound=segment.key)
         self.server_sent(connection, segment.flags, segment.numbers, now, segment.size, segment.stamp)
         return connection
 
@@ -221,7 +221,7 @@ class Director:
         """A UDP datagram in reply direction from the server line, by its key (R012, R169)."""
         flow = self.table.outbound.get(key)
         if flow is None:
-            return self.refuse(Drop.SERVER_UNKNOWN)
+            return self.refuse(Drop.SERVER_UNKNOWN, outbound=key)
         self._happened(flow, Event.ANSWER, now)
         return flow
 
@@ -260,14 +260,14 @@ class Director:
         ever hears.
         """
         connection = self.table.outbound.get(flipped(quoted))
-        if connection is None and self._was_reassigned(quoted):
-            return self.refuse(Drop.UNREACHABLE)
+        if connection is None and (virtual := self._reassigned(quoted)) is not None:
+            return self.tally.refuse(Drop.UNREACHABLE, virtual)
         if connection is not None and unreachable and connection.state.half_open:
-            return self.refuse(Drop.UNREACHABLE)
+            return self.tally.refuse(Drop.UNREACHABLE, connection.link.virtual)
         return connection
 
-    def _was_reassigned(self, quoted: bytes) -> bool:
-        """Whether this packet (client to real server) is of a connection that has another server by now."""
+    def _reassigned(self, quoted: bytes) -> VirtualServer | None:
+        """Whose connection this packet (client to real server) is of, if that has another server by now."""
         client, server = client_of(quoted), server_of(flipped(quoted))
         client_port, protocol = server_of(quoted)[-2:], protocol_of(quoted)
         for virtual in self.virtual_servers:
@@ -276,8 +276,8 @@ class Director:
                 address = virtual.spec.address.packed
                 key = inbound_key(client, address, client_port, port, protocol)
                 if key in self.table.inbound:
-                    return True
-        return False
+                    return virtual
+        return None
 
     # --- time
 

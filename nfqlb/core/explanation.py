@@ -22,7 +22,7 @@ from nfqlb.core.schedulers import Scheduler
 from nfqlb.core.schedulers.base import Way
 from nfqlb.core.selection import BACKUP, STICKY
 from nfqlb.core.server import Link, RealServer, VirtualServer
-from nfqlb.core.snapshot import CandidateSnapshot, DecisionSnapshot, StickyAnswer
+from nfqlb.core.snapshot import CandidateSnapshot, DecisionSnapshot, ShadowChoice, StickyAnswer
 from nfqlb.core.spec import Address
 
 #: So many servers are told of one by one; of more, the best few.
@@ -156,6 +156,7 @@ def explain(virtual: VirtualServer, decision: Decision, now: float) -> DecisionS
         others=dict(Counter(each.reason.value for each in found[len(told) :])),
         ageing=virtual.spec.ageing,
         predict=virtual.spec.predict,
+        shadow=_shadow(virtual, decision, port),
     )
 
 
@@ -255,6 +256,11 @@ def _note(virtual: VirtualServer, decision: Decision, scheduler: Scheduler | Non
     if scheduler is not virtual.scheduler or decision.note is None:
         return ()
     return tuple(virtual.links[position].real.spec.name for position in decision.note)
+
+
+def _shadow(virtual: VirtualServer, decision: Decision, port: int) -> ShadowChoice | None:
+    link = decision.shadowed
+    return ShadowChoice(virtual.spec.shadow, link.real.spec.name, link.port or port) if link else None
 
 
 def _name_at(virtual: VirtualServer, position: int) -> str | None:

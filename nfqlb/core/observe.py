@@ -22,6 +22,7 @@ from nfqlb.core.snapshot import (
     FailureSnapshot,
     LinkSnapshot,
     RealSnapshot,
+    ShadowSnapshot,
     StickySnapshot,
     Totals,
     VirtualSnapshot,
@@ -59,9 +60,16 @@ def virtuals(director: "Director", now: float) -> list[VirtualSnapshot]:
             connections=virtual.connections,
             total=virtual.total,
             servers=tuple(_links(virtual)),
+            drops={reason.value: count for reason, count in virtual.drops.items()},
+            shadow=_shadow(virtual),
         )
         for virtual in director.virtual_servers
     ]
+
+
+def _shadow(virtual: VirtualServer) -> ShadowSnapshot | None:
+    shadow = virtual.shadow
+    return ShadowSnapshot(shadow.scheduler.name, shadow.evaluated, shadow.differed) if shadow else None
 
 
 def _links(virtual: VirtualServer) -> Iterator[LinkSnapshot]:

@@ -46,18 +46,18 @@ class Placement:
         if not virtual.setting.new:
             if virtual.decisions is not None:
                 virtual.decisions.note(now, key, Drop.OUT_OF_SERVICE, None, NOTHING_FOUND)
-            return self._tally.refuse(Drop.OUT_OF_SERVICE)
+            return self._tally.refuse(Drop.OUT_OF_SERVICE, virtual)
         self._watch.visited(virtual, client_of(key), now)
         choice = self._selection.choose(virtual, key, now)
         if virtual.decisions is not None:
             virtual.decisions.note(now, key, choice, None, self._selection.found)
         if isinstance(choice, Drop):
-            return self._tally.refuse(choice)
+            return self._tally.refuse(choice, virtual)
         outbound = self._claim(now)
         if not self._table.make_room(now):
             if virtual.decisions is not None:
                 virtual.decisions.came_to_nothing(Drop.TABLE_FULL)
-            return self._tally.refuse(Drop.TABLE_FULL)
+            return self._tally.refuse(Drop.TABLE_FULL, virtual)
         connection = Connection(key, outbound, choice.link, now)
         connection.client_numbers = numbers
         if virtual.measuring is not None:
@@ -81,6 +81,8 @@ class Placement:
             self._watch.testing(connection, now)
         if link is not virtual.backup:
             virtual.last = link.position
+            if virtual.shadow is not None:
+                virtual.shadow.used(link, self._selection.found[3])
         if choice.by == virtual.scheduler.name:
             virtual.scheduler.chosen(link)
         if choice.by not in (STICKY, TEST, BACKUP):

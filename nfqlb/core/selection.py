@@ -30,10 +30,10 @@ class Choice(NamedTuple):
 
 
 #: What was learned on the way to a choice, for the record of decisions: the server that the client's sticky
-#: entry named, the link that the startup scheduler's took the place of, and the positions of links whose
-#: replies could not have been told apart from another connection's.
-Findings = tuple[RealServer | None, Link | None, Sequence[int]]
-NOTHING_FOUND: Findings = (None, None, ())
+#: entry named, the link that the startup scheduler's took the place of, the positions of links whose
+#: replies could not have been told apart from another connection's, and what the shadow would have taken.
+Findings = tuple[RealServer | None, Link | None, Sequence[int], Link | None]
+NOTHING_FOUND: Findings = (None, None, (), None)
 
 
 class Selection:
@@ -96,7 +96,7 @@ class Selection:
         real = self._fpas.find(virtual.scope, client_of(key), now)
         if real is None:
             return None
-        self.found = (real, None, ())
+        self.found = (real, None, (), None)
         if not (real.admits_sticky or testable_by_bound(virtual, real, now)):
             return None
         links = virtual.links_to(real)
@@ -121,8 +121,10 @@ class Selection:
         if startup is not None and not startup.before and startup.acts(link, now):
             other = startup.scheduler.choose(client, virtual.last, allowed)
             if other is not None:
-                self.found = (self.found[0], link, self.found[2])
+                self.found = (self.found[0], link, self.found[2], None)
                 return Choice(other, startup.scheduler.name)
+        if virtual.shadow is not None:
+            self.found = (*self.found[:3], virtual.shadow.choose(client, now, allowed))
         return Choice(link, scheduler.name)
 
     def _apart(
@@ -130,7 +132,7 @@ class Selection:
     ) -> Choice | None:
         """A link whose replies can be told apart; overrides stickiness."""
         crossed: list[int] = []
-        self.found = (self.found[0], None, crossed)
+        self.found = (self.found[0], None, crossed, None)
 
         def apart(link: Link, told: bool) -> bool:
             if not told:

@@ -18,12 +18,14 @@ from nfqlb.core.keys import TCP, UDP
 from nfqlb.core.response import Measuring, ResponseTime
 from nfqlb.core.rewriting import rewritings
 from nfqlb.core.schedulers import RoundRobin, Scheduler, make_scheduler
+from nfqlb.core.shadow import Shadow
 from nfqlb.core.startup import Startup
 from nfqlb.core.states import State
 
 if TYPE_CHECKING:
     from nfqlb.core.connection import Connection
     from nfqlb.core.decision import Decisions
+    from nfqlb.core.verdict import Drop
 
 #: By the name that the configuration uses: IP protocol number, and the state that a connection begins in.
 PROTOCOLS = {"tcp": (TCP, State.SYN_SENT), "udp": (UDP, State.UDP_NEW)}
@@ -223,12 +225,14 @@ class VirtualServer:
     chosen (316). `setting` is the state that the operator gave it; for `bound_from` see `RealServer`.
     `measuring` says how response times are measured, None where they are not (UDP does not tell what
     is a response; of connections that the kernel carries nobody tells but where a scheduler needs it).
-    `decisions` is the record of the last ones, None where none is kept.
+    `decisions` is the record of the last ones, None where none is kept. `shadow` is a second scheme that is
+    asked and not obeyed, None where there is none. `drops` counts its packets that were dropped.
     """
 
     __slots__ = (
-        "actual", "backup", "bound_from", "connections", "decisions", "last", "link_at", "links", "measuring",
-        "opening", "port", "protocol", "scheduler", "scope", "setting", "spec", "startup", "total",
+        "actual", "backup", "bound_from", "connections", "decisions", "drops", "last", "link_at", "links",
+        "measuring", "opening", "port", "protocol", "scheduler", "scope", "setting", "shadow", "spec",
+        "startup", "total",
     )  # fmt: skip
 
     def __init__(
@@ -256,8 +260,10 @@ class VirtualServer:
         self.link_at = {link.real.address + link.inbound.port: link for link in reversed(self.everybody)}
         self.scheduler: Scheduler = make_scheduler(virtual, self.links)
         self.startup = Startup(self) if virtual.startup == RoundRobin.name else None
+        self.shadow = Shadow(self) if virtual.shadow else None
         self.actual = self.scheduler.name
         self.decisions: Decisions | None = None
+        self.drops: dict[Drop, int] = {}
 
     @property
     def everybody(self) -> list[Link]:
@@ -292,6 +298,8 @@ class VirtualServer:
             self.decisions.stale.add(link.position)
         if self.startup is not None:
             self.startup.update(link)
+        if self.shadow is not None:
+            self.shadow.scheduler.update(link)
 
     def links_to(self, real: RealServer) -> list[Link]:
         """This virtual server's links to a real server: usually one, none if it has no place here."""

@@ -31,8 +31,20 @@ class LinkSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class ShadowSnapshot:
+    """A second scheme: asked about `evaluated` decisions, it would have `differed` in so many of them."""
+
+    scheduler: str
+    evaluated: int
+    differed: int
+
+
+@dataclass(frozen=True, slots=True)
 class VirtualSnapshot:
-    """One virtual server; `desired` and `actual` are the scheduler asked for and at work (R028, R029)."""
+    """One virtual server; `desired` and `actual` are the scheduler asked for and at work (R028, R029).
+
+    `drops` are its packets that were dropped, by reason, as far as they could be told to be its own.
+    """
 
     name: str
     address: Address
@@ -44,6 +56,8 @@ class VirtualSnapshot:
     connections: int
     total: int
     servers: tuple[LinkSnapshot, ...]
+    drops: dict[str, int] = field(default_factory=dict)
+    shadow: ShadowSnapshot | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +199,15 @@ class StickyAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class ShadowChoice:
+    """The server that the shadow's scheduler would have taken, and its port for this connection."""
+
+    scheduler: str
+    real: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class DecisionSnapshot:
     """One decision, explained. `age` is in seconds, `port` the one that the client asked for.
 
@@ -196,7 +219,7 @@ class DecisionSnapshot:
     whether that settled it. `note` are the servers that the scheduler's note names. `candidates` are at
     most 16, the best first; `others` counts the rest by reason. `port` and `chosen_port` are this
     connection's, also where the virtual server has every port. `ageing` and `predict` are what a prediction
-    was reckoned with: see `spec.Virtual`.
+    was reckoned with: see `spec.Virtual`. `shadow` is None where no shadow was asked.
     """
 
     age: float
@@ -221,3 +244,4 @@ class DecisionSnapshot:
     others: dict[str, int]
     ageing: float = 4.0
     predict: str = "now"
+    shadow: ShadowChoice | None = None

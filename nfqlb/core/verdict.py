@@ -6,8 +6,12 @@ being counted.
 
 from collections import Counter
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from nfqlb.core.connection import Connection
+
+if TYPE_CHECKING:
+    from nfqlb.core.server import VirtualServer
 
 
 class Drop(Enum):
@@ -61,9 +65,11 @@ class Tally:
         """Count one."""
         self._counts[reason] += 1
 
-    def refuse(self, reason: Refusal) -> Refusal:
-        """Count one and return it."""
+    def refuse(self, reason: Refusal, virtual: "VirtualServer | None" = None) -> Refusal:
+        """Count one and return it; `virtual` is whose packet it was, None where nobody can tell."""
         self._counts[reason] += 1
+        if virtual is not None and isinstance(reason, Drop):
+            virtual.drops[reason] = virtual.drops.get(reason, 0) + 1
         return reason
 
     def reply(self, what: Reply) -> None:

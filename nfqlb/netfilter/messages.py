@@ -74,7 +74,7 @@ class QueueMessages:
         self.number = number
         self.judge: Judge | None = None
         self.on_error: Callable[[Exception], None] = _ignore
-        self.handled = 0
+        self.packets = 0  # judged, and answered
         self.failed = 0  # judgements that raised, and answers that could not be sent
         self._layouts: list[_Layout] = []
         self._id = int.from_bytes(number.to_bytes(2, "big"), byteorder)
@@ -125,7 +125,7 @@ class QueueMessages:
         start = at + 4
         end = at + size
         verdict = DROP
-        self.handled += 1
+        self.packets += 1
         try:
             # judge is set by the worker
             verdict = self.judge(buffer, start, end, buffer[_HOOK_AT], info, stamp_at)  # type: ignore[misc]
@@ -155,7 +155,7 @@ class QueueMessages:
         packet_id = buffer[_ID_AT:ID_END]
         before = _mark_in(buffer, at)
         mark = 0
-        self.handled += 1
+        self.packets += 1
         try:
             # judge is set by the worker
             mark = self.judge(buffer, at + 4, at + payload, buffer[_HOOK_AT], info, stamp_at) & mask  # type: ignore[misc]

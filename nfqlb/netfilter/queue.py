@@ -18,6 +18,7 @@ import errno
 import fcntl
 import os
 import socket
+import time
 from struct import Struct
 
 from netfilterqueue import NetfilterQueue, Packet
@@ -63,7 +64,9 @@ def ask_for_stamps() -> socket.socket:
 class PacketQueue(QueueMessages):
     """One bound NFQUEUE number. `judge` must be set before `run`.
 
-    Raises OSError if the number is taken or the right to bind is missing.
+    `packets` is what its reader has judged, `busy_s` the seconds that took, reading and answering included:
+    the clock is read once a round, as to read it for each packet would be felt. Raises OSError if the
+    number is taken or the right to bind is missing.
     """
 
     def __init__(self, number: int, *, length: int, receive_buffer: int) -> None:
@@ -72,6 +75,7 @@ class PacketQueue(QueueMessages):
         self.overruns = 0  # ENOBUFS: the kernel could not hand over a packet and dropped it
         self.unreadable = 0
         self.refused = 0  # messages the kernel answered with an error
+        self.busy_s = 0.0
         self._unread_message = b""
         self._buffers: list[tuple[bytearray, memoryview]] = []
         self._queue = NetfilterQueue()
@@ -112,9 +116,10 @@ class PacketQueue(QueueMessages):
         if not self._buffers:  # not before: a supervisor that only binds needs none
             buffers = [bytearray(_BUFFER_SIZE) for _ in range(_BATCH)]
             self._buffers = [(buffer, memoryview(buffer)) for buffer in buffers]
-        before = self.handled
+        before = self.packets
+        begin = time.monotonic()
         drained = False
-        while not drained and self.handled - before < budget:
+        while not drained and self.packets - before < budget:
             verdicts: list[memoryview] = []
             try:
                 drained = self._judge_batch(verdicts)
@@ -123,7 +128,8 @@ class PacketQueue(QueueMessages):
                     self._send(verdicts)
             if self._unread_message:
                 self._queue.run_socket(self)  # type: ignore[arg-type]  # of a socket it only uses recv
-        return self.handled - before
+        self.busy_s += time.monotonic() - begin
+        return self.packets - before
 
     def recv(self, _size: int) -> bytes:
         """What run_socket() asks a socket for: a message that was not understood, then nothing more."""

@@ -66,15 +66,15 @@ def virtuals(document: JSON) -> list[str]:
     if not found:
         return ["no virtual servers"]
     rows: list[Row] = []
-    about: dict[int, str] = {}  # what is said of a virtual server, by the row that it follows
+    about: dict[int, list[str]] = {}  # what is said of a virtual server, by the row that it follows
     for virtual in found:
-        about[len(rows)] = _about(virtual)
+        about[len(rows)] = [_about(virtual), *_shadow(virtual)]
         name, state = _text(virtual, "name"), _text(virtual, "state")
         rows.append((name, state, *_connections(virtual), "", ""))
         rows += [_place(server, virtual) for server in _list(virtual, "servers")]
     lines = table(("VIRTUAL", "STATE", "CONN", "TOTAL", "SHARE", "FAIR"), rows, right=_RIGHT)
     for row in reversed(about):
-        lines.insert(row + 2, f"  {clean(about[row])}")
+        lines[row + 2 : row + 2] = [f"  {clean(line)}" for line in about[row]]
     return lines
 
 
@@ -90,6 +90,18 @@ def _about(virtual: JSONObject) -> str:
     where = endpoint(_text(virtual, "address"), _port(virtual, "port"))
     how = desired if desired == actual else f"{actual} for now, then {desired}"
     return f"{where}/{_text(virtual, 'protocol')}, {how}"
+
+
+def _shadow(virtual: JSONObject) -> list[str]:
+    """What its shadow would have done; nothing where it has none."""
+    if virtual.get("shadow") is None:
+        return []
+    shadow = _part(virtual, "shadow")
+    evaluated, differed = _number(shadow, "evaluated"), _number(shadow, "differed")
+    told = f"shadow {_text(shadow, 'scheduler')}: "
+    if not evaluated:
+        return [told + "not asked yet"]
+    return [f"{told}another server in {differed / evaluated:.1%} of {several(evaluated, 'decision')}"]
 
 
 def _place(server: JSONObject, virtual: JSONObject) -> Row:
@@ -265,7 +277,15 @@ def _queue(queue: JSONObject) -> str:
         for name in ("overruns", "refused", "unreadable")
         if _number(queue, name)
     ]
-    return ", ".join(filter(None, (waiting, dropped or "none dropped", *worker)))
+    return ", ".join(filter(None, (waiting, dropped or "none dropped", *worker, _judged(queue))))
+
+
+def _judged(queue: JSONObject) -> str:
+    """How many packets the present worker has judged, and what one of them took it; "" for none."""
+    packets, busy = _optional(queue, "packets"), _optional(queue, "busy_s")
+    if not packets or busy is None:
+        return ""
+    return f"{count(packets)} judged in {busy / packets * 1e6:.1f}us each"
 
 
 def _unkept(lost: float) -> list[tuple[str, str]]:

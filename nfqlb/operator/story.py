@@ -123,7 +123,7 @@ def _told(decision: JSONObject, now: float) -> list[str]:
     lines = [f"{when}  {client} to {virtual} {outcome(decision)}."]
     if optional_text(decision, "refused") == "out-of-service":
         return lines  # nothing was asked: neither sticky entry nor scheduler
-    said = " ".join(filter(None, (_sticky(decision), _scheme(decision))))
+    said = " ".join(filter(None, (_sticky(decision), _scheme(decision), _shadow(decision))))
     candidates = [_candidate(each, decision) for each in items(decision, "candidates")]
     lines += wrap(said, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     lines += ["    " + "   ".join(cells).rstrip() for cells in zip(*_aligned(candidates), strict=True)]
@@ -186,6 +186,16 @@ def _scheme(decision: JSONObject) -> str:
     return f"The scheduler would have taken {aside}; while servers start up, {way}" if aside else (
         f"While servers start up, {way}"
     )
+
+
+def _shadow(decision: JSONObject) -> str:
+    """What the shadow would have chosen; nothing where none was asked."""
+    if decision.get("shadow") is None:
+        return ""
+    shadow = part(decision, "shadow")
+    scheduler, real, own = text(shadow, "scheduler"), text(shadow, "real"), port(shadow, "port")
+    same = (real, own) == (optional_text(decision, "chosen"), port(decision, "chosen_port"))
+    return f"In shadow, {scheduler} would have taken {'the same' if same else endpoint(real, own)}."
 
 
 def _way(decision: JSONObject, chosen: str | None) -> str:

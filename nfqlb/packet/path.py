@@ -203,7 +203,7 @@ class PacketPath:
                 return self.director.server_datagram(packet.key, self.now)
             if info & SUPER_PACKET:
                 # conntrack would look at its sum, and in doing so forget what the kernel needs to cut it up
-                return self.director.refuse(Drop.SUPER_DATAGRAM)
+                return self.director.refuse(Drop.SUPER_DATAGRAM, inbound=packet.key)
             return self.director.client_datagram(packet.key, self.now)
         transport = start + packet.transport_at
         size = end - transport - (buffer[transport + 12] >> 4) * 4
@@ -211,7 +211,8 @@ class PacketPath:
         segment = packet.segment._replace(size=size, stamp=stamp)
         flags = segment.flags
         if absurd(flags):
-            return self.director.refuse(Drop.MALFORMED)
+            side = "inbound" if hook == PREROUTING else "outbound"
+            return self.director.refuse(Drop.MALFORMED, **{side: packet.key})
         if hook != PREROUTING:
             return self.director.server_segment(segment, self.now)
         if flags & (SYN | ACK) == SYN:

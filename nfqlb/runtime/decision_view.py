@@ -47,6 +47,13 @@ def decision(snapshot: DecisionSnapshot, wall: float) -> JSONObject:
             "written": snapshot.sticky.written,
         },
         "candidates": [_candidate(each) for each in snapshot.candidates],
+        "shadow": None
+        if snapshot.shadow is None
+        else {
+            "scheduler": snapshot.shadow.scheduler,
+            "real": snapshot.shadow.real,
+            "port": snapshot.shadow.port,
+        },
         "others": dict(sorted(snapshot.others.items())),
     }
 

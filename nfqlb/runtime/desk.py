@@ -166,6 +166,7 @@ class Desk:
             worker_pid=self._worker.pid,
             worker_restarts=self._worker.restarts,
             queues=[queue for queue in read_queues() if queue.number in self._roles],
+            roles=self._roles,
         )
 
     # --- commands

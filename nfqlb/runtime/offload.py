@@ -17,7 +17,7 @@ from typing import Protocol
 from nfqlb.config.marks import OFFLOAD, LinkMarks
 from nfqlb.core.connection import Connection
 from nfqlb.core.director import Director
-from nfqlb.core.keys import TCP, UDP, UDP_END, key_end, server_of, without_end
+from nfqlb.core.keys import TCP, UDP, UDP_END, flipped, key_end, server_of, without_end
 from nfqlb.core.segment import NO_STAMP, RST, SYN, Segment, Stamp
 from nfqlb.core.spec import Server
 from nfqlb.core.states import State
@@ -26,6 +26,9 @@ from nfqlb.core.verdict import Drop
 from nfqlb.netfilter import conntrack
 from nfqlb.netfilter.conntrack import Entry
 from nfqlb.netfilter.errors import KernelError
+from nfqlb.packet.decode import decode
+from nfqlb.packet.decode6 import decode6
+from nfqlb.packet.facts import IcmpError
 from nfqlb.packet.replies import Replies
 from nfqlb.packet.stamps import read_stamp
 
@@ -192,11 +195,20 @@ class OffloadPath:
     def _tapped_other(self, buffer: bytearray, start: int, end: int) -> None:
         """A copy of a flow's first answer, or of an error that the rules have eaten."""
         if _protocol_in(buffer, start) in (_ICMP, _ICMP6):
-            self.director.refuse(Drop.UNREACHABLE)
+            self._eaten(bytes(buffer[start:end]))
             return
         flow = self._outbound.get(_datagram_in(buffer, start, end) or b"")
         if flow is not None:
             self.director.server_datagram(flow.outbound, self.now)
+
+    def _eaten(self, packet: bytes) -> None:
+        """Count an error about a connection that its server has not answered."""
+        six = packet[0] >> 4 == 6
+        size = int.from_bytes(packet[4:6], "big") + 40 if six else int.from_bytes(packet[2:4], "big")
+        error = (decode6 if six else decode)(packet, size)
+        connection = self._outbound.get(flipped(error.quoted)) if isinstance(error, IcmpError) else None
+        virtual = connection.link.virtual if connection is not None else None
+        self.director.tally.refuse(Drop.UNREACHABLE, virtual)
 
     def lost(self, _count: int) -> None:
         """The tap or conntrack has lost something."""

@@ -14,7 +14,10 @@ from nfqlb.runtime.protocol import JSON, JSONObject
 
 @dataclass(frozen=True, slots=True)
 class GatewayStatus:
-    """What the supervisor knows of the gateway. `uptime` is in seconds, `worker_pid` None where none runs."""
+    """What the supervisor knows of the gateway. `uptime` is in seconds, `worker_pid` None where none runs.
+
+    `roles` is what each queue is for, by its number.
+    """
 
     version: str
     datapath: str
@@ -23,18 +26,21 @@ class GatewayStatus:
     worker_pid: int | None
     worker_restarts: int
     queues: Sequence[QueueStatus]
+    roles: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """What the worker could not read, answer or keep. Queues are by number.
+    """What the worker has judged, and what it could not read, answer or keep. Queues are by number.
 
-    `overruns`: reports that the kernel had no room to hand a packet over; `refused`: verdicts that it did not
-    take; `unreadable`: packets in a message of a shape not understood. `unkept` are records that found
-    no room in the journal: connections, and servers. `followed` is what was not told in time of
-    connections that the kernel carries, by what it is.
+    `packets`: judged, in `busy_s` seconds. `overruns`: reports that the kernel had no room to hand a packet
+    over; `refused`: verdicts that it did not take; `unreadable`: packets in a message of a shape not
+    understood. `unkept` are records that found no room in the journal: connections, and servers.
+    `followed` is what was not told in time of connections that the kernel carries, by what it is.
     """
 
+    packets: Mapping[int, int] = field(default_factory=dict)
+    busy_s: Mapping[int, float] = field(default_factory=dict)
     overruns: Mapping[int, int] = field(default_factory=dict)
     refused: Mapping[int, int] = field(default_factory=dict)
     unreadable: Mapping[int, int] = field(default_factory=dict)
@@ -47,8 +53,8 @@ def counts(totals: Totals, losses: Losses | None = None) -> JSONObject:
     losses = losses or Losses()
     return {
         "losses": {
-            name: {str(number): count for number, count in getattr(losses, name).items()}
-            for name in ("overruns", "refused", "unreadable")
+            name: {str(number): round(count, 6) for number, count in getattr(losses, name).items()}
+            for name in ("packets", "busy_s", "overruns", "refused", "unreadable")
         },
         "journal": {"lost": losses.unkept},
         "followed": dict(losses.followed),
@@ -78,6 +84,7 @@ def summary(worker: Mapping[str, JSON], gateway: GatewayStatus) -> JSONObject:
         "queues": [
             {
                 "number": queue.number,
+                "role": gateway.roles.get(queue.number),
                 "depth": queue.depth,
                 "dropped_full": queue.dropped_full,
                 "dropped_socket": queue.dropped_socket,

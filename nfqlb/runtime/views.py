@@ -21,6 +21,7 @@ from nfqlb.core.snapshot import (
     DecisionSnapshot,
     FailureSnapshot,
     RealSnapshot,
+    ShadowSnapshot,
     StickySnapshot,
     Totals,
     VirtualSnapshot,
@@ -114,6 +115,7 @@ def virtual(snapshot: VirtualSnapshot) -> JSONObject:
         "scheduler": {"desired": snapshot.desired, "actual": snapshot.actual},
         "connections": snapshot.connections,
         "total": snapshot.total,
+        "drops": dict(sorted(snapshot.drops.items())),
         "servers": [
             {
                 "real": link.real,
@@ -127,6 +129,17 @@ def virtual(snapshot: VirtualSnapshot) -> JSONObject:
             }
             for link in snapshot.servers
         ],
+        "shadow": _shadow(snapshot.shadow),
+    }
+
+
+def _shadow(snapshot: ShadowSnapshot | None) -> JSON:
+    if snapshot is None:
+        return None
+    return {
+        "scheduler": snapshot.scheduler,
+        "evaluated": snapshot.evaluated,
+        "differed": snapshot.differed,
     }
 
 

@@ -163,6 +163,8 @@ class Worker:
     def _losses(self) -> Losses:
         queues = self._datapaths.queues
         return Losses(
+            packets={queue.number: queue.packets for queue in queues},
+            busy_s={queue.number: queue.busy_s for queue in queues},
             overruns={queue.number: queue.overruns for queue in queues},
             refused={queue.number: queue.refused for queue in queues},
             unreadable={queue.number: queue.unreadable for queue in queues},

@@ -41,11 +41,11 @@ _attribute = Struct("=HH").pack
 _time_stamp = Struct("!QQ").pack
 
 
-def config(servers: int, scheduler: str, connections: int) -> Config:
+def config(servers: int, scheduler: str, connections: int, shadow: str = "") -> Config:
     """One virtual server with so many real servers of unlike weights, and room for the connections."""
     reals = tuple(Real(f"s{i}", IPv4Address(_SERVERS + i), weight=1 + i % 3) for i in range(servers))
     members = tuple(Server(real.name, PORT) for real in reals)
-    virtual = Virtual("web", IPv4Address(VIP), members, port=PORT, scheduler=scheduler)
+    virtual = Virtual("web", IPv4Address(VIP), members, port=PORT, scheduler=scheduler, shadow=shadow)
     gateway = Gateway(("outside",), ("inside",), max_connections=connections + _SPARE)
     return Config(gateway, reals, (virtual,))
 
@@ -60,12 +60,12 @@ class Filled:
 
     def __init__(
         self, servers: int, scheduler: str, connections: int, recorder: Recorder | None = None,
-        decisions: int = KEPT,
+        decisions: int = KEPT, shadow: str = "",
     ) -> None:  # fmt: skip
         self.connections = connections
         self.now = 0.0
         self.director = Director(
-            config(servers, scheduler, connections), now=0.0, recorder=recorder, decisions=decisions
+            config(servers, scheduler, connections, shadow), now=0.0, recorder=recorder, decisions=decisions
         )
         self._positions = array("H", bytes(2 * connections))
         self._said = 0  # bytes by which sequence numbers have moved on, for all flows alike

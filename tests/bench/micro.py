@@ -8,7 +8,7 @@ packet     a data segment of an established flow, half of them replies: message 
            under fastest-response each is new data, so that requests are timed and responses give samples
 opening    a SYN that opens a connection: read, decoded, decided, entered, recorded in the journal
 decision   the director's part of that alone: choose a server, record why, enter the connection, count;
-           "no record" is the same without the record
+           "no record" is the same without the record, "in shadow" with a second scheme asked as well
 choice     the scheduler's part of that alone: choose, and rank the chosen server anew
 
 Of datapath offload: what is told of a connection, one by one (see `micro_offload`).
@@ -53,6 +53,7 @@ _SHORT = {_WLC: "wlc", "round-robin": "rr", "least-connections": "lc"}  # as in 
 _FEW, _MANY = 10, 1000
 _RECORDED = (3, _FEW, 16, _MANY)  # servers, where a decision is compared with one that is not recorded
 _SMALL = 1000
+_SHADOWS = ("round-robin", _FASTEST)
 _OFFLOADED = ((3, "round-robin"), (_FEW, _WLC))
 _MEBI = 1e6
 
@@ -65,9 +66,11 @@ class Shape:
     connections: int
     scheduler: str = _WLC
     recorded: bool = True
+    shadow: str = ""
 
     def __str__(self) -> str:
         scheduler = _SHORT.get(self.scheduler, self.scheduler)
+        scheduler += f" in shadow {_SHORT.get(self.shadow, self.shadow)}" if self.shadow else ""
         table = f"{scheduler}, {self.servers:,} servers, {self.connections:,} connections"
         return table if self.recorded else f"{table}, no record"
 
@@ -79,8 +82,9 @@ class Bench:
         place = directory / str(shape).replace(", ", "-").replace(" ", "-")
         self.journal = Journal(shape.connections + _PACKETS, directory=place)
         self.filled = Filled(
-            shape.servers, shape.scheduler, shape.connections, self.journal, KEPT if shape.recorded else 0
-        )
+            shape.servers, shape.scheduler, shape.connections, self.journal, KEPT if shape.recorded else 0,
+            shape.shadow,
+        )  # fmt: skip
         self.filled.fill()
         self._path = PacketPath(self.filled.director, self.filled.now)
         self._queue = queue
@@ -149,7 +153,7 @@ class Bench:
 
     def _drive(self, messages: list[bytes]) -> float:
         """Seconds a message through the queue, less what handing it out costs."""
-        before = self._queue.handled
+        before = self._queue.packets
         buffer = bytearray(131_072)
         self._feed.load(messages)
         begin = time.perf_counter()
@@ -161,7 +165,7 @@ class Bench:
         begin = time.perf_counter()
         self._queue.run(len(messages))
         took = time.perf_counter() - begin
-        if self._queue.handled - before != len(messages) or self._queue.failed:
+        if self._queue.packets - before != len(messages) or self._queue.failed:
             raise AssertionError("the queue did not judge every message")
         return (took - feeding) / len(messages)
 
@@ -209,7 +213,12 @@ def _shapes(connections: int) -> list[Shape]:
     others = ("round-robin", "least-connections", _FASTEST)
     tables += [Shape(servers, _SMALL, name) for name in others for servers in (_FEW, _MANY)]
     recorded = [Shape(servers, _SMALL) for servers in _RECORDED]
+    tables += [_shadowed(shadow) for shadow in _SHADOWS]
     return list(dict.fromkeys([*tables, *(each for one in recorded for each in (one, _unrecorded(one)))]))
+
+
+def _shadowed(shadow: str) -> Shape:
+    return Shape(_FEW, _SMALL, shadow=shadow)
 
 
 def _unrecorded(shape: Shape) -> Shape:
@@ -264,6 +273,7 @@ def _targets(connections: int) -> list[Target]:
             Target("decision", shape, _unrecorded(shape), 1.2)
             for shape in (Shape(servers, _SMALL) for servers in _RECORDED)
         ),
+        *(Target("decision", _shadowed(shadow), Shape(_FEW, _SMALL), 1.5) for shadow in _SHADOWS),
     ]
 
 

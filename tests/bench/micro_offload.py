@@ -111,13 +111,13 @@ class OffloadBench:
 
     def _open(self, syns: list[bytes]) -> float:
         feeding = self._feed.cost(syns)
-        before, failed = self._queue.handled, self._queue.failed
+        before, failed = self._queue.packets, self._queue.failed
         self._queue.judge = self._path.judge
         self._feed.load(syns)
         begin = time.perf_counter()
         self._queue.run(len(syns))
         took = time.perf_counter() - begin
-        if self._queue.handled - before != len(syns) or self._queue.failed != failed:
+        if self._queue.packets - before != len(syns) or self._queue.failed != failed:
             raise AssertionError("the queue did not judge every SYN")
         return (took - feeding) / len(syns)
 

@@ -176,7 +176,7 @@ KEYS = (
     Key("virtual", "reject", "drop", ('"drop"',), ('"reset"',), (), NO_TEXT),
     Key("virtual", "on_failure", "keep", ('"keep"',), ('"reset"', '"drop"'), (), NO_TEXT),
     Key("virtual", "synguard", 0.0, ("0",), (), ("1", "100"), NO_NUMBER),
-    Key("virtual", "shadow", "", ('""',), (), SCHEDULERS, NO_TEXT),
+    Key("virtual", "shadow", "", ('""',), SCHEDULERS, (), NO_TEXT),
     Key("virtual", "datapath", "rewrite", ('"rewrite"',), ('"offload"',), (), NO_TEXT),
     Key("strict", "syn_limit", False, ("false",), ("true",), (), NO_SWITCH),
     Key("strict", "ratio", False, ("false",), ("true",), (), NO_SWITCH),

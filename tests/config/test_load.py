@@ -101,12 +101,13 @@ def test_the_summary_names_what_is_not_as_usual(tmp_path: Path, good_with: Calla
     path.write_text(
         good_with(
             gateway='secure = true\ncount_on = "syn-ack"',
-            virtual='on_failure = "reset"\nreject = "reset"\nageing = 2.5\nclamp = 20',
+            virtual='on_failure = "reset"\nreject = "reset"\nageing = 2.5\nclamp = 20\nshadow = "rr"',
         )
     )
     text = summary(load(path))
     assert "other ports  dropped, but for echo\nsecure       true\ncount_on     syn-ack\n" in text
-    assert "\n  on_failure = reset, reject = reset, ageing = 2.5, clamp = 20\n  web1 " in text
+    said = "on_failure = reset, reject = reset, ageing = 2.5, clamp = 20, shadow = round-robin"
+    assert f"\n  {said}\n  web1 " in text
 
 
 def test_the_summary_names_what_takes_no_part(tmp_path: Path, good_with: Callable[..., str]) -> None:

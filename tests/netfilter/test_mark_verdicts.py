@@ -74,4 +74,4 @@ def test_without_a_mark_the_packet_is_dropped(mark: int | None) -> None:
     desk = Desk(mark)
     assert unpack_from("!I", desk.answer(packet_message(b"x")), 24) == (DROP,)
     assert desk.messages.failed == len(desk.errors) == (mark is None)
-    assert desk.messages.handled == 1
+    assert desk.messages.packets == 1

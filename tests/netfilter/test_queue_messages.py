@@ -281,7 +281,7 @@ def test_judgement_that_raises() -> None:
     desk.change = fail
     assert parsed(desk.take(packet_message(b"unchanged", packet_id=9))) == (9, 0, None)
     assert told == [fault]
-    assert (desk.messages.handled, desk.messages.failed) == (1, 1)
+    assert (desk.messages.packets, desk.messages.failed) == (1, 1)
 
 
 def test_id_of_a_message_that_was_only_looked_at() -> None:

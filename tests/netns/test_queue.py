@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from pyroute2 import netns
@@ -311,7 +312,7 @@ def test_mixed_verdicts_in_one_batch(line: Line) -> None:
             if number % 3 != DROP
         ]
         assert line.received() == wanted
-        assert (status().depth, queue.refused, queue.handled) == (0, 0, 200)
+        assert (status().depth, queue.refused, queue.packets) == (0, 0, 200)
 
 
 def test_judgement_that_raises(line: Line) -> None:
@@ -381,6 +382,19 @@ def test_budget(line: Line) -> None:
         assert len(line.received()) == first
         assert queue.run(1000) == 200 - first
         assert queue.run(1000) == 0
+
+
+def test_work_is_counted(line: Line) -> None:
+    """Packets, and the seconds that they took: the judgement's own, and no time spent waiting."""
+    with bound() as queue:
+        queue.judge = accept
+        line.number(0, 100)
+        assert (queue.packets, queue.busy_s) == (0, 0.0)
+        begin = monotonic()
+        while queue.packets < 100:
+            queue.run(30)
+        assert 0 < queue.busy_s <= monotonic() - begin
+        assert len(line.received()) == 100
 
 
 def test_full_queue(line: Line) -> None:
@@ -455,7 +469,7 @@ def test_message_of_unknown_shape_is_dropped(line: Line) -> None:
         line.number(0, 5)
         queue.run(100)
         assert line.numbers() == [2, 3, 4]
-        assert (queue.unreadable, queue.handled, status().depth) == (2, 3, 0)
+        assert (queue.unreadable, queue.packets, status().depth) == (2, 3, 0)
     finally:
         queue.close()
 

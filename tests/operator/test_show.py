@@ -233,6 +233,20 @@ def test_virtuals() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("evaluated", "differed", "says"),
+    [(0, 0, "not asked yet"), (1, 0, "another server in 0.0% of 1 decision"),
+     (3412, 421, "another server in 12.3% of 3,412 decisions")],
+)  # fmt: skip
+def test_virtuals_tell_what_a_shadow_would_have_done(evaluated: int, differed: int, says: str) -> None:
+    shadow: JSONObject = {"scheduler": "fastest-response", "evaluated": evaluated, "differed": differed}
+    lines = shown("virtuals", [{**SHOP, "shadow": shadow}, ANY]).splitlines()
+    assert lines[2:4] == [
+        "  192.0.2.10:80/tcp, weighted-least-connections",
+        f"  shadow fastest-response: {says}",
+    ]
+
+
 def test_reals_where_all_is_well_show_no_column_that_says_nothing() -> None:
     assert shown("reals", [WEB1]) == (
         "REAL  ADDRESS   STATE       SINCE  WEIGHT   CONN   TOTAL\n"
@@ -288,12 +302,14 @@ def test_failures() -> None:
 
 def test_summary_tells_what_the_worker_lost() -> None:
     queue: JSONObject = {"number": 0, "depth": 0, "dropped_full": 0, "dropped_socket": 0, "overruns": 3}
+    work: JSONObject = {"packets": 2000, "busy_s": 0.0095}
     lossy: JSONObject = {
-        **SUMMARY, "queues": [{**queue, "refused": 1, "unreadable": 1200}], "journal": {"lost": 17},
+        **SUMMARY, "queues": [{**queue, "refused": 1, "unreadable": 1200, **work}], "journal": {"lost": 17},
         "followed": {"lost": 7, "overruns": 0, "forgotten": 2},
     }  # fmt: skip
     text = shown("summary", lossy)
-    assert "queue 0      0 packets waiting, none dropped, 3 overruns, 1 refused, 1,200 unreadable\n" in text
+    assert "queue 0      0 packets waiting, none dropped, 3 overruns, 1 refused, 1,200 unreadable, " in text
+    assert ", 2,000 judged in 4.8us each\n" in text
     assert "journal      no room for 17 records: a new worker would not know them\n" in text
     assert "kernel       untold: 7 lost, 2 forgotten\n" in text
 

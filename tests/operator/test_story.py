@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nfqlb.core.explanation import Reason
-from nfqlb.core.snapshot import CandidateSnapshot, StickyAnswer
+from nfqlb.core.snapshot import CandidateSnapshot, ShadowChoice, StickyAnswer
 from nfqlb.core.verdict import Drop
 from nfqlb.operator import story
 from nfqlb.operator.story import moment
@@ -45,6 +45,17 @@ def said(**changes: Any) -> str:
 def line(candidate: CandidateSnapshot, **changes: Any) -> str:
     """The line of one candidate."""
     return " ".join(told(candidates=(WEB2, candidate), **changes).splitlines()[-1].split())
+
+
+def test_a_shadow_is_told_of() -> None:
+    """Where it would have taken another server, which; else that it agrees."""
+    assert said(shadow=ShadowChoice("maglev", "web1", 80)).endswith(
+        "In shadow, maglev would have taken web1:80."
+    )
+    assert said(shadow=ShadowChoice("maglev", "web2", 8080)).endswith(
+        "In shadow, maglev would have taken the same."
+    )
+    assert "shadow" not in said()
 
 
 def test_a_comparison() -> None:

@@ -87,6 +87,7 @@ def test_super_packet_to_the_server(case: Case, info: int) -> None:
     if kind.udp:
         assert world.judge(packet, PREROUTING, info)[0] == DROP
         assert world.refused() == {Drop.SUPER_DATAGRAM: 1}
+        assert world.director.virtuals(1.0)[0].drops == {"udp-super-packet": 1}
     else:
         assert world.judge(packet, PREROUTING, info) == (CHANGED, body.delivered(kind, place))
 

@@ -44,6 +44,7 @@ def test_client_segment_reaches_the_server(place: Place, shape: Shape) -> None:
     verdict, packet = world.judge(shape.sent(place))
     if absurd(shape.flags):
         assert (verdict, world.refused()) == (DROP, {Drop.MALFORMED: 1})
+        assert world.director.virtuals(1.0)[0].drops == {"malformed": 1}
         return
     assert verdict == CHANGED
     assert packet == shape.delivered(place)
@@ -59,6 +60,7 @@ def test_server_segment_reaches_the_client(place: Place, shape: Shape) -> None:
     verdict, packet = world.judge(shape.answered(place), FORWARD)
     if absurd(shape.flags):
         assert (verdict, world.refused()) == (DROP, {Drop.MALFORMED: 1})
+        assert world.director.virtuals(1.0)[0].drops == {"malformed": 1}
         return
     assert verdict == CHANGED
     assert packet == shape.received(place)

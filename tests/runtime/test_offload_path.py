@@ -241,6 +241,19 @@ def test_an_unanswered_syn_is_left_to_the_time_out_that_counts_it(gateway: Worke
     assert gateway.director.reals(31.0)[0].ditched_no_answer == 1
 
 
+def test_an_eaten_error_is_counted_for_its_virtual_server(gateway: Worker) -> None:
+    """It quotes what the server was sent; one about nothing that is known counts for the gateway alone."""
+    gateway.syn(port=5000)
+    for port in (5000, 6000):
+        quoted = packet((CLIENT, port), (str(WEB1.address), 8080), SYN, 100)[:28]
+        icmp = pack("!BBHI", 3, 1, 0, 0) + quoted
+        ends = key(("10.0.0.1", 0), (CLIENT, 0))[:8]
+        ip = pack("!BBHHHBBH8s", 0x45, 0, 20 + len(icmp), 0, 0, 64, 1, 0, ends)
+        gateway.path.tapped(bytearray(ip + icmp), 0, 20 + len(icmp), FORWARD, ())
+    assert gateway.director.totals().drops == {"unreachable-eaten": 2}
+    assert gateway.director.virtuals(0.0)[0].drops == {"unreachable-eaten": 1}
+
+
 @pytest.mark.parametrize(("reject", "refused"), [("drop", False), ("reset", True)])
 def test_a_client_that_no_server_takes_is_refused_as_the_operator_says(reject: str, refused: bool) -> None:
     reals = tuple(replace(real, weight=0.0) for real in CONFIG.reals)

@@ -17,6 +17,8 @@ from nfqlb.core.snapshot import (
     FailureSnapshot,
     LinkSnapshot,
     RealSnapshot,
+    ShadowChoice,
+    ShadowSnapshot,
     StickySnapshot,
     Totals,
     VirtualSnapshot,
@@ -54,6 +56,8 @@ VIRTUAL = VirtualSnapshot(
         LinkSnapshot("web1", 8080, 3, total=30, share=0.6, fair=1 / 3),
         LinkSnapshot("web2", None, 2, total=10, state="failed", share=0.4, backup=True),
     ),
+    drops={"no-server": 2, "malformed": 1},
+    shadow=ShadowSnapshot("maglev", 40, 10),
 )
 REAL = RealSnapshot(
     name="web1",
@@ -140,7 +144,10 @@ def answer(cmd: str, **args: object) -> list[JSONObject]:
 
 
 def test_summary_is_made_of_what_worker_and_supervisor_know() -> None:
-    losses = overview.Losses(overruns={0: 7, 1: 9}, unreadable={0: 1}, unkept=4)
+    losses = overview.Losses(
+        packets={0: 1000, 1: 7}, busy_s={0: 0.0123456789, 1: 0.5}, overruns={0: 7, 1: 9}, unreadable={0: 1},
+        unkept=4,
+    )  # fmt: skip
     worker = overview.counts(TOTALS, losses)
     gateway = overview.GatewayStatus(
         version="1.2.3",
@@ -150,6 +157,7 @@ def test_summary_is_made_of_what_worker_and_supervisor_know() -> None:
         worker_pid=4711,
         worker_restarts=2,
         queues=[QueueStatus(0, 99, 5, 1, 2, 1000)],
+        roles={0: "new", 1: "established"},
     )
     document = overview.summary(json.loads(encode(worker)), gateway)
     assert document == {
@@ -163,9 +171,12 @@ def test_summary_is_made_of_what_worker_and_supervisor_know() -> None:
         "queues": [
             {
                 "number": 0,
+                "role": "new",
                 "depth": 5,
                 "dropped_full": 1,
                 "dropped_socket": 2,
+                "packets": 1000,
+                "busy_s": 0.012346,
                 "overruns": 7,
                 "refused": 0,
                 "unreadable": 1,
@@ -212,6 +223,7 @@ def test_virtuals() -> None:
             "scheduler": {"desired": "least-connections", "actual": "round-robin"},
             "connections": 5,
             "total": 40,
+            "drops": {"malformed": 1, "no-server": 2},
             "servers": [
                 {
                     "real": "web1",
@@ -234,8 +246,10 @@ def test_virtuals() -> None:
                     "backup": True,
                 },
             ],
+            "shadow": {"scheduler": "maglev", "evaluated": 40, "differed": 10},
         }
     ]
+    assert views.virtual(replace(VIRTUAL, shadow=None))["shadow"] is None
 
 
 def test_failures() -> None:
@@ -383,6 +397,7 @@ def test_decisions() -> None:
         "last_used": "web1",
         "tie_break": False,
         "sticky": {"said": "none", "real": None, "reason": None, "written": "web2"},
+        "shadow": None,
         "others": {},
     }
     assert isinstance(candidates, list)
@@ -404,6 +419,12 @@ def test_decisions() -> None:
         "indicium": 2.5,
         "reason": "chosen",
     }
+
+
+def test_a_decision_with_a_shadow() -> None:
+    """What it would have taken stands in the record."""
+    shadowed = a_decision(shadow=ShadowChoice("maglev", "web1", 80))
+    assert decision(shadowed, 0.0)["shadow"] == {"scheduler": "maglev", "real": "web1", "port": 80}
 
 
 def test_an_indicium_that_is_no_number_in_json_is_null() -> None:

@@ -78,4 +78,8 @@ class FastestResponse(Ranked):
         response = real.response
         if response.last is not None:
             return (real.connections + self._next) * response.ratio, response.ratio, response.at
-        return (real.connections + 1) * _UNKNOWN, _UNKNOWN, response.tried
+        return (real.connections + 1) * _UNKNOWN, _UNKNOWN, self.tried(link)
+
+    def tried(self, link: "Link") -> float:
+        """When a server that has not been measured was last tried (seconds), -inf for never."""
+        return link.real.response.tried

@@ -15,4 +15,4 @@ class LeastConnections(Ranked):
 
     def indicium(self, link: "Link") -> float:
         """The number of connections (NC, 371)."""
-        return link.real.connections
+        return float(link.real.connections)  # as all other ranks are: kinds that mix cost the interpreter
