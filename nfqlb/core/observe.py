@@ -108,7 +108,7 @@ def _real(real: RealServer, virtuals: Mapping[str, Virtual], now: float) -> Real
         name=real.spec.name,
         address=real.spec.address,
         state=real.state.shown,
-        reason=_reason(real),
+        reason=reason_of(real),
         since=now - real.since,
         weight=real.weight,
         connections=real.connections,
@@ -135,7 +135,8 @@ def _predicted(real: RealServer, virtuals: Iterable[Virtual], now: float) -> flo
     return max(0.0, real.response.predicted(connections, Linear(virtual.ageing), now))
 
 
-def _reason(real: RealServer) -> str:
+def reason_of(real: RealServer) -> str:
+    """Why a real server is in its state; empty where it is in the usual one."""
     set_by_hand = real.setting is not ServerState.IN_SERVICE
     if real.health.reason and real.state is not real.setting:
         return f"{real.health.reason}; {real.setting.shown} is set" if set_by_hand else real.health.reason

@@ -7,6 +7,8 @@ permission, no reply in time, another protocol. Kept light, because `nfqlb show`
 import contextlib
 import socket
 import time
+from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
 
 from nfqlb.runtime.protocol import (
@@ -50,12 +52,26 @@ class Client:
         self._sock = None
         self._reader = LineReader(MAX_REPLY)
 
-    def call(self, cmd: str, args: JSONObject | None = None) -> JSON:
-        """The command's result. Raises ControlError: the gateway's own, or why it could not be asked."""
-        deadline = time.monotonic() + self._timeout
+    def call(self, cmd: str, args: JSONObject | None = None, *, patience: float = 0.0) -> JSON:
+        """The command's result. Raises ControlError: the gateway's own, or why it could not be asked.
+
+        `patience` is how many seconds more than usual the answer may take; infinite for ever.
+        """
         first = self._sock is None
+        return self._outcome(lambda: self._ask(cmd, args or {}, first, patience))
+
+    def stream(self, cmd: str, args: JSONObject | None = None, *, patience: float = 0.0) -> Iterator[JSON]:
+        """A command's results as they come, until this client hangs up. Raises what `call` does.
+
+        `patience` is how many seconds more than usual each may take.
+        """
+        yield self.call(cmd, args, patience=patience)
+        while True:
+            yield self._outcome(lambda: self._reply(time.monotonic() + self._timeout + patience, False))
+
+    def _outcome(self, reply: Callable[[], JSON | ControlError]) -> JSON:
         try:
-            outcome = self._ask(cmd, args or {}, deadline, first)
+            outcome = reply()
         except OSError as error:
             self.close()
             raise _unreachable(self._path, error) from None
@@ -66,11 +82,16 @@ class Client:
             raise outcome
         return outcome
 
-    def _ask(self, cmd: str, args: JSONObject, deadline: float, first: bool) -> JSON | ControlError:
+    def _ask(self, cmd: str, args: JSONObject, first: bool, patience: float) -> JSON | ControlError:
+        deadline = time.monotonic() + self._timeout
         sock = self._connection(deadline)
         self._ident += 1
         with contextlib.suppress(BrokenPipeError):  # turned away: the reason is there to be read
             sock.sendall(encode_request(self._ident, cmd, args))
+        return self._reply(deadline + patience, first)
+
+    def _reply(self, deadline: float, first: bool) -> JSON | ControlError:
+        sock = self._connection(deadline)
         line = self._line(sock, deadline)
         try:
             reply = decode(line)
@@ -110,8 +131,13 @@ class Client:
             self._reader.feed(data)
 
 
-def _left(deadline: float) -> float:
-    """Seconds until the deadline. Raises TimeoutError after it; never 0, which would mean "do not wait"."""
+def _left(deadline: float) -> float | None:
+    """Seconds until the deadline, None where that never comes. Raises TimeoutError after it.
+
+    It is never 0, which would mean "do not wait".
+    """
+    if deadline == inf:
+        return None
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
@@ -130,6 +156,6 @@ def _unreachable(path: Path, error: OSError) -> ControlError:
         return ControlError(
             "permission-denied",
             f"{path}: permission denied",
-            "be root or a member of the group nfqlb",
+            "be root or a member of the group nfqlb, or nfqlb-read to look",
         )
     return ControlError("unreachable", f"{path}: the gateway cannot be asked: {error.strerror or error}")

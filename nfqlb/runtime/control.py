@@ -3,18 +3,22 @@
 `Server` is the supervisor's end. It never blocks and has no thread: it registers callbacks `f(mask)` as the
 data of the supervisor's selector, which calls them. Each client has one request under way at a time, and
 the next is not even read until the reply has left; so neither a slow reader nor a flood of requests
-can pile up memory. A client can do nothing that raises out of a callback. Access is the socket file's
-mode: 0660, group `nfqlb`. `Client`, the operator's end, has a module of its own to be light.
+can pile up memory. A request may be answered by a stream of replies, until the client hangs up; who does
+not read them gets fewer, and is let go after a while. A client can do nothing that raises out of a
+callback. Who may connect, and ask what, is said in `access`. `Client`, the operator's end, has a module
+of its own to be light.
 """
 
 import contextlib
 import logging
+import select
 import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 
+from nfqlb.runtime import access
 from nfqlb.runtime.client import Client
 from nfqlb.runtime.listener import inode, listen, peer
 from nfqlb.runtime.protocol import (
@@ -22,6 +26,7 @@ from nfqlb.runtime.protocol import (
     MAX_REPLY,
     ControlError,
     Ident,
+    Level,
     LineReader,
     LineTooLongError,
     Outcome,
@@ -36,10 +41,10 @@ __all__ = ["Client", "ControlError", "Request", "Server"]
 
 logger = logging.getLogger(__name__)
 
-GROUP = "nfqlb"
 MAX_CLIENTS = 32
 MAX_BUFFERED = 64 << 20  # bytes of replies not yet read, all clients together
 IDLE = 300.0  # seconds without a byte either way, after which a client is let go
+UNREAD = 30.0  # seconds after which one is let go that does not read what it asked for
 CHUNK = 1 << 16
 BURST = 32  # requests of one client served before the others get their turn
 
@@ -47,9 +52,9 @@ BURST = 32  # requests of one client served before the others get their turn
 class Server:
     """The listening socket and its clients. `answer` gets each request and answers it now or later.
 
-    `path` is made with mode 0660, and group `group` where that exists; a missing directory is made with
-    mode 0755. A socket file left by a dead process is replaced. Raises ControlError where the path
-    cannot be had: another gateway answers there, it is no socket, or the right is missing.
+    `path` is made for those who may connect (see `listener`); a missing directory is made with mode 0755.
+    A socket file left by a dead process is replaced. `groups` may come in beside root. Raises ControlError
+    where the path cannot be had: another gateway answers there, it is no socket, or the right is missing.
     """
 
     def __init__(
@@ -58,20 +63,21 @@ class Server:
         selector: BaseSelector,
         answer: Callable[[Request], None],
         *,
-        group: str = GROUP,
+        groups: access.Groups = access.GROUPS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.selector = selector
         self.clock = clock
+        self.groups = groups
         self._answer = answer
         self._path = path
         self._clients: set[_Conversation] = set()
-        self._listener, self._inode = listen(path, group), inode(path)
+        self._listener, self._inode = listen(path, groups), inode(path)
         self._accepting = False
         self._resume()
 
     def tick(self) -> None:
-        """Let go of clients that have been idle too long. To be called about once a second."""
+        """Let go of clients that are gone, idle or do not read. To be called about once a second."""
         now = self.clock()
         for client in list(self._clients):
             client.expire(now)
@@ -129,6 +135,9 @@ class Server:
             return
         sock.setblocking(False)
         client = _Conversation(self, sock)
+        if client.level is Level.NONE:
+            client.dismiss(access.stranger(client.peer, self.groups))
+            return
         if len(self._clients) >= MAX_CLIENTS:
             client.dismiss(ControlError("too-many-clients", f"{MAX_CLIENTS} clients are connected already"))
             return
@@ -151,8 +160,9 @@ class _Conversation:
 
     def __init__(self, server: Server, sock: socket.socket) -> None:
         self.sock = sock
+        self.peer = peer(sock)
+        self.level = access.level_of(sock, server.groups)
         self._server = server
-        self._peer = peer(sock)
         self._reader = LineReader(MAX_LINE)
         self._out = bytearray()
         self._request: Request | None = None
@@ -177,9 +187,18 @@ class _Conversation:
         self._watch()
 
     def expire(self, now: float) -> None:
-        """Close where nothing has moved for too long and nothing is being worked on."""
-        if self._request is None and now - self._active > IDLE:
+        """Close where nothing has moved for too long and nothing is being worked on, or nobody is there."""
+        still = now - self._active
+        if (self._out and still > UNREAD) or (self._request is None and still > IDLE) or self._gone():
             self._close()
+
+    def _gone(self) -> bool:
+        """Whether the client has hung up while its request is under way, when nothing is read from it."""
+        if self._request is None:
+            return False
+        look = select.poll()
+        look.register(self.sock, 0)
+        return any(events & (select.POLLHUP | select.POLLERR) for _, events in look.poll(0))
 
     def dismiss(self, error: ControlError) -> None:
         """Tell the client why, as far as that goes without waiting, and close."""
@@ -244,7 +263,9 @@ class _Conversation:
         except ControlError as error:
             self._put(ident, error)
             return True
-        self._request = Request(ident, cmd, args, self._peer, self._answered)
+        self._request = Request(
+            ident, cmd, args, self.peer, self._answered, level=self.level, send=self._send
+        )
         self._server.dispatch(self._request)
         return True
 
@@ -255,6 +276,16 @@ class _Conversation:
         self._put(request.ident, outcome)
         if not self._busy:
             self._proceed()
+
+    def _send(self, request: Request, outcome: Outcome) -> bool:
+        """One of many replies to the request under way; left out while the one before waits to be read."""
+        if self._closed or self._request is not request or self._out:
+            return False
+        self._active = self._server.clock()
+        self._put(request.ident, outcome)
+        if not self._busy:
+            self._proceed()
+        return True
 
     def _put(self, ident: Ident, outcome: Outcome) -> None:
         first, self._greeted = not self._greeted, True
@@ -307,7 +338,9 @@ class _Conversation:
             self._interest = 0
         self.sock.close()
         self._out.clear()
-        self._request = None
+        if self._request is not None:
+            self._request.answered = True  # nobody waits for it any more
+            self._request = None
         self._server.forget(self)
 
 

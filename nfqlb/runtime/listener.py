@@ -4,28 +4,31 @@ The socket a dead process left is replaced; one that is answered, or a file of a
 Missing directories are made. The mode is set before anybody can connect.
 """
 
-import contextlib
-import grp
+import errno
+import logging
 import os
 import socket
 import stat
 import struct
 from pathlib import Path
 
+from nfqlb.runtime.access import Groups, gid_of
 from nfqlb.runtime.protocol import ControlError, Peer
+
+logger = logging.getLogger(__name__)
 
 BACKLOG = 32  # connections the kernel keeps waiting
 PATH_BYTES = 107  # of a unix socket's path (unix(7): sun_path has 108, the last one is zero)
 
 
-def listen(path: Path, group: str) -> socket.socket:
+def listen(path: Path, groups: Groups) -> socket.socket:
     """A listening socket at `path`, non-blocking. Raises ControlError, see the module."""
     if len(os.fsencode(path)) > PATH_BYTES:
         raise ControlError("bad-socket", f"{path}: a socket's path may have {PATH_BYTES} bytes at most")
     try:
         _make_directory(path.parent)
         _clear(path)
-        return _bound(path, group)
+        return _bound(path, groups)
     except OSError as error:
         raise ControlError(
             "bad-socket",
@@ -77,12 +80,12 @@ def _clear(path: Path) -> None:
     )
 
 
-def _bound(path: Path, group: str) -> socket.socket:
+def _bound(path: Path, groups: Groups) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         listener.bind(str(path))
         try:
-            _restrict(path, group)
+            _restrict(path, groups)
             listener.listen(BACKLOG)  # only now can anybody connect
         except OSError:
             path.unlink(missing_ok=True)
@@ -93,8 +96,35 @@ def _bound(path: Path, group: str) -> socket.socket:
     return listener
 
 
-def _restrict(path: Path, group: str) -> None:
-    """Mode 0660; group `group`, or where that does not exist the one of the process."""
-    with contextlib.suppress(KeyError):
-        os.chown(path, -1, grp.getgrnam(group).gr_gid)
+def _restrict(path: Path, groups: Groups) -> None:
+    """Mode 0660 and the operators' group, or where that does not exist the one of the process.
+
+    The readers' group is let in by an access control list. Where the file system has none, the readers
+    stay outside, and the log says so: more for them would mean more for everybody.
+    """
+    operators, readers = gid_of(groups.operators), gid_of(groups.readers)
+    if operators is not None:
+        os.chown(path, -1, operators)
     path.chmod(0o660)
+    if readers is None:
+        return
+    try:
+        os.setxattr(path, "system.posix_acl_access", _acl(readers))
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.EPERM):
+            raise
+        logger.warning("%s: the group %s cannot be let in: %s", path, groups.readers, error.strerror)
+
+
+def _acl(group: int) -> bytes:
+    """Read and write for the owner, the file's group and one group more (linux/posix_acl_xattr.h)."""
+    owner, file_group, named_group, mask, others = 0x01, 0x04, 0x08, 0x10, 0x20
+    nobody, both = 0xFFFFFFFF, 6
+    entries = (
+        (owner, both, nobody),
+        (file_group, both, nobody),
+        (named_group, both, group),
+        (mask, both, nobody),
+        (others, 0, nobody),
+    )
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)

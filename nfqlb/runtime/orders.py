@@ -1,7 +1,8 @@
 """Commands that change something while the gateway runs: carried out by the worker, between packets.
 
 Owns their names, their arguments and what is said of each: one line a change, for the operator and for the
-log. Pure: a director in, a document out. `views` has the commands that only read.
+log. Each is checked first and then carried out, so that of a batch everything can be checked before
+anything is done. Pure: a director in, a document out. `views` has the commands that only read.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,14 +12,18 @@ from pydantic_core import PydanticCustomError
 from nfqlb.config.values import parse_weight
 from nfqlb.core.admission import BY_NAME, ServerState
 from nfqlb.core.director import Director
+from nfqlb.core.observe import reason_of
 from nfqlb.core.operation import Done
 from nfqlb.runtime import views
-from nfqlb.runtime.protocol import JSON, JSONObject, Result
+from nfqlb.runtime.protocol import JSON, ControlError, JSONObject, Result
 from nfqlb.runtime.views import bad
 
 #: What an operator may set. A virtual server is in service or not (A26).
 REAL_STATES = tuple(state.shown for state in ServerState if state.operator)
 VIRTUAL_STATES = (ServerState.IN_SERVICE.shown, ServerState.OUT_OF_SERVICE.shown)
+MAX_BATCH = 1000  # orders in a batch: they are carried out in one go, while packets wait
+#: Carries out an order that was found to be possible.
+Act = Callable[[], JSONObject]
 
 
 def answer(director: Director, cmd: str, args: JSONObject, now: float) -> Result:
@@ -27,55 +32,112 @@ def answer(director: Director, cmd: str, args: JSONObject, now: float) -> Result
     An order's result holds `said`, a list of lines. Raises ControlError: "bad-argument", or as
     `views.answer` does.
     """
-    order = _ORDERS.get(cmd)
-    if order is None:
-        return views.answer(director, cmd, args, now)
-    known, carry_out = order
+    if cmd == "batch":
+        return _batch(director, args, now)
+    return _checked(director, cmd, args, now)() if cmd in _ORDERS else views.answer(director, cmd, args, now)
+
+
+def _checked(director: Director, cmd: str, args: JSONObject, now: float) -> Act:
+    """An order that can be carried out. Raises ControlError."""
+    known, check = _ORDERS[cmd]
     views.check_names(cmd, args, known)
-    return carry_out(director, args, now)
+    return check(director, args, now)
 
 
-def _set_real(director: Director, args: JSONObject, now: float) -> Result:
+def _batch(director: Director, args: JSONObject, now: float) -> Result:
+    """Many orders, all of them or none: the argument `commands` holds objects with `cmd` and `args`."""
+    views.check_names("batch", args, ("commands",))
+    commands = args.get("commands")
+    if not isinstance(commands, list) or not commands:
+        raise bad("commands: a list of at least one command is missing")
+    if len(commands) > MAX_BATCH:
+        raise bad(f"commands: {len(commands)} are more than {MAX_BATCH}")
+    acts = [(cmd, _one_of_many(director, number, cmd, given, now))
+            for number, (cmd, given) in enumerate(map(_command, commands), 1)]  # fmt: skip
+    results: list[JSON] = []
+    said: list[JSON] = []
+    for cmd, act in acts:
+        result = act()
+        said += _lines(result)
+        results.append({"cmd": cmd, "result": result})
+    return {"results": results, "said": said}
+
+
+def _command(document: JSON) -> tuple[JSON, JSON]:
+    return (document.get("cmd"), document.get("args")) if isinstance(document, dict) else (None, None)
+
+
+def _one_of_many(director: Director, number: int, cmd: JSON, args: JSON, now: float) -> Act:
+    try:
+        if not isinstance(cmd, str) or cmd not in _ORDERS:
+            raise bad(f"{cmd!r} is no order", views.suggest(str(cmd), _ORDERS))
+        if not isinstance(args, dict):
+            raise bad("args must be an object")
+        return _checked(director, cmd, args, now)
+    except ControlError as error:
+        raise ControlError(
+            error.code, f"command {number}: {error.message}; nothing was changed", error.hint
+        ) from None
+
+
+def _lines(result: JSONObject) -> list[JSON]:
+    lines = result["said"]
+    assert isinstance(lines, list)
+    return lines
+
+
+def _set_real(director: Director, args: JSONObject, now: float) -> Act:
     name = _name("real server", args, director.real_servers)
     setting = _state(args, REAL_STATES, "a real server") if args.get("state") is not None else None
     weight = _weight(args["weight"]) if args.get("weight") is not None else None
     if setting is None and weight is None:
         raise bad("nothing to set", f"a state ({', '.join(REAL_STATES)}) or weight=N")
-    done = director.operation.set_real(name, setting=setting, weight=weight, now=now)
-    said = []
-    if setting is not None:
-        found_out = director.real_servers[name].health.reason
-        reason = found_out or next(each.reason for each in director.reals(now) if each.name == name)
-        said.append(_said(done, reason))
-    if weight is not None:
-        said.append(_said_weight(done))
-    return _document(done, said)
+
+    def act() -> JSONObject:
+        done = director.operation.set_real(name, setting=setting, weight=weight, now=now)
+        said = []
+        if setting is not None:
+            real = director.real_servers[name]
+            said.append(_said(done, real.health.reason or reason_of(real)))
+        if weight is not None:
+            said.append(_said_weight(done))
+        return _document(done, said)
+
+    return act
 
 
-def _set_virtual(director: Director, args: JSONObject, _now: float) -> Result:
+def _set_virtual(director: Director, args: JSONObject, _now: float) -> Act:
     names = [virtual.spec.name for virtual in director.virtual_servers]
     name = _name("virtual server", args, names)
     setting = _state(args, VIRTUAL_STATES, "a virtual server")
-    done = director.operation.set_virtual(name, setting)
-    reason = "no server can be chosen" if done.states[1] is ServerState.FAILED else ""
-    return _document(done, [_said(done, reason)])
+
+    def act() -> JSONObject:
+        done = director.operation.set_virtual(name, setting)
+        reason = "no server can be chosen" if done.states[1] is ServerState.FAILED else ""
+        return _document(done, [_said(done, reason)])
+
+    return act
 
 
-def _clear_sticky(director: Director, args: JSONObject, now: float) -> Result:
+def _clear_sticky(director: Director, args: JSONObject, now: float) -> Act:
     name = None
     if args.get("virtual") is not None:
-        names = [virtual.spec.name for virtual in director.virtual_servers]
-        name = _name("virtual server", {"name": args["virtual"]}, names)
+        scopes = {virtual.spec.name: virtual.scope for virtual in director.virtual_servers}
+        name = _name("virtual server", {"name": args["virtual"]}, scopes)
+        if scopes[name] is None:
+            raise bad(f"{name} has no stickiness", "`sticky` in the configuration switches it on")
     client = views.client_named(args)
-    cleared = director.operation.clear_sticky(name, client.packed if client else None, now)
-    if cleared is None:
-        raise bad(f"{name} has no stickiness", "`sticky` in the configuration switches it on")
-    whose = (f" of {args['client']}" if client else "") + (f" for {name}" if name else "")
-    said = f"{_several(cleared, 'sticky entry', 'sticky entries')}{whose} cleared"
-    return {"cleared": cleared, "said": [said]}
+
+    def act() -> JSONObject:
+        cleared = director.operation.clear_sticky(name, client.packed if client else None, now) or 0
+        whose = (f" of {args['client']}" if client else "") + (f" for {name}" if name else "")
+        said = f"{_several(cleared, 'sticky entry', 'sticky entries')}{whose} cleared"
+        return {"cleared": cleared, "said": [said]}
+
+    return act
 
 
-_ORDERS: dict[str, tuple[tuple[str, ...], Callable[[Director, JSONObject, float], Result]]] = {
+_ORDERS: dict[str, tuple[tuple[str, ...], Callable[[Director, JSONObject, float], Act]]] = {
     "set-real": (("name", "state", "weight"), _set_real),
     "set-virtual": (("name", "state"), _set_virtual),
     "clear-sticky": (("virtual", "client"), _clear_sticky),

@@ -9,6 +9,7 @@ No input may raise anything but `ControlError` here, whatever bytes it is made o
 
 import json
 from collections.abc import Callable, Iterator
+from enum import IntEnum
 from itertools import islice
 from typing import NamedTuple
 
@@ -55,18 +56,39 @@ class Peer(NamedTuple):
     gid: int
 
 
-Outcome = Result | ControlError
+class Encoded(NamedTuple):
+    """A result that is JSON already: what many clients get is written once."""
+
+    data: bytes
+
+
+class Level(IntEnum):
+    """What somebody may do; see `access`."""
+
+    NONE = 0
+    READ = 1
+    OPERATE = 2
+    ADMIN = 3
+
+    @property
+    def shown(self) -> str:
+        """As it is written."""
+        return self.name.lower()
+
+
+Outcome = Result | Encoded | ControlError
 
 
 class Request:
-    """One command, to be answered once: at once or later, from wherever the answer comes.
+    """One command, to be answered once, or by a stream: at once or later, from wherever the answer comes.
 
     `args` is checked to be an object of moderate depth, nothing more. `peer` is None where the request
-    comes from the supervisor. The first answer counts and later ones are ignored, because a worker
-    may answer what was already given up.
+    comes from the supervisor, and `level` what it may do. The first answer counts and later ones are
+    ignored, because a worker may answer what was already given up. `answered` is also set where nobody
+    waits for an answer any more.
     """
 
-    __slots__ = ("_settle", "answered", "args", "cmd", "ident", "peer")
+    __slots__ = ("_send", "_settle", "answered", "args", "cmd", "ident", "level", "peer")
 
     def __init__(
         self,
@@ -75,17 +97,26 @@ class Request:
         args: JSONObject,
         peer: Peer | None,
         settle: Callable[["Request", Outcome], None],
+        *,
+        level: Level = Level.ADMIN,
+        send: Callable[["Request", Outcome], bool] = lambda _request, _outcome: False,
     ) -> None:
         self.ident = ident
         self.cmd = cmd
         self.args = args
         self.peer = peer
+        self.level = level
         self.answered = False
         self._settle = settle
+        self._send = send
 
-    def reply(self, result: Result) -> None:
+    def reply(self, result: Result | Encoded) -> None:
         """Answer with a document, or with an iterator of a list's rows."""
         self._answer(result)
+
+    def stream(self, result: Result | Encoded) -> bool:
+        """Send one of many replies; False where it was left out, as the last one has not been read yet."""
+        return not self.answered and self._send(self, result)
 
     def fail(self, code: str, message: str, hint: str = "") -> None:
         """Answer with an error."""
@@ -226,6 +257,8 @@ def encode_reply(ident: Ident, outcome: Outcome, *, first: bool = False) -> Iter
     if isinstance(outcome, ControlError):
         head["error"] = {"code": outcome.code, "message": outcome.message, "hint": outcome.hint}
         yield encode(head) + b"\n"
+    elif isinstance(outcome, Encoded):
+        yield encode(head)[:-1] + b',"result":' + outcome.data + b"}\n"
     elif isinstance(outcome, None | bool | int | float | str | dict):
         head["result"] = outcome
         yield encode(head) + b"\n"

@@ -213,7 +213,9 @@ def test_what_a_killed_worker_leaves(lab: Lab) -> None:
         )
         assert log.count("web1 failed") == log.count("web1 is back") == 1
         assert re.search(
-            r"web2: in-service -> sticky-only \(0 connections\) \(ordered by user 0, process \d+\)", log
+            r"web2: in-service -> sticky-only \(0 connections\) "
+            r"\(ordered by user root \(uid 0\), process \d+\)",
+            log,
         )
 
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nfqlb.runtime.access import Groups
 from nfqlb.runtime.control import IDLE, MAX_CLIENTS, Client, ControlError, Request, Server
 from nfqlb.runtime.protocol import JSON, MAX_LINE, MAX_REPLY, JSONObject
 
@@ -368,7 +369,7 @@ def test_the_socket_is_for_its_group_alone_and_its_directory_is_made(loop: "Loop
     group = grp.getgrgid(os.getgid()).gr_name
     before = os.umask(0o077)
     try:
-        server = Server(path, loop.selector, lambda _request: None, group=group)
+        server = Server(path, loop.selector, lambda _request: None, groups=Groups(group))
     finally:
         os.umask(before)
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
@@ -382,13 +383,13 @@ def test_the_socket_is_for_its_group_alone_and_its_directory_is_made(loop: "Loop
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may give a file to another group")
 def test_the_socket_goes_to_the_group_where_that_exists(loop: "Loop", tmp_path: Path) -> None:
     other = next(group for group in grp.getgrall() if group.gr_gid != os.getgid())
-    server = Server(tmp_path / "s", loop.selector, lambda _request: None, group=other.gr_name)
+    server = Server(tmp_path / "s", loop.selector, lambda _request: None, groups=Groups(other.gr_name))
     assert (tmp_path / "s").stat().st_gid == other.gr_gid
     server.close()
 
 
 def test_a_socket_without_its_group_stays_with_the_process(loop: "Loop", tmp_path: Path) -> None:
-    server = Server(tmp_path / "s", loop.selector, lambda _request: None, group="no-such-group-here")
+    server = Server(tmp_path / "s", loop.selector, lambda _request: None, groups=Groups("no-such-group-here"))
     assert (tmp_path / "s").stat().st_gid == os.getgid()
     assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o660
     server.close()

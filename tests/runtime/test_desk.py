@@ -11,7 +11,7 @@ from nfqlb.runtime import orders
 from nfqlb.runtime.beat import Beat
 from nfqlb.runtime.channel import restarting
 from nfqlb.runtime.desk import Desk
-from nfqlb.runtime.protocol import JSON, ControlError, JSONObject, Outcome, Peer, Request
+from nfqlb.runtime.protocol import JSON, ControlError, JSONObject, Level, Outcome, Peer, Request
 from nfqlb.runtime.summary import Losses, counts
 from tests.core.scenario import Scenario, real, virtual
 
@@ -214,10 +214,9 @@ def test_an_order_is_an_event_with_who_gave_it(office: Office, caplog: pytest.Lo
     with caplog.at_level(logging.INFO):
         office.ask("set-real", name="a", state="maintenance")
     rows: Any = office.ask("events")
-    assert (rows[0]["kind"], rows[0]["name"], rows[0]["who"]) == ("order", "a", "user 0, process 123")
-    assert caplog.messages == [
-        "a: in-service -> maintenance (0 connections) (ordered by user 0, process 123)"
-    ]
+    who = "user root (uid 0), process 123"
+    assert (rows[0]["kind"], rows[0]["name"], rows[0]["who"]) == ("order", "a", who)
+    assert caplog.messages == [f"a: in-service -> maintenance (0 connections) (ordered by {who})"]
     assert [row["state"] for row in office.snapshot()["reals"]] == ["maintenance", "in-service"]
 
 
@@ -269,3 +268,57 @@ def test_others_may_offer_commands_listen_and_add_to_the_snapshot(office: Office
     assert seen == [1]
     assert office.snapshot()["more"] == 2
     assert office.snapshot()["verdict"] == "rules missing"
+
+
+def test_a_batch_is_many_events(office: Office) -> None:
+    commands = [
+        {"cmd": "set-real", "args": {"name": "a", "state": "maintenance"}},
+        {"cmd": "set-real", "args": {"name": "b", "weight": 2}},
+    ]
+    asked = len(office.worker.asked)
+    result: Any = office.ask("batch", commands=commands)
+    assert len(result["said"]) == 2
+    assert office.worker.asked[asked:] == ["batch", "pulse"]
+    rows: Any = office.ask("events")
+    assert [(row["kind"], row["name"]) for row in rows] == [("order", "b"), ("order", "a")]
+    assert office.snapshot()["verdict"] == "all well"
+    assert office.snapshot()["problems"] == [
+        {"level": "info", "what": "1 of 2 servers (a) taken out by the operator"}
+    ]
+
+
+def test_a_reader_gives_no_order_and_the_refusal_says_why(office: Office) -> None:
+    request = Request(1, "set-real", {"name": "a", "weight": 2}, None, lambda *_: None, level=Level.READ)
+    with pytest.raises(ControlError, match="set-real needs the level operate; you have read"):
+        office.desk.answer(request)
+    assert "set-real" not in office.worker.asked
+
+
+def test_waiting_for_what_an_order_brings_about(office: Office) -> None:
+    found: list[Outcome] = []
+    args: JSONObject = {"condition": "real a maintenance"}
+    office.desk.answer(Request(1, "wait", args, None, lambda _request, outcome: found.append(outcome)))
+    assert found == []
+    office.ask("set-real", name="a", state="maintenance")
+    assert found == [{"waited_s": 0.0, "said": ["a is maintenance"]}]
+
+
+def test_waiting_sees_a_server_fail_with_the_next_pulse(office: Office) -> None:
+    found: list[Outcome] = []
+    args: JSONObject = {"condition": "real a failed", "timeout": 10}
+    office.desk.answer(Request(1, "wait", args, None, lambda _request, outcome: found.append(outcome)))
+    office.lab.dial().refusal()
+    office.tick()
+    assert found == [{"waited_s": 1.0, "said": ["a is failed"]}]
+
+
+def test_nothing_is_true_while_nobody_knows(office: Office) -> None:
+    """The last snapshot says that the server is in service, but no worker says so."""
+    office.die()
+    found: list[Outcome] = []
+    args: JSONObject = {"condition": "real a in-service"}
+    office.desk.answer(Request(1, "wait", args, None, lambda _request, outcome: found.append(outcome)))
+    office.tick()
+    assert found == []
+    office.succeed()
+    assert found == [{"waited_s": 1.0, "said": ["a is in-service"]}]

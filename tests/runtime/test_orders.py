@@ -244,3 +244,78 @@ IN, OUT, FAILED, TESTING = (
 def test_news(change: Change, line: tuple[int, str] | None) -> None:
     """R181: each failure and each return, and nothing else."""
     assert news.told(change) == line
+
+
+def batch(*commands: Any) -> JSONObject:
+    return {"commands": [{"cmd": cmd, "args": args} for cmd, args in commands]}
+
+
+def test_a_batch_is_carried_out_in_its_order() -> None:
+    """R039, R048, R186: what the single orders say, and each result."""
+    lab = shop()
+    result: Any = orders.answer(
+        lab.director,
+        "batch",
+        batch(
+            ("set-real", {"name": "a", "state": "maintenance"}),
+            ("set-real", {"name": "b", "weight": 3}),
+            ("set-virtual", {"name": "tls", "state": "out-of-service"}),
+            ("clear-sticky", {}),
+            ("set-real", {"name": "a", "state": "in-service"}),
+        ),
+        lab.now,
+    )
+    assert result["said"] == [
+        "a: in-service -> maintenance (0 connections)",
+        "b: weight 1 -> 3",
+        "tls: in-service -> out-of-service (0 connections)",
+        "0 sticky entries cleared",
+        "a: maintenance -> in-service (0 connections)",
+    ]
+    assert [each["cmd"] for each in result["results"]] == [
+        "set-real", "set-real", "set-virtual", "clear-sticky", "set-real",
+    ]  # fmt: skip
+    assert result["results"][1]["result"]["said"] == ["b: weight 1 -> 3"]
+
+
+@pytest.mark.parametrize(
+    ("cmd", "args", "says"),
+    [
+        ("set-real", {"name": "c", "state": "maintenance"}, "there is no real server 'c'"),
+        ("set-real", {"name": "b", "state": "failed"}, "failed is found out, not set"),
+        ("set-real", {"name": "b", "weight": -1}, "weight:"),
+        ("set-real", {"name": "b"}, "nothing to set"),
+        ("set-real", {"name": "b", "colour": "red"}, "set-real has no argument 'colour'"),
+        ("set-real", None, "args must be an object"),
+        ("set-virtual", {"name": "tls", "state": "maintenance"}, "no state of a virtual server|of a virtual"),
+        ("clear-sticky", {"virtual": "tls"}, "tls has no stickiness"),
+        ("clear-sticky", {"client": "here"}, "is not an IP address"),
+        ("reals", {}, "'reals' is no order"),
+        ("batch", {}, "'batch' is no order"),
+        (None, {}, "None is no order"),
+    ],
+)
+def test_a_batch_with_one_that_is_wrong_changes_nothing(cmd: Any, args: Any, says: str) -> None:
+    lab = shop()
+    good = ("set-real", {"name": "a", "state": "maintenance"})
+    with pytest.raises(ControlError, match=says) as caught:
+        orders.answer(lab.director, "batch", batch(good, good, (cmd, args), good), lab.now)
+    assert caught.value.message.startswith("command 3: ")
+    assert caught.value.message.endswith("; nothing was changed")
+    assert {real.state.shown for real in lab.director.real_servers.values()} == {"in-service"}
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({}, "a list of at least one"),
+        ({"commands": []}, "a list of at least one"),
+        ({"commands": "set-real"}, "a list of at least one"),
+        ({"commands": [1]}, "command 1: None is no order"),
+        ({"commands": [{}] * 1001}, "1001 are more than 1000"),
+        ({"command": []}, "batch has no argument 'command'"),
+    ],
+)
+def test_what_is_no_batch(args: JSONObject, says: str) -> None:
+    with pytest.raises(ControlError, match=says):
+        orders.answer(shop().director, "batch", args, 0.0)
