@@ -76,6 +76,13 @@ class Beat:
     def _account(self, now: float) -> JSONObject:
         director = self._director
         virtuals: list[JSON] = [views.virtual(each) for each in director.virtuals(now)]
-        reals: list[JSON] = [views.real(each) for each in director.reals(now)]
+        seen = director.reals(now)
+        reals: list[JSON] = [views.real(each) for each in seen]
+        response: JSONObject = {each.name: views.response(each) for each in seen}
         losses = self._losses()
-        return {**counts(director.totals(), losses), "virtuals": virtuals, "reals": reals}
+        return {
+            **counts(director.totals(), losses),
+            "virtuals": virtuals,
+            "reals": reals,
+            "response": response,
+        }

@@ -16,6 +16,7 @@ from itertools import islice
 from typing import Protocol
 
 from nfqlb.core.explanation import Wanted
+from nfqlb.core.histogram import CLASSES
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
     DecisionSnapshot,
@@ -91,6 +92,18 @@ def real(snapshot: RealSnapshot) -> JSONObject:
         "failed_s": None if snapshot.failed is None else _seconds(snapshot.failed),
         "test_in_s": None if snapshot.test is None else _seconds(snapshot.test),
     }
+
+
+def response(snapshot: RealSnapshot) -> JSONObject:
+    """A real server's response times: how many in each class, by its upper bound in seconds, and their sum.
+
+    Classes without any are left out.
+    """
+    spread = snapshot.responses
+    if spread is None:
+        return {"counts": {}, "sum_s": 0.0}
+    counted = zip(CLASSES, spread.counts, strict=True)
+    return {"counts": {name: count for name, count in counted if count}, "sum_s": round(spread.seconds, 6)}
 
 
 def with_neighbours(rows: JSON, known: Mapping[str, Neighbour]) -> JSON:
