@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from nfqlb.config.draft import Draft, Entry
 from nfqlb.config.model import RealTable, VirtualTable
 from nfqlb.config.report import KeyPath, Problem, did_you_mean, show
-from nfqlb.config.values import NO_SERVER
+from nfqlb.config.values import LOOPBACK, NO_SERVER, endpoint_of
 from nfqlb.core.response import FASTEST_RESPONSE
 from nfqlb.core.spec import Address
 
@@ -128,6 +128,23 @@ def _response_times(draft: Draft) -> Iterator[Problem]:
             if values.protocol == "udp" and getattr(values, key) == FASTEST_RESPONSE:
                 message = f"{show(FASTEST_RESPONSE)} goes by response times, which UDP does not tell"
                 yield Problem((*virtual.path, key), message, "any other scheduler will do")
+
+
+def _metrics(draft: Draft) -> Iterator[Problem]:
+    """Metrics are asked for at an address of this machine, which has no server's and no service's."""
+    if not draft.gateway.good("metrics") or not draft.gateway.values.metrics:
+        return
+    path: KeyPath = ("gateway", "metrics")
+    address, port = endpoint_of(draft.gateway.values.metrics)
+    hint = f'an address that this machine has for itself, or "{LOOPBACK}:{port}"'
+    for virtual in draft.virtuals:
+        if virtual.values.address == address:
+            yield Problem(path, f"{address} is the address of the virtual server {_label(virtual)}", hint)
+            return
+    for real in draft.reals:
+        if real.values.address == address:
+            yield Problem(path, f"{address} is the address of the real server {_label(real)}", hint)
+            return
 
 
 def _servers(draft: Draft) -> Iterator[Problem]:
@@ -283,6 +300,7 @@ _CHECKS: tuple[Check, ...] = (
     _overlaps,
     _every_port,
     _response_times,
+    _metrics,
     _servers,
     _backups,
     _sticky,

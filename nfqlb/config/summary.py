@@ -55,6 +55,7 @@ def _gateway(config: Config) -> str:
         ("time-outs", _timeouts(timeouts)),
         ("other ports", others),
         *_said(gateway, _OF_GATEWAY),
+        *((("metrics", f"http://{gateway.metrics}/metrics"),) if gateway.metrics else ()),
     )
     return "\n".join(f"{title:<13}{text}" for title, text in rows)
 

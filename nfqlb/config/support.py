@@ -11,7 +11,6 @@ from nfqlb.config.model import TableModel
 from nfqlb.config.report import KeyPath, Problem, show
 
 WORKING: Mapping[tuple[str, str], tuple[object, ...]] = {
-    ("gateway", "metrics"): ("",),
     ("virtual", "synguard"): (0.0,),
 }
 """Table and key -> the values that work, the default first. Keys that are not here work in full."""

@@ -39,6 +39,13 @@ _UNITS_HINT = f"one number and one unit: {', '.join(_UNITS)}"
 _INTERFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}\Z")  # IFNAMSIZ 16 with its final zero
 _LITERAL = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?|0x[0-9a-fA-F]+|true|false)\Z")
 _PORT = re.compile(r"[0-9]{1,5}\Z")
+LOOPBACK = "127.0.0.1"
+_METRICS_PORT = 9617
+_ENDPOINT = re.compile(
+    r"(?:\[(?P<v6>[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%[A-Za-z0-9_.-]{1,15})?)\]|(?P<v4>[0-9.]*))"
+    r":(?P<port>[0-9]{1,5})\Z"
+)
+_URL = re.compile(r"https?://([^/]*).*", re.DOTALL)
 _UNIX_PATH_BYTES = 107  # sockaddr_un.sun_path is 108 with its final zero, unix(7)
 
 _UNUSABLE: tuple[tuple[IPv4Network | IPv6Network, str], ...] = (
@@ -237,15 +244,52 @@ def parse_socket(value: Any) -> str:
 
 
 def parse_metrics(value: Any) -> str:
-    """`""`, or the address and port to listen on: `"127.0.0.1:9100"`, `"[::1]:9100"`."""
-    text = _text(value, 'an address and port such as "127.0.0.1:9100"')
-    host, _, port = text.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    good = _is_address(host[1:-1] if bracketed else host) and bracketed == (":" in host)
-    if text and not (good and _PORT.match(port) and 1 <= int(port) <= 65535):
-        allowed = '"127.0.0.1:9100", "[::1]:9100" or "" for none'
-        raise refuse(f"{show(text)} is not an address and port (allowed: {allowed})")
+    """`""`, or the address and port to listen on: `"127.0.0.1:9617"`, `"[::1]:9617"`."""
+    allowed = f'an address and port such as "{LOOPBACK}:{_METRICS_PORT}"'
+    if isinstance(value, int) and not isinstance(value, bool):
+        raise refuse(f"{show(value)} is a number (allowed: {allowed})", _endpoint_hint(show(value)))
+    text = _text(value, allowed)
+    if not text:
+        return text
+    found = _ENDPOINT.match(text)
+    if not found or not _is_address(found["v6"] or found["v4"]):
+        allowed = f'"{LOOPBACK}:{_METRICS_PORT}", "[::1]:{_METRICS_PORT}" or "" for none'
+        raise refuse(f"{show(text)} is not an address and port (allowed: {allowed})", _endpoint_hint(text))
+    address, port = endpoint_of(text)
+    if not 1 <= port <= 65535:
+        raise refuse(f"{found['port']} in {show(text)} is not a port (allowed: 1 to 65535)")
+    if address.is_multicast or address == IPv4Address("255.255.255.255"):
+        raise refuse(f"{address} is an address of many machines; nobody can listen there")
+    if isinstance(address, IPv6Address) and address.is_link_local and address.scope_id is None:
+        hint = f"say on which interface: {show(f'[{address}%eth0]:{port}')}"
+        raise refuse(f"{address} is link-local: every interface has it or may have it", hint)
     return text
+
+
+def endpoint_of(text: str) -> tuple[Address, int]:
+    """The address and port of a text that `parse_metrics` has let through, and that is not empty."""
+    found = _ENDPOINT.match(text)
+    assert found is not None
+    return ip_address(found["v6"] or found["v4"]), int(found["port"])
+
+
+def _endpoint_hint(text: str) -> str:
+    """What somebody may have meant who wrote this in place of an address and port."""
+    bare = _URL.sub(r"\1", text)
+    if bare != text:
+        return f"without http:// and a path: {show(bare)}"
+    host, _, port = text.rpartition(":")
+    if host in ("", "*") and _PORT.match(port):
+        return f'with an address: "{LOOPBACK}:{port}", or "0.0.0.0:{port}" for all that this machine has'
+    inner = host.strip("[]")
+    if _is_address(inner) and _PORT.match(port):
+        return f'in brackets: "[{inner}]:{port}"' if ":" in inner else f'without brackets: "{inner}:{port}"'
+    whole = text.strip("[]")
+    if _is_address(whole) and "]" not in whole:
+        return f'with a port: "{f"[{whole}]" if ":" in whole else whole}:{_METRICS_PORT}"'
+    if _is_address(inner):
+        return f'a port stands after the colon, and nothing else: "{host}:{_METRICS_PORT}"'
+    return f'names are not looked up; under "{LOOPBACK}:{_METRICS_PORT}" only this machine can ask'
 
 
 def parse_scheduler(value: Any) -> Any:

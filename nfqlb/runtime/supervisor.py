@@ -31,6 +31,7 @@ from nfqlb.runtime.datapaths import Datapaths
 from nfqlb.runtime.desk import Desk
 from nfqlb.runtime.guard import Guard
 from nfqlb.runtime.journal import Journal
+from nfqlb.runtime.metrics import Metrics
 from nfqlb.runtime.notify import Notifier, from_environment
 from nfqlb.runtime.protocol import ControlError
 from nfqlb.runtime.stall import LOOK, Watchdog
@@ -91,6 +92,8 @@ class Supervisor:
         self._desk.listeners.append(lambda snapshot: self._notifier.status(str(snapshot["verdict"])))
         self._control = Server(Path(config.gateway.socket), self._selector, self._desk.answer)
         undo.callback(self._control.close)
+        self._metrics = Metrics(config, self._selector, lambda: self._desk.last)
+        undo.callback(self._metrics.close)
         _log_all(sysctl.switch, sysctl.forwarding(config) | sysctl.tracking(config), record)
         self._workers.start()
         undo.callback(_log_all, rules.withdraw)
@@ -153,6 +156,7 @@ class Supervisor:
             if now >= tick:
                 tick = now + _TICK
                 self._control.tick()
+                self._metrics.tick()
                 self._workers.tick()
                 self._desk.tick()
                 self._guard.tick()
@@ -167,6 +171,7 @@ class Supervisor:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the supervisor decides
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._control.abandon()
+        self._metrics.abandon()
         worker = Worker(
             self._config,
             self._datapaths,

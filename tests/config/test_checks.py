@@ -52,6 +52,15 @@ def test_a_virtual_address_is_no_real_servers(good_with: Parts, findings: Findin
     assert told(found) == [("virtual[shop].address", "10.0.0.2 is the address of the real server web2")]
 
 
+def test_metrics_have_an_address_of_this_machine(good_with: Parts, findings: Findings) -> None:
+    (finding,) = findings(good_with(gateway='metrics = "192.0.2.10:9617"'))
+    assert finding.message == "192.0.2.10 is the address of the virtual server shop"
+    assert '"127.0.0.1:9617"' in finding.hint
+    found = findings(good_with(gateway='metrics = "10.0.0.2:9617"'))
+    assert told(found) == [("gateway.metrics", "10.0.0.2 is the address of the real server web2")]
+    assert findings(good_with(gateway='metrics = "192.0.2.1:9617"')) == ()
+
+
 def test_two_virtual_servers_answer_different_packets(good_with: Parts, findings: Findings) -> None:
     same = good_with() + SECOND.replace("192.0.2.20", "192.0.2.10")
     assert told(findings(same)) == [("virtual[shop2].port", "port 80 of tcp 192.0.2.10 is shop's already")]

@@ -1,11 +1,13 @@
 """Names, addresses, interfaces, ports and servers: the values of required keys."""
 
+import re
 from collections.abc import Callable
 from ipaddress import ip_address
 
 import pytest
 
 from nfqlb.config.load import Finding, parse
+from nfqlb.config.values import endpoint_of, parse_metrics
 
 Parts = Callable[..., str]
 Findings = Callable[[str], tuple[Finding, ...]]
@@ -153,3 +155,43 @@ def test_interfaces(side: str, good_with: Parts, findings: Findings) -> None:
 def test_servers(servers: str, good_with: Parts, findings: Findings) -> None:
     (finding,) = findings(good_with().replace('["web1", "web2"]', servers))
     assert finding.key == "virtual[shop].servers"
+
+
+#: What somebody may write for `metrics`, and what the hint then says to write.
+MEANT = {
+    "9617": '"127.0.0.1:9617"',
+    '"9617"': '"127.0.0.1:9617"',
+    '":8000"': '"0.0.0.0:8000"',
+    '"*:9617"': '"0.0.0.0:9617"',
+    '"10.0.0.1"': '"10.0.0.1:9617"',
+    '"::1"': '"[::1]:9617"',
+    '"[::1]"': '"[::1]:9617"',
+    '"::1:8000"': '"[::1]:8000"',
+    '"[10.0.0.1]:8000"': '"10.0.0.1:8000"',
+    '"[fe80::1]:8000"': '"[fe80::1%eth0]:8000"',
+    '"http://127.0.0.1:8000/metrics"': '"127.0.0.1:8000"',
+    '"localhost:8000"': '"127.0.0.1:9617"',
+    '"127.0.0.1:metrics"': '"127.0.0.1:9617"',
+}
+
+
+@pytest.mark.parametrize("written", MEANT)
+def test_a_hint_for_metrics_says_what_works(written: str, good_with: Parts, findings: Findings) -> None:
+    """Every text that the hint proposes is one that the key takes."""
+    (finding,) = findings(good_with(gateway=f"metrics = {written}"))
+    assert finding.key == "gateway.metrics"
+    assert MEANT[written] in finding.hint
+    for proposed in re.findall(r'"[^"]*"', finding.hint):
+        assert parse_metrics(proposed.strip('"'))
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "port"),
+    [
+        ("127.0.0.1:9617", "127.0.0.1", 9617),
+        ("[::1]:80", "::1", 80),
+        ("[fe80::1%eth0]:65535", "fe80::1%eth0", 65535),
+    ],
+)
+def test_where_metrics_are_asked_for(text: str, address: str, port: int) -> None:
+    assert endpoint_of(parse_metrics(text)) == (ip_address(address), port)

@@ -1,0 +1,175 @@
+"""Metrics of a running gateway, asked for as Prometheus does, over its worker's death too."""
+
+import re
+import sys
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from nfqlb.demo.appliance import balancing, nfqlb_command
+from nfqlb.demo.lab import Lab
+from nfqlb.demo.web import serve
+from nfqlb.runtime.families import FAMILIES, Kind
+from tests.netns.asking import ask, wait_until
+from tests.netns.both import REWRITE, SAME, Bench, Datapath, configuration, offloads, only
+
+PLACE = "127.0.0.1:9617"
+METRICS = f'metrics = "{PLACE}"'
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+COUNTERS = frozenset(family.name for family in FAMILIES if family.kind is Kind.COUNTER)
+
+
+@pytest.fixture(scope="module")
+def lab(datapath: Datapath) -> Iterator[Lab]:
+    with Bench(datapath, clients=1, servers=2) as lab:
+        for server in lab.servers:
+            serve(lab, server)
+        yield lab
+
+
+def curl(lab: Lab, *words: str, place: str = PLACE) -> str:
+    """The metrics; asked for again where nothing has been read yet, as the gateway says then."""
+    command = ("curl", "-sSf", "--max-time", "10", "--retry", "5", *words, f"http://{place}/metrics")
+    return lab.gateway.run(*command).stdout
+
+
+def scraped(lab: Lab) -> Samples:
+    """Every sample by its name and labels."""
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(curl(lab))
+        for sample in family.samples
+    }
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    return samples[name, frozenset(labels.items())]
+
+
+def counters(samples: Samples) -> Samples:
+    """What may never fall: counters, and the parts of histograms."""
+    return {
+        key: each for key, each in samples.items()
+        if key[0] in COUNTERS or re.search(r"_(bucket|count|sum)$", key[0])
+    }  # fmt: skip
+
+
+def wait_for(lab: Lab, name: str, least: float, **labels: str) -> Samples:
+    """Scrape until a value is at least so much: snapshots are taken once a second."""
+    found: list[Samples] = []
+
+    def there() -> bool:
+        found[:] = [scraped(lab)]
+        return found[0].get((name, frozenset(labels.items())), 0.0) >= least
+
+    wait_until(there, f"{name} {labels} to be {least}")
+    return found[0]
+
+
+def test_what_a_running_gateway_tells(lab: Lab) -> None:
+    """Connections are counted where they went; the queues' counters and the response times are there."""
+    with balancing(lab, configuration(lab, gateway=METRICS)):
+        for _ in range(8):
+            ask(lab.client)
+        samples = wait_for(lab, "nfqlb_virtual_connections_total", 8, virtual="web")
+        assert value(samples, "nfqlb_connections_total") == 8
+        assert value(samples, "nfqlb_worker_up") == 1
+        served = [value(samples, "nfqlb_real_connections_total", real=name) for name in ("web1", "web2")]
+        assert sum(served) == 8
+        assert min(served) > 0
+        assert value(samples, "nfqlb_real_state", real="web1", state="in-service") == 1
+        lost = [dict(labels) for name, labels in samples if name == "nfqlb_queue_dropped_packets_total"]
+        assert {each["cause"] for each in lost} == {"queue-full", "socket-full"}
+        assert all(each["role"] for each in lost)
+        if not offloads(lab):  # there nobody measures where no scheduler asks for it
+            measured = [
+                value(samples, "nfqlb_real_response_seconds_count", real=name) for name in ("web1", "web2")
+            ]
+            assert sum(measured) == 8
+
+
+def test_counters_do_not_fall_when_the_worker_is_killed(lab: Lab) -> None:
+    """A successor begins at nothing; what its predecessor had counted is added to it."""
+    with balancing(lab, configuration(lab, gateway=METRICS)) as appliance:
+        for _ in range(6):
+            ask(lab.client)
+        before = wait_for(lab, "nfqlb_connections_total", 6)
+        appliance.kill_worker()
+        after = wait_for(lab, "nfqlb_worker_restarts_total", 1)
+        fallen = {key for key, each in counters(before).items() if after.get(key, -1.0) < each}
+        assert not fallen
+        ask(lab.client)
+        after = wait_for(lab, "nfqlb_connections_total", 7)
+        assert value(after, "nfqlb_connections_total") == 7
+        assert not {key for key, each in counters(before).items() if after.get(key, -1.0) < each}
+
+
+@only(REWRITE, SAME)
+def test_a_worker_does_not_hold_the_place(lab: Lab) -> None:
+    """The port is free as soon as the gateway has stopped, however often its worker was replaced."""
+    for _ in range(2):
+        with balancing(lab, configuration(lab, gateway=METRICS)) as appliance:
+            first = appliance.kill_worker()
+            wait_for(lab, "nfqlb_worker_restarts_total", 1)
+            assert appliance.worker != first
+            listening = f":{PLACE.rpartition(':')[2]} "
+            holders = lab.gateway.run("ss", "-tlnpH").stdout
+            (line,) = [line for line in holders.splitlines() if listening in line]
+            assert re.findall(r"pid=(\d+)", line) == [str(appliance.program.pid)]
+
+
+@only(REWRITE, SAME)
+def test_slow_clients_hold_up_neither_scrapes_nor_connections(lab: Lab) -> None:
+    """Forty clients that connect and never ask: who asks is served all the same."""
+    with balancing(lab, configuration(lab, gateway=METRICS)):
+        silent = lab.gateway.start(sys.executable, "-c", SILENT)
+        try:
+            silent.wait_for(silent.out, "connected\n")
+            assert "nfqlb_build_info" in curl(lab)
+            assert ask(lab.client).server in ("web1", "web2")
+            assert "# EOF" in curl(lab, "-H", "Accept: application/openmetrics-text")
+        finally:
+            silent.stop()
+
+
+#: Connects as often as it may, and never asks.
+SILENT = f"""
+import socket, time
+host, port = {PLACE!r}.split(":")
+socks = [socket.create_connection((host, int(port))) for _ in range(40)]
+print("connected", flush=True)
+time.sleep(60)
+"""
+
+
+@only(REWRITE, SAME)
+def test_a_place_that_is_taken_is_said(lab: Lab) -> None:
+    """The gateway does not come up, and leaves nothing."""
+    other = lab.gateway.start(sys.executable, "-c", TAKEN)
+    try:
+        other.wait_for(other.out, "listening\n")
+        path = lab.directory / "taken.toml"
+        path.write_text(configuration(lab, gateway=METRICS))
+        done = nfqlb_command(lab, "run", "-c", str(path))
+    finally:
+        other.stop()
+    assert done.returncode == 1
+    assert "metrics: nobody can listen at 127.0.0.1:9617: Address already in use" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "NFQLB" not in lab.gateway.run("iptables-save").stdout
+
+
+TAKEN = """
+import socket, time
+sock = socket.create_server(("127.0.0.1", 9617))
+print("listening", flush=True)
+time.sleep(60)
+"""
+
+
+@only(REWRITE, SAME)
+def test_metrics_over_ipv6(lab: Lab) -> None:
+    with balancing(lab, configuration(lab, gateway='metrics = "[::1]:9618"')):
+        wait_until(lambda: "nfqlb_uptime_seconds" in curl(lab, place="[::1]:9618"), "the first snapshot")
