@@ -12,11 +12,11 @@ Links whose response times are measured (R173: only where a scheduler uses them)
 numbers, a block that one comparison under a mask tells from the rest.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from nfqlb.config.report import Problem
-from nfqlb.core.spec import Address, Config, Server, Virtual
+from nfqlb.core.spec import Config, Numbers, Server, Target, Virtual
 
 OFFLOAD = "offload"
 TIMED_SCHEDULERS = ("fastest-response",)
@@ -25,22 +25,13 @@ _WORD = 32  # bits of a mark
 _LAST_QUEUE = 65_535
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where a link leads: all that the kernel needs to know of it, so virtual servers share them."""
-
-    address: Address
-    protocol: str
-    port: int | None
-    timed: bool
-    idle_timeout: float
-
-
 class LinkMarks:
     """The marks of one configuration's links. Raises ValueError where they do not fit into its mask.
 
     `armed` is the armed bit, `number_mask` the bits of the number. `timed` is the value and the mask that
-    tell a measured link's mark, (0, 0) without any.
+    tell a measured link's mark, (0, 0) without any. Links that a running gateway has numbered keep their
+    numbers (`Config.numbers`), for packets are on their way with them; `marks` has those too that no virtual
+    server needs any more.
     """
 
     def __init__(self, config: Config) -> None:
@@ -49,19 +40,25 @@ class LinkMarks:
         self.number_mask = self.mask ^ self.armed
         self._config = config
         shift = (self.mask & -self.mask).bit_length() - 1
+        kept = {target: mark >> shift for target, mark in config.numbers.marks}
         plain, timed = _targets(config)
-        size = (self.number_mask >> shift) + 1
-        block = _block(len(timed))
-        if _needed(len(plain), len(timed)) > size:
+        block = _block(timed, kept, (self.number_mask >> shift) + 1)
+        numbers = _numbered(plain, timed, kept, (self.number_mask >> shift) + 1, block)
+        if numbers is None:
             raise ValueError(f"{len(plain) + len(timed)} links do not fit into {self.mask:#010x}")
-        numbered = [*enumerate(plain, _FIRST), *enumerate(timed, size - block)]
-        self.marks: dict[Target, int] = {target: number << shift for number, target in numbered}
+        self.marks: dict[Target, int] = {target: number << shift for target, number in numbers.items()}
         top = self.number_mask & ~((block - 1) << shift)
         self.timed = (top, top) if timed else (0, 0)
 
     def of(self, virtual: Virtual, server: Server) -> int:
         """The mark of a real server's place in a virtual server. Raises KeyError for one not offloaded."""
         return self.marks[_target(self._config, virtual, server)]
+
+
+def needed_marks(config: Config) -> tuple[tuple[Target, int], ...]:
+    """The marks that virtual servers need at present, without those kept for packets on their way."""
+    needed = {target for targets in _targets(replace(config, numbers=Numbers())) for target in targets}
+    return tuple(each for each in LinkMarks(config).marks.items() if each[0] in needed)
 
 
 def is_timed(virtual: Virtual) -> bool:
@@ -114,8 +111,8 @@ def _links_fit(config: Config) -> Iterator[Problem]:
 
 
 def _targets(config: Config) -> tuple[list[Target], list[Target]]:
-    """All links' targets, each once: those not measured, and those measured."""
-    found = {
+    """All links' targets, each once: those not measured, and those measured. Numbered ones come first."""
+    found = {target: None for target, _ in config.numbers.marks} | {
         _target(config, virtual, server): None
         for virtual in config.virtuals
         if virtual.datapath == OFFLOAD
@@ -129,8 +126,35 @@ def _target(config: Config, virtual: Virtual, server: Server) -> Target:
     return Target(real.address, virtual.protocol, server.port, is_timed(virtual), real.idle_timeout)
 
 
-def _block(timed: int) -> int:
-    """Numbers kept for measured links: a power of two, with room for the one of all ones; 1 without any."""
+def _numbered(
+    plain: list[Target], timed: list[Target], kept: Mapping[Target, int], size: int, block: int
+) -> dict[Target, int] | None:
+    """A number below `size` for each target, the one it has where it has one; None where they do not fit.
+
+    Measured ones are in the uppermost `block`. Neither the first two nor the last number is given out.
+    """
+    if 2 * block > size and (plain or timed):
+        return None
+    found: dict[Target, int] = {}
+    for targets, numbers in ((plain, range(_FIRST, size - block)), (timed, range(size - block, size - 1))):
+        mine = {target: kept[target] for target in targets if target in kept}
+        if any(number not in numbers for number in mine.values()):
+            return None
+        taken = set(mine.values())
+        free = (number for number in numbers if number not in taken)
+        fresh = [target for target in targets if target not in mine]
+        found |= mine | dict(zip(fresh, free, strict=False))
+    return found if len(found) == len(plain) + len(timed) else None
+
+
+def _block(timed: list[Target], kept: Mapping[Target, int], size: int) -> int:
+    """How many numbers are kept for measured links: a power of two, with room for the one of all ones."""
+    lowest = min((kept[target] for target in timed if target in kept), default=size)
+    return max(_block_of(len(timed)), 1 << (size - lowest - 1).bit_length() if lowest < size else 1)
+
+
+def _block_of(timed: int) -> int:
+    """The least block for so many measured links; 1 without any."""
     return 1 << timed.bit_length()
 
 
@@ -138,7 +162,7 @@ def _needed(plain: int, timed: int) -> int:
     """How many numbers there must be: a power of two, so that the block lies on a boundary; 0 for none."""
     if not plain and not timed:
         return 0
-    least = max(_FIRST + plain + _block(timed), 2 * _block(timed))
+    least = max(_FIRST + plain + _block_of(timed), 2 * _block_of(timed))
     return 1 << (least - 1).bit_length()
 
 

@@ -125,14 +125,56 @@ class Strict:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """Where a link leads: all that the kernel needs to know of it, so virtual servers share them."""
+
+    address: Address
+    protocol: str
+    port: int | None
+    timed: bool
+    idle_timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What a running gateway has numbered in the kernel, and keeps as it is when it is reconfigured.
+
+    `datapaths` are those that are bound, `marks` the numbers of links and `idle` the idle time-outs (whole
+    seconds) in the order in which the kernel has them.
+    """
+
+    datapaths: tuple[str, ...] = ()
+    marks: tuple[tuple[Target, int], ...] = ()
+    idle: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """What is not in the configuration any more, but still has connections: it drains.
+
+    Names of real and of virtual servers, and places in virtual servers by the latter's name.
+    """
+
+    reals: frozenset[str] = frozenset()
+    virtuals: frozenset[str] = frozenset()
+    places: tuple[tuple[str, Server], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
-    """A whole, valid configuration."""
+    """A whole, valid configuration.
+
+    What a file says has neither `leaving` nor `numbers`; those are of a gateway that was reconfigured while
+    it runs. What is leaving stands among `reals` and `virtuals` too, the latter without `servers`.
+    """
 
     gateway: Gateway
     reals: tuple[Real, ...]
     virtuals: tuple[Virtual, ...]
     timeouts: Timeouts = field(default_factory=Timeouts)
     strict: Strict = field(default_factory=Strict)
+    leaving: Leaving = field(default_factory=Leaving)
+    numbers: Numbers = field(default_factory=Numbers)
 
     def real(self, name: str) -> Real:
         """The real server of that name. Raises KeyError."""
@@ -145,7 +187,7 @@ class Config:
         """Every place that may ever serve a virtual server: its servers, their backups, its own backup (A27).
 
         A backup serves on the port of the server that it stands for, a virtual server's own backup on
-        the virtual server's. Raises KeyError.
+        the virtual server's. Those that are leaving come last. Raises KeyError.
         """
         found = list(virtual.servers)
         for server in virtual.servers:
@@ -155,4 +197,8 @@ class Config:
                 backup = self.real(backup).backup
         if virtual.backup:
             found.append(Server(virtual.backup, virtual.port))
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(found + self.leaving_places(virtual)))
+
+    def leaving_places(self, virtual: Virtual) -> list[Server]:
+        """The places that are leaving a virtual server."""
+        return [place for name, place in self.leaving.places if name == virtual.name]

@@ -4,15 +4,14 @@ Owns what only that template knows: links and their marks, the tree they are loo
 what conntrack is told. `render` fills the template in with it.
 """
 
-import math
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from nfqlb.config.marks import OFFLOAD, LinkMarks, Target
-from nfqlb.config.numbers import offload_queue, tap_group
+from nfqlb.config.marks import OFFLOAD, LinkMarks
+from nfqlb.config.numbers import idle_times, offload_queue, tap_group, whole_seconds
 from nfqlb.core.reject import REPLIES_A_SECOND, Kind, rejects_with_reset
-from nfqlb.core.spec import Config, Virtual
+from nfqlb.core.spec import Config, Target, Virtual
 from nfqlb.netfilter.errors import KernelError
 
 if TYPE_CHECKING:
@@ -51,22 +50,6 @@ def policy_name(version: int, protocol: str, index: int = 0) -> str:
     if index >= len(_INDEX):
         raise KernelError(f"datapath offload keeps no more than {len(_INDEX)} different idle_timeouts")
     return POLICY_PREFIX + (protocol[0] if version == 4 else protocol[0].upper()) + _INDEX[index]
-
-
-def idle_times(config: Config) -> list[int]:
-    """The idle time-outs of TCP that datapath offload needs, in whole seconds: the general one first."""
-    places = (
-        config.real(server.real).idle_timeout
-        for virtual in config.virtuals
-        if virtual.datapath == OFFLOAD and virtual.protocol == "tcp"
-        for server in config.places(virtual)
-    )
-    return list(dict.fromkeys(map(whole_seconds, [config.timeouts.idle, *places])))
-
-
-def whole_seconds(seconds: float) -> int:
-    """A time-out as conntrack can have it: not shorter than meant, and never 0."""
-    return max(1, math.ceil(seconds))
 
 
 def link_marks(config: Config) -> LinkMarks:
@@ -178,6 +161,10 @@ def _links(
         for server in config.places(virtual):
             mark = marks.of(virtual, server)
             names.setdefault(mark, (server.real, by_mark[mark]))
+    owners = {real.address: real.name for real in config.reals if real.address.version == family.version}
+    for target, mark in config.numbers.marks:  # packets may be on their way with marks of an earlier moment
+        if target.address in owners:
+            names.setdefault(mark, (owners[target.address], target))
     ordered = sorted(names.items())
     tree = len(ordered) > _GROUP
     return [
@@ -217,11 +204,12 @@ def _destination(target: Target) -> str:
 
 def _special(config: Config, links: Iterable[Mapping[str, str]], family: "Family") -> "Items":
     """Links for TCP whose idle time-out is not the general one."""
-    order = {str(seconds): index for index, seconds in enumerate(idle_times(config))}
+    times = idle_times(config)
+    order = {str(seconds): times.index(seconds) for seconds in times}
     return [
         {**link, "policy": _policy(family.version, "tcp", order[link["idle"]])}
         for link in links
-        if link["protocol"] == "tcp" and order[link["idle"]]
+        if link["protocol"] == "tcp" and order.get(link["idle"])
     ]
 
 

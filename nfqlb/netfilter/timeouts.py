@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nfqlb.config.marks import OFFLOAD
+from nfqlb.config.numbers import idle_times, whole_seconds
 from nfqlb.core.spec import Config
 from nfqlb.netfilter import netlink
 from nfqlb.netfilter.netlink import FIRST_ATTRIBUTE, NetlinkError, attribute, nested
-from nfqlb.netfilter.render_offload import POLICY_PREFIX, idle_times, policy_name, whole_seconds
+from nfqlb.netfilter.render_offload import POLICY_PREFIX, policy_name
 
 _SUBSYSTEM = 8 << 8  # NFNL_SUBSYS_CTNETLINK_TIMEOUT
 _NEW, _GET, _DELETE = _SUBSYSTEM, _SUBSYSTEM | 1, _SUBSYSTEM | 2

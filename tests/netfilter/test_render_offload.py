@@ -8,11 +8,12 @@ from ipaddress import ip_address
 import pytest
 
 from nfqlb.config.marks import LinkMarks
+from nfqlb.config.numbers import idle_times
 from nfqlb.config.numbers import queue_numbers, tap_group
 from nfqlb.core.spec import Config, Gateway, Real, Server, Timeouts, Virtual
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.render import FAMILIES, IPV4, join, read_template, render
-from nfqlb.netfilter.render_offload import SAMPLES, idle_times, policy_name
+from nfqlb.netfilter.render_offload import SAMPLES, policy_name
 from nfqlb.netfilter.ruleset import parse
 from nfqlb.netfilter.timeouts import wanted
 
