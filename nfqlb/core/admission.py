@@ -24,6 +24,7 @@ class ServerState(Enum):
     MAX_CAPACITY   = ("max-capacity",   "in service",     False, False, False)  # fmt: skip
     FAILED         = ("failed",         "failed",         False, False, False)  # fmt: skip
     TESTING        = ("testing",        "failed",         False, False, False)  # fmt: skip
+    DRAINING       = ("draining",       "out of service", False, False, False)  # fmt: skip
 
     __hash__ = object.__hash__
 

@@ -6,7 +6,7 @@ and empty again are not listed: they may do so with every connection.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -84,7 +84,24 @@ class Chronicle:
         self._virtuals = virtuals
         self._keeper = keeper
         self.touched = False
-        self._known = [state_of(virtual) for virtual in virtuals]
+        self._known = {virtual: state_of(virtual) for virtual in virtuals}
+
+    def follow(self, renamed: Iterable[RealServer | VirtualServer]) -> None:
+        """The virtual servers are others; these servers have another name or weight than they had.
+
+        That some are draining is no change of state that has to be told of.
+        """
+        for server in renamed:
+            if isinstance(server, RealServer):
+                self._keep(_kept_real(server))
+            else:
+                self._keep_virtual(server)
+        for virtual in self._virtuals:
+            after = state_of(virtual)
+            if ServerState.DRAINING in (self._known.setdefault(virtual, after), after):
+                self._known[virtual] = after
+        self._known = {virtual: self._known[virtual] for virtual in self._virtuals}
+        self.touched = True
 
     def real_changed(
         self, real: RealServer, before: ServerState, now: float, *, by_operator: bool = False
@@ -105,12 +122,12 @@ class Chronicle:
 
     def virtual_set(self, virtual: VirtualServer) -> None:
         """An operator set a virtual server's state, or cleared its sticky entries."""
-        self._keep(Kept(Kind.VIRTUAL, virtual.spec.name, virtual.setting, bound_from=virtual.bound_from))
+        self._keep_virtual(virtual)
         self.touched = True
 
     def settle(self) -> None:
         """Take the present state for the known one: nothing changed, it was taken over."""
-        self._known = [state_of(virtual) for virtual in self._virtuals]
+        self._known = {virtual: state_of(virtual) for virtual in self._virtuals}
         self.touched = False
 
     def drain(self, now: float) -> list[Change]:
@@ -122,11 +139,11 @@ class Chronicle:
         return changes
 
     def _look_at_virtuals(self, now: float) -> None:
-        for at, virtual in enumerate(self._virtuals):
-            before, after = self._known[at], state_of(virtual)
+        for virtual in self._virtuals:
+            before, after = self._known[virtual], state_of(virtual)
             if after is before:
                 continue
-            self._known[at] = after
+            self._known[virtual] = after
             by_operator = ServerState.OUT_OF_SERVICE in (before, after)
             reason = "no server can be chosen" if after is ServerState.FAILED else ""
             self._add(Change(Kind.VIRTUAL, virtual.spec.name, before, after, reason, now, by_operator))
@@ -136,6 +153,9 @@ class Chronicle:
             self._changes.popleft()
             self.missed += 1
         self._changes.append(change)
+
+    def _keep_virtual(self, virtual: VirtualServer) -> None:
+        self._keep(Kept(Kind.VIRTUAL, virtual.spec.name, virtual.setting, bound_from=virtual.bound_from))
 
     def _keep(self, kept: Kept) -> None:
         if self._keeper is not None:
@@ -148,6 +168,8 @@ def state_of(virtual: VirtualServer) -> ServerState:
     Out of service is only ever set by an operator. Failed is where no server may be chosen
     because of failures, and no backup either; one that is only full is not failed.
     """
+    if virtual.draining:
+        return ServerState.DRAINING
     if virtual.setting is not ServerState.IN_SERVICE:
         return virtual.setting
     links = virtual.everybody

@@ -155,10 +155,12 @@ class Decisions:
 
 
 def start_recording(virtuals: Sequence["VirtualServer"], length: int) -> None:
-    """Give every virtual server a record of its last `length` decisions; none where that is 0.
+    """Give every virtual server without one a record of its last `length` decisions; none where that is 0.
 
     Where virtual servers and their servers are very many, each keeps fewer, but at least one.
     """
     for virtual in virtuals if length else ():
+        if virtual.decisions is not None:
+            continue
         share = _CHANGES // len(virtuals) // (len(virtual.links) + _FRAME)
         virtual.decisions = Decisions(virtual, min(length, max(1, share)))

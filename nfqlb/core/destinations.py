@@ -7,18 +7,24 @@ by side.
 
 from collections.abc import Iterable
 
-from nfqlb.core.keys import destination_of, every_port_of, flipped, service
-from nfqlb.core.server import VirtualServer
+from nfqlb.core.keys import destination_of, every_port_of, flipped, reverse_key, server_of, service
+from nfqlb.core.server import Link, VirtualServer
 
 
 class Destinations:
     """The virtual servers of one director, by address, protocol and port."""
 
     def __init__(self, virtuals: Iterable[VirtualServer]) -> None:
-        virtuals = list(virtuals)
+        self._virtuals: dict[bytes, VirtualServer] = {}
         self._behind: dict[bytes, VirtualServer | None] = {}
+        self.follow(virtuals)
+
+    def follow(self, virtuals: Iterable[VirtualServer]) -> None:
+        """These are the virtual servers from now on."""
+        virtuals = list(virtuals)
+        self._behind = {}
         for virtual in virtuals:
-            for link in virtual.everybody:
+            for link in (*virtual.everybody, *virtual.leaving):
                 place = service(link.real.address, link.inbound.port, virtual.protocol)
                 known = self._behind.setdefault(place, virtual)
                 self._behind[place] = virtual if known is virtual else None
@@ -44,3 +50,15 @@ class Destinations:
         places = destination_of(key), every_port_of(key)
         found = [self._behind[place] for place in places if place in self._behind]
         return found[0] if len(found) == 1 else None
+
+    def link_of(self, inbound: bytes, server: bytes) -> Link | None:
+        """The link by which a connection with this inbound key goes to a real server's address and port.
+
+        A port's own virtual server may be younger than the connection, and that of every port still be there.
+        """
+        for name in (destination_of(inbound), every_port_of(inbound)):
+            virtual = self._virtuals.get(name)
+            link = virtual.find_link(server) if virtual is not None else None
+            if link is not None and server_of(reverse_key(inbound, link)) == server:
+                return link
+        return None

@@ -4,7 +4,7 @@ Owns the decision of the patent's figure 5: find the connection, else have one m
 answers with the connection to translate for, or why not. Plain segments do not come here (see `table`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from nfqlb.core import observe, spec
 from nfqlb.core.chronicle import Chronicle, Keeper
@@ -14,12 +14,14 @@ from nfqlb.core.destinations import Destinations
 from nfqlb.core.explanation import Wanted
 from nfqlb.core.failure import FailureWatch
 from nfqlb.core.fpa import FpaTable
-from nfqlb.core.keys import client_of, flipped, inbound_key, protocol_of, reverse_key, server_of
+from nfqlb.core.keys import client_of, flipped, inbound_key, protocol_of, server_of
+from nfqlb.core.meaning import believable, client_event, server_event
 from nfqlb.core.operation import Operation
 from nfqlb.core.outage import Outage
 from nfqlb.core.placement import Placement
+from nfqlb.core.reconfigure import reconfigure, remaining
 from nfqlb.core.reject import Action, Rejection
-from nfqlb.core.segment import ACK, FIN, NO_STAMP, RST, SYN, Probe, Reset, Segment, Stamp
+from nfqlb.core.segment import NO_STAMP, Probe, Reset, Segment, Stamp
 from nfqlb.core.server import RealServer, VirtualServer
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
@@ -30,7 +32,8 @@ from nfqlb.core.snapshot import (
     Totals,
     VirtualSnapshot,
 )
-from nfqlb.core.states import BY_CODE, TRANSITIONS, Event, State
+from nfqlb.core.states import TRANSITIONS, Event, State
+from nfqlb.core.succession import restore
 from nfqlb.core.table import Carrier, ConnectionTable, Recorder
 from nfqlb.core.verdict import Drop, Outcome, Refusal, Tally
 
@@ -53,12 +56,21 @@ class Director:
         self.config = config
         self.tally = Tally()
         strict = config.strict
+        self._recorded = decisions
+        leaving = config.leaving
         self.real_servers = {
-            real.name: RealServer(real, now, strict_syn_limit=strict.syn_limit) for real in config.reals
+            real.name: RealServer(
+                real, now, strict_syn_limit=strict.syn_limit, draining=real.name in leaving.reals
+            )
+            for real in config.reals
         }
         self.virtual_servers = [
-            VirtualServer(virtual, self.real_servers, strict=strict) for virtual in config.virtuals
-        ]
+            VirtualServer(
+                virtual, self.real_servers, strict=strict, leaving=config.leaving_places(virtual),
+                draining=virtual.name in leaving.virtuals,
+            )
+            for virtual in config.virtuals
+        ]  # fmt: skip
         start_recording(self.virtual_servers, decisions)
         self.fpas = FpaTable(config.gateway.max_sticky)
         self.chronicle = Chronicle(self.virtual_servers, keeper)
@@ -68,7 +80,6 @@ class Director:
         self.operation = Operation(
             self.real_servers, self.virtual_servers, self.fpas, self.watch, self.chronicle
         )
-        active = any(virtual.scope is not None and virtual.scope.active for virtual in self.virtual_servers)
         self.table = ConnectionTable(
             config.gateway.max_connections,
             half_open=config.timeouts.half_open,
@@ -77,20 +88,61 @@ class Director:
             count_on=config.gateway.count_on,
             close_on=config.gateway.close_on,
             recorder=recorder,
-            on_silence=lambda connection, now: self._placement.silent(connection, now),
+            on_silence=lambda connection, now: self.placement.silent(connection, now),
             on_eviction=self.watch.ended,
-            on_gone=(lambda connection: self._placement.gone(connection)) if active else None,
+            on_gone=self._gone(),
             carrier=carrier,
             on_progress=self.progressed,
         )
-        self._destinations = Destinations(self.virtual_servers)
+        self.destinations = Destinations(self.virtual_servers)
         self._outage = Outage(self.virtual_servers, self.table, self.tally)
-        self._rejection = Rejection(self._destinations, self.virtual_servers, self.tally)
-        self._placement = Placement(self.table, self.fpas, self.watch, self.tally, self._destinations)
+        self._rejection = Rejection(self.destinations, self.virtual_servers, self.tally)
+        self.placement = Placement(self.table, self.fpas, self.watch, self.tally, self.destinations)
+        for real in self.real_servers.values():
+            if real.draining:
+                real.changed(now)
+
+    def _gone(self) -> Callable[[Connection], None] | None:
+        """Who is told of connections that are forgotten; None where nobody needs to know."""
+        scopes = (virtual.scope for virtual in self.virtual_servers)
+        active = any(scope is not None and scope.active for scope in scopes)
+        return (lambda connection: self.placement.gone(connection)) if active else None
+
+    # --- another configuration
+
+    def reconfigure(self, config: spec.Config, now: float) -> None:
+        """Follow another configuration from the next packet on.
+
+        It must hold, as `leaving`, whatever of the present one has connections (`config.transition.merged`);
+        interfaces, queues and datapaths are others' business.
+        """
+        reconfigure(self, config, now)
+
+    def remaining(self) -> list[tuple[str, spec.Server]]:
+        """The places that are leaving and still have connections, by their virtual server's name."""
+        return remaining(self.virtual_servers)
+
+    def follow_settings(self) -> set[VirtualServer]:
+        """Have every part follow the servers and settings that are there now; returns as `Outage.follow`."""
+        config, virtuals = self.config, self.virtual_servers
+        start_recording(virtuals, self._recorded)
+        self.table.follow(
+            config.gateway.max_connections,
+            half_open=config.timeouts.half_open,
+            closing=config.timeouts.closing,
+            udp=config.timeouts.udp,
+            count_on=config.gateway.count_on,
+            close_on=config.gateway.close_on,
+            on_gone=self._gone(),
+        )
+        self.watch.follow(set(self.real_servers.values()), set(virtuals))
+        for part in (self.destinations, self._rejection, self.operation):
+            part.follow(virtuals)
+        return self._outage.follow(virtuals)
 
     def refuse(self, reason: Refusal, *, inbound: bytes = b"", outbound: bytes = b"") -> Refusal:
         """Count a refusal and return it, for the virtual server as well whose packet had this key."""
-        find = self._destinations.find if inbound else self._destinations.behind
+        find = self.destinations.find if inbound else self.destinations.behind
         return self.tally.refuse(reason, find(inbound or outbound) if inbound or outbound else None)
 
     def reply_to(self, reason: Refusal, key: bytes, flags: int | None, now: float) -> Action:
@@ -115,11 +167,11 @@ class Director:
             measuring = known.link.virtual.measuring
             if known.interval is not None and measuring is not None:
                 measuring.repeated(known.interval, segment.stamp, now)
-            self._placement.repeated(known, now)
+            self.placement.repeated(known, now)
             return known
         elif known is not None:
-            self._placement.abandon(known, now)  # half-open, and a new attempt
-        return self._placement.open(segment.key, segment.numbers, segment.stamp, now)
+            self.placement.abandon(known, now)  # half-open, and a new attempt
+        return self.placement.open(segment.key, segment.numbers, segment.stamp, now)
 
     def client_segment(self, segment: Segment, now: float) -> Outcome:
         """Any other segment from the client line (R112, R113)."""
@@ -139,10 +191,10 @@ class Director:
         stamp: Stamp = NO_STAMP,
     ) -> None:
         """A client's segment, not a SYN, changes its connection; `size` and `stamp` as in `Segment`."""
-        event = _client_event(connection, flags, numbers)
+        event = client_event(connection, flags, numbers)
         if event is Event.RESET and connection.state is State.SYN_SENT:
             self.watch.ended(connection, now)
-        if _believable(connection, flags, event):
+        if believable(connection, flags, event):
             connection.client_numbers = numbers
             if size and connection.interval is not None:
                 measuring = connection.link.virtual.measuring
@@ -154,10 +206,10 @@ class Director:
         """A UDP datagram from the client line, by its key (R012): the first one opens a flow."""
         flow = self.table.inbound.get(key)
         if flow is None:
-            return self._placement.open(key, b"", NO_STAMP, now)
+            return self.placement.open(key, b"", NO_STAMP, now)
         flow.seen = now
         if flow.state is State.UDP_NEW:
-            self._placement.stranded(flow, now)
+            self.placement.stranded(flow, now)
         return flow
 
     # --- what a server sends (server line 204)
@@ -180,10 +232,10 @@ class Director:
         stamp: Stamp = NO_STAMP,
     ) -> None:
         """A server's segment changes its connection; `size` and `stamp` as in `Segment`."""
-        event = _server_event(connection, flags, numbers)
+        event = server_event(connection, flags, numbers)
         if event is Event.RESET and connection.state is State.SYN_SENT:
-            self._placement.refused(connection, now)
-        if _believable(connection, flags, event):
+            self.placement.refused(connection, now)
+        if believable(connection, flags, event):
             connection.server_numbers = numbers
             interval = connection.interval
             if interval is not None and (size or event is Event.SYN_ACK):
@@ -203,7 +255,7 @@ class Director:
         Arguments as in `server_sent`.
         """
         state = connection.state
-        if _server_event(connection, flags, numbers) is not Event.SYN_ACK or not state.half_open:
+        if server_event(connection, flags, numbers) is not Event.SYN_ACK or not state.half_open:
             self.server_sent(connection, flags, numbers, now, 0, stamp)
             return
         connection.server_numbers = numbers
@@ -312,23 +364,7 @@ class Director:
         stickiness is on. What was kept of servers comes first (`operation.restore`), and `restored`
         must follow the last one.
         """
-        virtual = self._destinations.find(inbound)
-        state = BY_CODE.get(code, State.GONE)
-        if virtual is None or state is State.GONE or inbound in self.table.inbound:
-            return False
-        link = virtual.find_link(server)
-        if link is None or state.udp is not virtual.opening.udp:
-            return False
-        connection = Connection(inbound, reverse_key(inbound, link), link, now)
-        if server_of(connection.outbound) != server or connection.outbound in self.table.outbound:
-            return False
-        connection.opened = opened
-        connection.place = place
-        if virtual.measuring is not None:
-            connection.interval = virtual.measuring.restored()
-        self.table.restore(connection, state, now)
-        self._placement.rebind(connection, now)
-        return True
+        return restore(self, inbound, server, code, place, opened=opened, now=now)
 
     def restored(self, now: float) -> None:
         """All that a journal remembers is entered: let the schedulers see it.
@@ -372,28 +408,3 @@ class Director:
     def decisions(self, now: float, *, limit: int, wanted: Wanted) -> Iterator[DecisionSnapshot]:
         """At most `limit` recorded decisions, the newest first; each explained when it is read."""
         return observe.decisions(self, now, limit=limit, wanted=wanted)
-
-
-def _client_event(connection: Connection, flags: int, numbers: bytes) -> Event | None:
-    if flags & RST:
-        return Event.RESET if connection.client_reset_fits(numbers) else None
-    if connection.state is State.SYN_RECEIVED and not connection.acknowledges_server(numbers):
-        return None
-    if flags & FIN:
-        return Event.CLIENT_FIN
-    return Event.ACK if flags & ACK else None
-
-
-def _server_event(connection: Connection, flags: int, numbers: bytes) -> Event | None:
-    if flags & RST:
-        return Event.RESET if connection.server_reset_fits(numbers) else None
-    if flags & (SYN | ACK) == SYN | ACK:
-        return Event.SYN_ACK if connection.acknowledges_client(numbers) else None
-    return Event.SERVER_FIN if flags & FIN else None
-
-
-def _believable(connection: Connection, flags: int, event: Event | None) -> bool:
-    """Whether a segment may be its side's newest: no reset, and nothing that the handshake did not expect."""
-    if flags & RST:
-        return False
-    return connection.state.quick or event is Event.SYN_ACK or event in TRANSITIONS[connection.state]

@@ -4,9 +4,9 @@ Owns what follows from connections that could or could not be made (R179-R182): 
 server's `Health`, keeps the failed ones at hand, and knows whether other clients were about.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from heapq import heappop, heappush
-from itertools import islice
+from itertools import count, islice
 from math import inf
 
 from nfqlb.core.admission import ServerState
@@ -37,9 +37,12 @@ class FailureWatch:
     ) -> None:
         self._on_change = on_change
         self._on_failure = on_failure
-        self._failed: dict[str, RealServer] = {}
-        self._waiting: list[tuple[float, str]] = []  # a heap: when each may be tested; some no longer wait
-        self._due: dict[str, RealServer] = {}  # those that may be tested; who was looked at in vain goes last
+        self._failed: dict[RealServer, None] = {}
+        # a heap: when each may be tested, and in which order equals came; some no longer wait
+        self._waiting: list[tuple[float, int, RealServer]] = []
+        self._arrivals = count()
+        # those that may be tested; who was looked at in vain goes last
+        self._due: dict[RealServer, None] = {}
         # by virtual server, its two newest clients and when each was last seen, the newest first: enough to
         # tell whether anybody but a given client was about
         self._visitors: dict[VirtualServer, _Visitors] = {}
@@ -94,13 +97,13 @@ class FailureWatch:
             return None
         waiting, due = self._waiting, self._due
         while waiting and waiting[0][0] <= now:
-            _, name = heappop(waiting)
-            if name in self._failed and self._failed[name].health.due(now):
-                due[name] = self._failed[name]
-        for name, real in list(islice(due.items(), _LOOKS)):
+            _, _, real = heappop(waiting)
+            if real in self._failed and real.health.due(now):
+                due[real] = None
+        for real in list(islice(due, _LOOKS)):
             if _testable(real, now) and (links := virtual.links_to(real)):
                 return links[0]
-            due[name] = due.pop(name)
+            due[real] = due.pop(real)
         return None
 
     def backup_due(self, virtual: VirtualServer, now: float) -> Link | None:
@@ -119,8 +122,15 @@ class FailureWatch:
         self._changed(real, now)
 
     def restored(self, real: RealServer) -> None:
-        """A predecessor found out that the server had failed."""
+        """A predecessor found out that the server had failed; or it may be tested at another time now."""
         self._add(real)
+
+    def follow(self, reals: Container[RealServer], virtuals: Container[VirtualServer]) -> None:
+        """There are no servers but these any more."""
+        for real in [real for real in self._failed if real not in reals]:
+            self._remove(real)
+        for virtual in [virtual for virtual in self._visitors if virtual not in virtuals]:
+            del self._visitors[virtual]
 
     def cleared(self, real: RealServer, now: float) -> None:
         """The operator says the server is well."""
@@ -130,12 +140,12 @@ class FailureWatch:
         real.changed(now)
 
     def _add(self, real: RealServer) -> None:
-        self._failed[real.spec.name] = real
-        heappush(self._waiting, (real.health.retry_at, real.spec.name))
+        self._failed[real] = None
+        heappush(self._waiting, (real.health.retry_at, next(self._arrivals), real))
 
     def _remove(self, real: RealServer) -> None:
-        self._failed.pop(real.spec.name, None)
-        self._due.pop(real.spec.name, None)
+        self._failed.pop(real, None)
+        self._due.pop(real, None)
 
     def _changed(self, real: RealServer, now: float) -> None:
         before = real.state

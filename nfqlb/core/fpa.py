@@ -11,12 +11,13 @@ run out looks when each was last seen. That is at most once an interval. A conne
 the entry the time of its last packet.
 """
 
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from nfqlb.core.connection import Connection
-from nfqlb.core.server import RealServer, Scope
+from nfqlb.core.scope import Scope
+from nfqlb.core.server import RealServer
 
 #: Entries that the search for the least recently used one passes over because their clients turn out to be
 #: active. They go to the end, so the next search finds others.
@@ -121,6 +122,31 @@ class FpaTable:
             self._count -= len(bound)
         return before - self._count
 
+    def rescope(self, limit: int, sources: Mapping[Scope, Scope]) -> None:
+        """Another limit, and these scopes, each with the entries of the one that it was before.
+
+        Where several come of one, each has its entries. Entries of another prefix are let go; those that
+        are too many go with time.
+        """
+        before, self._scopes, self.limit = self._scopes, {}, limit
+        wanted = Counter(sources.values())
+        for scope, source in sources.items():
+            if source not in before or scope.prefix != source.prefix:
+                continue
+            entries = before[source]
+            if wanted[source] > 1 or source.active:
+                entries = OrderedDict((key, _moved(entry, scope)) for key, entry in entries.items())
+            self._scopes[scope] = entries
+        self._count = sum(map(len, self._scopes.values()))
+
+    def unbind(self, scope: Scope, real: RealServer) -> None:
+        """Drop a scope's entries that bind to this server, as it has no place there any more."""
+        entries = self._scopes.get(scope, OrderedDict())
+        bound = [client for client, entry in entries.items() if entry.real is real]
+        for client in bound:
+            del entries[client]
+        self._count -= len(bound)
+
     def clear(self, scope: Scope, client: bytes | None = None) -> int:
         """Drop a scope's entries, or the one of a client (packed address); returns how many there were."""
         entries = self._scopes.get(scope)
@@ -140,6 +166,9 @@ class FpaTable:
         Those whose clients turn out to be active go to the end.
         """
         looked = 0
+        while self._count > self.limit and looked < budget:
+            self._evict()
+            looked += 1
         for scope, entries in self._scopes.items():
             while entries and looked < budget:
                 key, entry = next(iter(entries.items()))
@@ -191,6 +220,13 @@ class FpaTable:
             (entries for entries in self._scopes.values() if entries),
             key=lambda entries: next(iter(entries.values())).assigned,
         )
+
+
+def _moved(entry: Fpa, scope: Scope) -> Fpa:
+    """An entry as its new scope has it."""
+    mine = (one for one in entry.live or () if one.link.virtual.scope == scope)
+    live = dict.fromkeys(mine) if scope.active else {}
+    return Fpa(entry.real, entry.used(), live or None)
 
 
 def masked(address: bytes, prefix: int) -> bytes:

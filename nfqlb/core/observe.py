@@ -92,11 +92,22 @@ def _links(virtual: VirtualServer) -> Iterator[LinkSnapshot]:
         )
 
 
+    for link in virtual.leaving:
+        yield LinkSnapshot(
+            real=link.real.spec.name,
+            port=link.port,
+            connections=link.connections,
+            total=link.total,
+            state=ServerState.DRAINING.shown,
+            share=link.connections / virtual.connections if virtual.connections else None,
+        )
+
+
 def reals(director: "Director", now: float) -> list[RealSnapshot]:
     """Every real server."""
     behind: dict[str, dict[str, Virtual]] = {name: {} for name in director.real_servers}
     for virtual in director.virtual_servers:
-        for link in virtual.everybody:
+        for link in (*virtual.everybody, *virtual.leaving):
             behind[link.real.spec.name][virtual.spec.name] = virtual.spec
     return [_real(real, behind[name], now) for name, real in director.real_servers.items()]
 
@@ -128,7 +139,8 @@ def _real(real: RealServer, virtuals: Mapping[str, Virtual], now: float) -> Real
 
 def _predicted(real: RealServer, virtuals: Iterable[Virtual], now: float) -> float | None:
     """As the first virtual server sees it that goes by response time, else the first; not below 0 (A15)."""
-    if real.response.last is None:
+    virtuals = list(virtuals)
+    if real.response.last is None or not virtuals:
         return None
     virtual = min(virtuals, key=lambda each: each.scheduler != FASTEST_RESPONSE)
     connections = real.connections + (virtual.predict == "next")
@@ -137,6 +149,8 @@ def _predicted(real: RealServer, virtuals: Iterable[Virtual], now: float) -> flo
 
 def reason_of(real: RealServer) -> str:
     """Why a real server is in its state; empty where it is in the usual one."""
+    if real.draining:
+        return "not in the configuration any more"
     set_by_hand = real.setting is not ServerState.IN_SERVICE
     if real.health.reason and real.state is not real.setting:
         return f"{real.health.reason}; {real.setting.shown} is set" if set_by_hand else real.health.reason

@@ -40,10 +40,15 @@ class Operation:
         watch: FailureWatch, chronicle: Chronicle,
     ) -> None:  # fmt: skip
         self._reals = reals
-        self._virtuals = {virtual.spec.name: virtual for virtual in virtuals}
+        self._virtuals: dict[str, VirtualServer] = {}
+        self.follow(virtuals)
         self._fpas = fpas
         self._watch = watch
         self._chronicle = chronicle
+
+    def follow(self, virtuals: Sequence[VirtualServer]) -> None:
+        """These are the virtual servers from now on."""
+        self._virtuals = {virtual.spec.name: virtual for virtual in virtuals}
 
     def set_real(
         self, name: str, *, setting: ServerState | None = None, weight: float | None = None, now: float

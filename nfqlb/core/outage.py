@@ -31,16 +31,30 @@ class Outage:
         self._table = table
         self._tally = tally
         self._doomed: deque[tuple[Link, set[Connection]]] = deque()
-        self._links: dict[str, list[Link]] = {}
+        self._links: dict[RealServer, list[Link]] = {}
+        self.follow(virtuals)
+
+    def follow(self, virtuals: Iterable[VirtualServer]) -> set[VirtualServer]:
+        """These are the virtual servers from now on.
+
+        Returns those whose links' `members` were not kept before, and must be entered.
+        """
+        self._links = {}
+        blank = set()
         for virtual in virtuals:
-            for link in virtual.everybody:
-                if virtual.spec.on_failure != "keep":
+            for link in (*virtual.everybody, *virtual.leaving):
+                if virtual.spec.on_failure == "keep":
+                    link.members = None
+                    continue
+                if link.members is None:
                     link.members = set()
-                    self._links.setdefault(link.real.spec.name, []).append(link)
+                    blank.add(virtual)
+                self._links.setdefault(link.real, []).append(link)
+        return blank
 
     def failed(self, real: RealServer) -> None:
         """A server has failed just now: set its connections aside."""
-        for link in self._links.get(real.spec.name, ()):
+        for link in self._links.get(real, ()):
             if link.members:
                 self._doomed.append((link, link.members))
                 link.members = set()
@@ -62,6 +76,8 @@ class Outage:
             return  # it has ended, or another server has it by now
         if link.members is not None and connection in link.members:
             return  # it went to another one in between, and has come back to test this one, or as it is well
+        if link.virtual.spec.on_failure == "keep":
+            return  # by a configuration that is younger than the failure
         order = reset_of(connection) if link.virtual.spec.on_failure == "reset" else None
         self._table.cut(connection, now)
         if order is not None:

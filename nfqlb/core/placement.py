@@ -43,7 +43,7 @@ class Placement:
         virtual = self._destinations.find(key)
         if virtual is None:
             return self._tally.refuse(Drop.NO_VIRTUAL)
-        if not virtual.setting.new:
+        if virtual.draining or not virtual.setting.new:
             if virtual.decisions is not None:
                 virtual.decisions.note(now, key, Drop.OUT_OF_SERVICE, None, NOTHING_FOUND)
             return self._tally.refuse(Drop.OUT_OF_SERVICE, virtual)
@@ -99,7 +99,7 @@ class Placement:
         """
         link, opened = connection.link, connection.opened
         scope = link.virtual.scope
-        if scope is None or opened < max(link.real.bound_from, link.virtual.bound_from):
+        if scope is None or link.leaving or opened < max(link.real.bound_from, link.virtual.bound_from):
             return
         live = scope.active and not connection.state.ended
         if live or now - opened < scope.interval:

@@ -105,8 +105,13 @@ class Rejection:
     ) -> None:
         self._destinations = destinations
         self._tally = tally
-        self._own = frozenset(virtual.spec.address.packed for virtual in virtuals)
+        self._own: frozenset[bytes] = frozenset()
+        self.follow(virtuals)
         self._allowances = {kind: Allowance(REPLIES_A_SECOND) for kind in Kind}  # no kind silences another
+
+    def follow(self, virtuals: Iterable[VirtualServer]) -> None:
+        """These are the virtual servers from now on."""
+        self._own = frozenset(virtual.spec.address.packed for virtual in virtuals)
 
     def reply_to(self, reason: Refusal, key: bytes, flags: int | None, now: float) -> Action:
         """What a client's packet that was refused for `reason` gets; a reply is counted, and to be sent.

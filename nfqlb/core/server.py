@@ -6,18 +6,20 @@ object 3E with its port object 3F). A real server's counters are moved by the co
 table alone; every change is passed on to the schedulers that rank it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from math import inf
 from typing import TYPE_CHECKING
 
 from nfqlb.core import spec
 from nfqlb.core.admission import ServerState
+from nfqlb.core.former import FormerLinks
 from nfqlb.core.health import Condition, Health
 from nfqlb.core.histogram import Histogram
 from nfqlb.core.keys import TCP, UDP
 from nfqlb.core.response import Measuring, ResponseTime
 from nfqlb.core.rewriting import rewritings
 from nfqlb.core.schedulers import RoundRobin, Scheduler, make_scheduler
+from nfqlb.core.scope import scope_of
 from nfqlb.core.shadow import Shadow
 from nfqlb.core.startup import Startup
 from nfqlb.core.states import State
@@ -42,24 +44,27 @@ class RealServer:
     whatever way (R101). `tester` is the connection that tests it. Sticky assignments before `bound_from`
     have been cleared: a successor must not restore them. `response` is its response time, taken
     from all of its connections, whatever virtual server they came through (R094), `responses` counts
-    all that were measured; `timed` are the links whose virtual server goes by it.
+    all that were measured; `timed` are the links whose virtual server goes by it. `draining` says that it is
+    not in the configuration any more.
     """
 
     __slots__ = (
-        "address", "bad_from", "bound_from", "connections", "health", "links", "response", "responses",
-        "serving", "serving_since", "setting", "since", "spec", "standing_by", "state", "tester", "timed",
-        "total", "unanswered", "weight",
+        "address", "bad_from", "bound_from", "connections", "draining", "health", "links", "response",
+        "responses", "serving", "serving_since", "setting", "since", "spec", "standing_by", "state", "tester",
+        "timed", "total", "unanswered", "weight",
     )  # fmt: skip
 
-    def __init__(self, real: spec.Real, now: float, *, strict_syn_limit: bool = False) -> None:
+    def __init__(
+        self, real: spec.Real, now: float, *, strict_syn_limit: bool = False, draining: bool = False
+    ) -> None:
         self.spec = real
+        self.draining = draining
         self.address = real.address.packed
         self.weight = real.weight
         self.connections = 0
         self.unanswered = 0
         self.total = 0
-        # A1: who has as many as the limit is bad; step 756, read literally, says more than the limit
-        self.bad_from = real.syn_limit + strict_syn_limit if real.syn_limit else inf
+        self.bad_from = _bad_from(real, strict_syn_limit)
         self.setting = ServerState.IN_SERVICE
         self.state = ServerState.IN_SERVICE
         self.since = now
@@ -73,6 +78,17 @@ class RealServer:
         self.response = ResponseTime()
         self.responses = Histogram()
         self.timed: list[Link] = []
+
+    def follow(self, real: spec.Real, *, strict_syn_limit: bool, draining: bool) -> None:
+        """Be what `real` says from now on; `changed` must follow.
+
+        What an operator has set stays, but for a weight where the configuration has another one now.
+        """
+        if real.weight != self.spec.weight:
+            self.weight = real.weight
+        self.spec = self.health.spec = real
+        self.bad_from = _bad_from(real, strict_syn_limit)
+        self.draining = draining
 
     @property
     def full(self) -> bool:
@@ -141,6 +157,8 @@ class RealServer:
                 link.virtual.decisions.stale.add(link.position)
 
     def _present_state(self) -> ServerState:
+        if self.draining:
+            return ServerState.DRAINING
         condition = self.health.condition
         if not self.setting.sticky:
             return self.setting
@@ -151,6 +169,11 @@ class RealServer:
         return ServerState.MAX_CAPACITY if self.full else ServerState.IN_SERVICE
 
 
+def _bad_from(real: spec.Real, strict_syn_limit: bool) -> float:
+    """A1: who has as many as the limit is bad; step 756, read literally, says more than the limit."""
+    return real.syn_limit + strict_syn_limit if real.syn_limit else inf
+
+
 class Link:
     """A real server's place in a virtual server, with its port there (R068-R073).
 
@@ -158,11 +181,13 @@ class Link:
     it is the one that the client uses. `inbound` and `outbound` are the changes of headers that all
     of its connections share. `stands_for` is the link that this one is the backup of, None for a server
     of its own right. `members` are its connections where they must be found when the server fails, else None.
+    `held` counts those that the table holds in any state. `leaving` says that it is no place any more, and
+    has connections that go on.
     """
 
     __slots__ = (
-        "connections", "inbound", "members", "outbound", "port", "position", "real", "stands_for", "total",
-        "virtual",
+        "connections", "held", "inbound", "leaving", "members", "outbound", "port", "position", "real",
+        "stands_for", "total", "virtual",
     )  # fmt: skip
 
     def __init__(
@@ -180,6 +205,8 @@ class Link:
         self.stands_for = stands_for
         self.connections = 0
         self.total = 0
+        self.held = 0
+        self.leaving = False
         self.members: set[Connection] | None = None
         self.inbound, self.outbound = rewritings(
             virtual.spec.address.packed, virtual.port, real.address, port
@@ -197,20 +224,10 @@ class Link:
         return real.state.new and real.weight > 0 and (self.stands_for is None or self.active)
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """Whose clients share sticky entries: one virtual server's, or a sticky group's (A8).
-
-    `refreshed` says whether each new connection renews the interval, `active` whether every packet of
-    the client's connections does (A6).
-    """
-
-    name: str
-    grouped: bool
-    interval: float
-    prefix: int
-    refreshed: bool = True
-    active: bool = False
+#: What of a virtual server a scheduler or the startup scheme is made from.
+_SCHEDULING = (
+    "scheduler", "ageing", "predict", "shadow", "startup", "startup_share", "startup_time", "startup_test",
+)  # fmt: skip
 
 
 class VirtualServer:
@@ -226,64 +243,121 @@ class VirtualServer:
     `measuring` says how response times are measured, None where they are not (UDP does not tell what
     is a response; of connections that the kernel carries nobody tells but where a scheduler needs it).
     `decisions` is the record of the last ones, None where none is kept. `shadow` is a second scheme that is
-    asked and not obeyed, None where there is none. `drops` counts its packets that were dropped.
+    asked and not obeyed, None where there is none. `drops` counts its packets that were dropped. `leaving`
+    are links that are no places of it any more and have connections; `draining` says that it is not in the
+    configuration any more.
     """
 
     __slots__ = (
-        "actual", "backup", "bound_from", "connections", "decisions", "drops", "last", "link_at", "links",
-        "measuring", "opening", "port", "protocol", "scheduler", "scope", "setting", "shadow", "spec",
-        "startup", "total",
+        "_signature", "actual", "backup", "bound_from", "connections", "decisions", "draining", "drops",
+        "last", "leaving", "link_at", "links", "measuring", "opening", "port", "protocol", "scheduler",
+        "scope", "setting", "shadow", "spec", "startup", "total",
     )  # fmt: skip
 
     def __init__(
-        self, virtual: spec.Virtual, reals: dict[str, RealServer], *, strict: spec.Strict | None = None
-    ) -> None:
-        strict = strict or spec.Strict()
+        self, virtual: spec.Virtual, reals: Mapping[str, RealServer], *, strict: spec.Strict | None = None,
+        leaving: Sequence[spec.Server] = (), draining: bool = False,
+    ) -> None:  # fmt: skip
         self.spec = virtual
         self.port = virtual.port
         self.protocol, self.opening = PROTOCOLS[virtual.protocol]
         self.last = -1
         self.connections = 0
         self.total = 0
-        self.scope = _scope(virtual, strict.refresh)
         self.setting = ServerState.IN_SERVICE
         self.bound_from = 0.0
-        self.measuring = _measuring(virtual, strict)
         self.links: list[Link] = []
-        for server in virtual.servers:
-            self._add(reals[server.real], server.port or virtual.port, None)
-        for link in list(self.links):
-            self._add_backups(link, reals)
         self.backup: Link | None = None
+        self.leaving: list[Link] = []
+        self.startup: Startup | None = None
+        self.shadow: Shadow | None = None
+        self.drops: dict[Drop, int] = {}
+        self.decisions: Decisions | None = None
+        self._signature: tuple[object, ...] | None = None
+        self.follow(virtual, reals, strict=strict or spec.Strict(), leaving=leaving, draining=draining)
+
+    def follow(
+        self, virtual: spec.Virtual, reals: Mapping[str, RealServer], *, strict: spec.Strict,
+        leaving: Sequence[spec.Server], draining: bool,
+    ) -> None:  # fmt: skip
+        """Be what `virtual` says from now on; `leaving` are places that take no new connections any more.
+
+        Links that stay are the same objects. The real servers must follow the configuration already, and list
+        no links. Where the schedulers cannot go on they begin anew, and so does the record of decisions.
+        """
+        former = FormerLinks([*self.everybody, *self.leaving])
+        used = [*reversed(self.links[: self.last + 1])]
+        self.spec = virtual
+        self.draining = draining
+        self.scope = scope_of(virtual, strict_refresh=strict.refresh)
+        self.measuring = _measuring(virtual, strict)
+        self._place(virtual, reals, former)
+        at = (link.position for link in used if self.links[link.position : link.position + 1] == [link])
+        self.last = next(at, -1)
+        self.leaving = [self._link(former, reals[each.real], each.port, None) for each in leaving]
+        self.leaving += former.held()
+        for link in self.leaving:
+            link.leaving, link.position, link.stands_for = True, -1, None
+        everybody = [*self.everybody, *self.leaving]
+        self.link_at = {link.real.address + link.inbound.port: link for link in reversed(everybody)}
+        self._schedule(virtual)
+
+    def _place(self, virtual: spec.Virtual, reals: Mapping[str, RealServer], former: FormerLinks) -> None:
+        """The links, in their search order."""
+        self.links = []
+        for server in virtual.servers:
+            self._add(self._link(former, reals[server.real], server.port or virtual.port, None))
+        for link in list(self.links):
+            self._add_backups(link, reals, former)
+        self.backup = None
         if virtual.backup:
-            self.backup = Link(self, reals[virtual.backup], virtual.port, len(self.links))
-        self.link_at = {link.real.address + link.inbound.port: link for link in reversed(self.everybody)}
+            self.backup = self._link(former, reals[virtual.backup], virtual.port, None)
+            self.backup.position = len(self.links)
+
+    def _schedule(self, virtual: spec.Virtual) -> None:
+        """Begin anew to schedule, unless everything that schedulers know of is as before."""
+        keys = [getattr(virtual, key) for key in _SCHEDULING]
+        links = [(id(link), link.real.spec.name, link.stands_for) for link in self.everybody]
+        signature = (*keys, *links, len(self.links))
+        if signature == self._signature:
+            return
+        self._signature = signature
         self.scheduler: Scheduler = make_scheduler(virtual, self.links)
         self.startup = Startup(self) if virtual.startup == RoundRobin.name else None
         self.shadow = Shadow(self) if virtual.shadow else None
         self.actual = self.scheduler.name
-        self.decisions: Decisions | None = None
-        self.drops: dict[Drop, int] = {}
+        self.decisions = None
 
     @property
     def everybody(self) -> list[Link]:
         """All links that may ever serve it, backups last."""
         return [*self.links, self.backup] if self.backup else self.links
 
-    def _add(self, real: RealServer, port: int | None, stands_for: Link | None) -> Link:
-        link = Link(self, real, port, len(self.links), stands_for)
+    def _link(
+        self, former: FormerLinks, real: RealServer, port: int | None, stands_for: Link | None
+    ) -> Link:
+        """A link to a real server: one that was, or a new one."""
+        link = former.take(real, port, backup=stands_for is not None)
+        if link is None:
+            return Link(self, real, port, -1, stands_for)
+        link.stands_for, link.leaving = stands_for, False
+        return link
+
+    def _add(self, link: Link) -> Link:
+        real = link.real
+        link.position = len(self.links)
         self.links.append(link)
         real.links.append(link)
         if self.measuring is not None and self.measuring.used:
             real.timed.append(link)
         return link
 
-    def _add_backups(self, link: Link, reals: dict[str, RealServer]) -> None:
+    def _add_backups(self, link: Link, reals: Mapping[str, RealServer], former: FormerLinks) -> None:
         """A link for each backup in a server's chain, on the same port (A27); no chain runs in a circle."""
         above = []
         while link.real.spec.backup:
             above.append(link.real)
-            link = self._add(reals[link.real.spec.backup], link.port, link)
+            link = self._add(self._link(former, reals[link.real.spec.backup], link.port, link))
             for real in above:
                 real.standing_by.append(link)
 
@@ -311,16 +385,3 @@ def _measuring(virtual: spec.Virtual, strict: spec.Strict) -> Measuring | None:
         return None
     measuring = Measuring(virtual, strict)
     return measuring if measuring.used or virtual.datapath != "offload" else None
-
-
-def _scope(virtual: spec.Virtual, strict_refresh: bool) -> Scope | None:
-    if virtual.sticky <= 0:
-        return None
-    return Scope(
-        name=virtual.sticky_group or virtual.name,
-        grouped=bool(virtual.sticky_group),
-        interval=virtual.sticky,
-        prefix=virtual.sticky_mask,
-        refreshed=virtual.sticky_refresh != "never" and not strict_refresh,
-        active=virtual.sticky_refresh == "activity" and not strict_refresh,
-    )

@@ -100,12 +100,8 @@ class ConnectionTable:
         self.total = 0
         self.reassigned = 0
         self._udp = udp
-        self._queues = {
-            Timeout.HALF_OPEN: _queue(Timeout.HALF_OPEN, half_open),
-            Timeout.CLOSING: _queue(Timeout.CLOSING, closing),
-            Timeout.UDP_NEW: _queue(Timeout.UDP_NEW, min(IDLE_CHECK, udp / 4)),
-            Timeout.UDP: _queue(Timeout.UDP, min(IDLE_CHECK, udp / 4)),
-        }
+        delays = _delays(half_open, closing, udp)
+        self._queues = {timeout: _queue(timeout, delay) for timeout, delay in delays.items()}
         self._idle: dict[float, DueQueue[Connection]] = {}  # by how often its members are looked at
         self._idle_of: dict[float, DueQueue[Connection]] = {}  # the same, by their idle time-out
         self._counts = counting(count_on, close_on)
@@ -114,6 +110,26 @@ class ConnectionTable:
     def __len__(self) -> int:
         return len(self.inbound)
 
+    def follow(
+        self, limit: int, *, half_open: float, closing: float, udp: float, count_on: str, close_on: str,
+        on_gone: Callable[[Connection], None] | None,
+    ) -> None:  # fmt: skip
+        """Other limits and time-outs (as above) from now on; those that run already are measured by them.
+
+        Where other states count, each connection is looked at, and the real servers must be told.
+        """
+        self.limit, self._udp, self._on_gone = limit, udp, on_gone
+        for timeout, delay in _delays(half_open, closing, udp).items():
+            if delay != self._queues[timeout].delay:
+                self._queues[timeout].retime(delay)
+        counts = counting(count_on, close_on)
+        if counts != self._counts:
+            for connection in self.inbound.values():
+                state = connection.state
+                if difference := counts[state] - self._counts[state]:
+                    self._count(connection.link, difference, 0)
+            self._counts = counts
+
     def add(self, connection: Connection, now: float) -> None:
         """Enter a new connection, whose first packet is now on its way (R118-R125).
 
@@ -121,6 +137,7 @@ class ConnectionTable:
         """
         self.inbound[connection.inbound] = connection
         self.outbound[connection.outbound] = connection
+        connection.link.held += 1
         if connection.link.members is not None:
             connection.link.members.add(connection)
         self._set_state(connection, connection.link.virtual.opening, now)
@@ -137,6 +154,7 @@ class ConnectionTable:
         """
         self.inbound[connection.inbound] = connection
         self.outbound[connection.outbound] = connection
+        connection.link.held += 1
         if connection.link.members is not None:
             connection.link.members.add(connection)
         connection.state = state
@@ -158,6 +176,8 @@ class ConnectionTable:
         del self.outbound[connection.outbound]
         counted = self._counts[connection.state]
         self._count(before, -counted, -unanswered)
+        before.held -= 1
+        link.held += 1
         connection.link = link
         connection.outbound = outbound
         self.outbound[outbound] = connection
@@ -176,6 +196,7 @@ class ConnectionTable:
         """Forget a connection."""
         del self.inbound[connection.inbound]
         del self.outbound[connection.outbound]
+        connection.link.held -= 1
         if connection.link.members is not None:
             connection.link.members.discard(connection)
         self._set_state(connection, State.GONE, now)
@@ -280,7 +301,7 @@ class ConnectionTable:
                 if connection.state.timeout is not timeout:
                     continue  # it is gone, or has moved on: another queue has it
                 if now - connection.seen < self._limit_of(connection, timeout):
-                    queue.push(connection, now)
+                    self._again(connection, queue, now)
                     continue
                 if self._carrier is not None and not connection.state.ended:
                     looked += _ASKING
@@ -305,8 +326,13 @@ class ConnectionTable:
         if state is None or (state.unanswered and connection.state.unanswered):
             return False
         if connection.state is before:
-            queue.push(connection, now)
+            self._again(connection, queue, now)
         return True
+
+    def _again(self, connection: Connection, queue: DueQueue[Connection], now: float) -> None:
+        """Look at a connection again later; its server may have another idle time-out by now."""
+        idle = connection.state.timeout is Timeout.IDLE
+        (self._idle_queue(connection.link) if idle else queue).push(connection, now)
 
     def _ask(self, connection: Connection, now: float) -> State | None:
         """How far a connection has come, as its carrier knows: so far it is brought here. None: ended."""
@@ -324,6 +350,17 @@ class ConnectionTable:
         if connection.state.udp:
             return self._udp
         return self._queues[timeout].delay
+
+
+def _delays(half_open: float, closing: float, udp: float) -> dict[Timeout, float]:
+    """How long a connection waits in each queue but those of idle ones (seconds)."""
+    check = min(IDLE_CHECK, udp / 4)
+    return {
+        Timeout.HALF_OPEN: half_open,
+        Timeout.CLOSING: closing,
+        Timeout.UDP_NEW: check,
+        Timeout.UDP: check,
+    }
 
 
 def _queue(timeout: Timeout, delay: float) -> DueQueue[Connection]:

@@ -55,6 +55,12 @@ class DueQueue(Generic[Member]):
         self._open_until = now + self.grain
         groups.append((self._open_until + self.delay, deque((member,))))
 
+    def retime(self, delay: float) -> None:
+        """Let every member fall due so many seconds after it entered; looks at each group of members."""
+        later = delay - self.delay
+        self.delay = delay
+        self._groups = deque((due + later, members) for due, members in self._groups)
+
     def pop_due(self, now: float) -> Member | None:
         """The next member that is due, None if none is."""
         groups = self._groups

@@ -69,7 +69,7 @@ class Watched(Selection):
     @classmethod
     def watch(cls, director: Director) -> Self:
         """Let it choose for a director from now on."""
-        placement: Any = director._placement
+        placement: Any = director.placement
         watched = cls(director.fpas, director.watch, director.table.outbound)
         watched.copies = []
         placement._selection = watched

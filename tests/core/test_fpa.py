@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfqlb.core.fpa import FpaTable, masked
-from nfqlb.core.server import RealServer, Scope
+from nfqlb.core.scope import Scope
+from nfqlb.core.server import RealServer
 from tests.core.properties import TRIES
 from tests.core.scenario import real
 

@@ -228,7 +228,7 @@ class Oracle(Selection):
 
     @classmethod
     def watch(cls, lab: Scenario, shadow: str) -> "Oracle":
-        placement: Any = lab.director._placement
+        placement: Any = lab.director.placement
         oracle = cls(lab.director.fpas, lab.director.watch, lab.director.table.outbound)
         oracle.expected, oracle.last, oracle.tried = [], -1, dict[int, float]()
         oracle.shadow = shadow

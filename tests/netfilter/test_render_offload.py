@@ -8,8 +8,7 @@ from ipaddress import ip_address
 import pytest
 
 from nfqlb.config.marks import LinkMarks
-from nfqlb.config.numbers import idle_times
-from nfqlb.config.numbers import queue_numbers, tap_group
+from nfqlb.config.numbers import idle_times, queue_numbers, tap_group
 from nfqlb.core.spec import Config, Gateway, Real, Server, Timeouts, Virtual
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.render import FAMILIES, IPV4, join, read_template, render
