@@ -9,7 +9,7 @@ port, whatever they are called: so a changed address is another server, and anot
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
-from itertools import chain, count
+from itertools import count
 from typing import TypeVar
 
 from nfqlb.config.marks import OFFLOAD, LinkMarks, needed_marks
@@ -166,13 +166,15 @@ def _without_servers(virtual: Virtual) -> Virtual:
 
 def _renamed(leaving: Iterable[Named], taken: Collection[str]) -> list[Named]:
     """Those who are leaving, under names that nobody else has."""
+    everybody: list[Named] = list(leaving)
+    used = {*taken, *(one.name for one in everybody)}
     found: list[Named] = []
-    used = set(taken)
-    for one in leaving:
-        base = _EARLIER.sub("", one.name)[:_BASE]
-        names = chain([one.name], (f"{base}@{number}" for number in count(1)))
-        name = next(name for name in names if name not in used)
-        used.add(name)
+    for one in everybody:
+        name = one.name
+        if name in taken:
+            base = _EARLIER.sub("", name)[:_BASE]
+            name = next(name for number in count(1) if (name := f"{base}@{number}") not in used)
+            used.add(name)
         found.append(replace(one, name=name))
     return found
 

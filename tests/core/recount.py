@@ -55,6 +55,9 @@ def audit(director: Director) -> None:
     assert table.counted == len(live)
     on_real = Counter(each.link.real.spec.name for each in live)
     on_link = Counter(id(each.link) for each in live)
+    held = Counter(id(each.link) for each in found)
+    links = {id(link) for each in director.virtual_servers for link in (*each.everybody, *each.leaving)}
+    assert held.keys() <= links
     unanswered = Counter(each.link.real.spec.name for each in found if each.state is State.SYN_SENT)
     for name, real in director.real_servers.items():
         assert real.connections == on_real[name], name
@@ -68,9 +71,14 @@ def audit(director: Director) -> None:
         else:
             assert real.health.condition is not Condition.TESTING, name
     for virtual in director.virtual_servers:
-        everybody = [*virtual.links, virtual.backup] if virtual.backup else virtual.links
+        everybody = [*virtual.links, virtual.backup] if virtual.backup else list(virtual.links)
+        everybody += virtual.leaving
         for link in everybody:
             assert link.connections == on_link[id(link)]
+            assert link.held == held[id(link)]
+            assert link.leaving is (link in virtual.leaving)
+            assert not link.real.draining or link.leaving
+            assert not (virtual.draining and link not in virtual.leaving)
         assert virtual.connections == sum(link.connections for link in everybody)
         if virtual.spec.scheduler in MEASURES:
             _chooses(virtual, on_real)
@@ -138,7 +146,7 @@ def _doomed(director: Director) -> None:
             if health.condition is not Condition.WELL and connection.opened < health.failed_at - 1:
                 assert connection.state is State.SYN_SENT or id(connection) in about_to_end
     for virtual in director.virtual_servers:
-        for link in virtual.everybody:
+        for link in (*virtual.everybody, *virtual.leaving):
             assert all(each.link is link for each in link.members or ())
             assert all(each.inbound in director.table.inbound for each in link.members or ())
 
@@ -155,6 +163,8 @@ def _followed(director: Director) -> None:
 
 
 def _state(real: RealServer, load: int) -> str:
+    if real.draining:
+        return "draining"
     if real.setting.shown in ("maintenance", "out-of-service"):
         return real.setting.shown
     if real.health.condition is not Condition.WELL:
