@@ -54,7 +54,7 @@ class Iptables:
         environment = {**os.environ, "LC_ALL": "C", "PATH": search_path()}
         try:
             done = subprocess.run(
-                [shutil.which(command[0], path=environment["PATH"]) or command[0], *command[1:]],
+                [program(command[0]), *command[1:]],
                 input=text,
                 capture_output=True,
                 text=True,
@@ -69,6 +69,11 @@ class Iptables:
         if done.returncode:
             raise KernelError(explain(command[0], done.stderr, text))
         return done.stdout
+
+
+def program(name: str) -> str:
+    """Where a program is, by `search_path`; just its name where it is not installed."""
+    return shutil.which(name, path=search_path()) or name
 
 
 def search_path() -> str:

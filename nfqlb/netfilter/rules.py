@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nfqlb.config.marks import OFFLOAD
 from nfqlb.core.spec import Config
-from nfqlb.netfilter import address, sysctl, timeouts
+from nfqlb.netfilter import accounting, address, sysctl, timeouts
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.iptables import Iptables
 from nfqlb.netfilter.queue_status import read_queues
@@ -102,7 +102,10 @@ def remove(directory: Path = DIRECTORY) -> list[str]:
 
 
 def withdraw() -> list[str]:
-    """Takes out our rules and what they name, in both families and kinds of tables. Raises KernelError."""
+    """Takes out our rules and what they name, in both families and kinds of tables, and our counters.
+
+    Raises KernelError.
+    """
     done = []
     for family in FAMILIES:
         tables = Iptables(family.program)
@@ -113,7 +116,8 @@ def withdraw() -> list[str]:
         other = tables.other_kind()  # should iptables have been switched over since the rules were made
         if other.installed and _holds_ours(other):
             done += _clear(other)
-    return done + [f"conntrack time-outs {name}" for name in timeouts.remove()]
+    done += [f"conntrack time-outs {name}" for name in timeouts.remove()]
+    return done + accounting.remove()
 
 
 def _keeps_timeouts(config: Config) -> bool:

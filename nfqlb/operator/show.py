@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from nfqlb.operator import document as read
 from nfqlb.operator import story
-from nfqlb.operator.text import Row, age, clean, count, endpoint, facts, response, several, table
+from nfqlb.operator.text import Row, age, clean, count, endpoint, facts, response, several, size, table
 from nfqlb.runtime.protocol import JSON, JSONObject
 
 _rows, _object, _list, _part = read.rows, read.whole, read.items, read.part
@@ -68,7 +68,7 @@ def virtuals(document: JSON) -> list[str]:
     rows: list[Row] = []
     about: dict[int, list[str]] = {}  # what is said of a virtual server, by the row that it follows
     for virtual in found:
-        about[len(rows)] = [_about(virtual), *_shadow(virtual)]
+        about[len(rows)] = [_about(virtual), *_passed(virtual), *_lost(virtual), *_shadow(virtual)]
         name, state = _text(virtual, "name"), _text(virtual, "state")
         rows.append((name, state, *_connections(virtual), "", ""))
         rows += [_place(server, virtual) for server in _list(virtual, "servers")]
@@ -90,6 +90,25 @@ def _about(virtual: JSONObject) -> str:
     where = endpoint(_text(virtual, "address"), _port(virtual, "port"))
     how = desired if desired == actual else f"{actual} for now, then {desired}"
     return f"{where}/{_text(virtual, 'protocol')}, {how}"
+
+
+def _passed(virtual: JSONObject) -> list[str]:
+    """What came for a virtual server and left from it; nothing where nobody counts."""
+    if virtual.get("traffic") is None:
+        return []
+    traffic = _part(virtual, "traffic")
+    ways = []
+    for way in ("in", "out"):
+        packets = several(_number(traffic, f"packets_{way}"), "packet")
+        ways.append(f"{way} {size(_number(traffic, f'bytes_{way}'))} ({packets})")
+    return [", ".join(ways)]
+
+
+def _lost(virtual: JSONObject) -> list[str]:
+    """What was dropped of a virtual server's packets, by reason; nothing where nothing was."""
+    drops = _part(virtual, "drops") if "drops" in virtual else {}
+    told = [f"{count(_number(drops, reason))} {reason}" for reason in drops if _number(drops, reason)]
+    return [f"dropped {', '.join(told)}"] if told else []
 
 
 def _shadow(virtual: JSONObject) -> list[str]:

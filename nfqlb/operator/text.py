@@ -40,6 +40,16 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def size(octets: float) -> str:
+    """Bytes in the unit that suits them, a thousand of each in the next: 999 B, 1.2 kB, 34 MB."""
+    unit = "B"
+    for larger in ("kB", "MB", "GB", "TB", "PB"):
+        if octets < 999.5:
+            break
+        octets, unit = octets / 1000, larger
+    return f"{octets:.0f} {unit}" if unit == "B" or octets >= 9.95 else f"{octets:.1f} {unit}"
+
+
 def age(seconds: float) -> str:
     """A time in its two largest units: 0.4s, 45s, 3m12s, 2h05m, 3d04h."""
     if seconds < 9.95:

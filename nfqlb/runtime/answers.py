@@ -36,7 +36,12 @@ def _summary(desk: "Desk", request: Request) -> None:
 
 
 def _virtuals(desk: "Desk", request: Request) -> None:
-    desk.forward(request, lambda rows: desk.pulse.carry.add({"virtuals": rows})["virtuals"])
+    """Virtual servers, with their traffic."""
+
+    def finish(rows: JSON) -> JSON:
+        return desk.complete_virtuals(desk.pulse.carry.add({"virtuals": rows})["virtuals"])
+
+    desk.forward(request, finish)
 
 
 def _reals(desk: "Desk", request: Request) -> None:

@@ -6,7 +6,7 @@ is to be seen is put into `rules`, `reload` or `others`, and is in the next snap
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from nfqlb import __version__
@@ -36,7 +36,9 @@ class Desk:
     """Answers requests; `answer` is what the control socket calls.
 
     `roles` are the packet queues' ("new", "established", "offload") by number. `listeners` are called with
-    every snapshot that is taken once a second, `completers` before with the same document, to add to it.
+    every snapshot that is taken once a second, `completers` before with the same document, to add to it;
+    `virtual_completers` with the rows of virtual servers wherever they are shown, and `followers` with each
+    other configuration that is in force.
     """
 
     def __init__(
@@ -56,6 +58,8 @@ class Desk:
         self.others: JSONObject = {}
         self.listeners: list[Callable[[JSONObject], None]] = []
         self.completers: list[Callable[[JSONObject], None]] = []
+        self.virtual_completers: list[Callable[[Iterable[JSONObject]], None]] = []
+        self.followers: list[Callable[[Config], None]] = []
         self.last: JSONObject | None = None  # the last snapshot
         self.watching = Watching(clock)
         self.waiting = Waiting(clock)
@@ -114,6 +118,8 @@ class Desk:
     def configured(self, config: Config) -> None:
         """Another configuration is in force."""
         self.config = config
+        for follow in self.followers:
+            follow(config)
 
     def born(self, _pid: int) -> None:
         """A worker has been started."""
@@ -143,6 +149,7 @@ class Desk:
             request.refuse(error)
 
     def _show(self, snapshot: JSONObject, scheduled: bool) -> None:
+        self.complete_virtuals(snapshot["virtuals"])
         for complete in self.completers:
             complete(snapshot)
         self.last = snapshot = picture.judged(snapshot)
@@ -159,6 +166,13 @@ class Desk:
             self.waiting.look(snapshot)
         for listen in self.listeners if scheduled else ():
             listen(snapshot)
+
+    def complete_virtuals(self, rows: JSON) -> JSON:
+        """Add to the rows of virtual servers what the supervisor knows of them; returns the same rows."""
+        assert isinstance(rows, list)
+        for complete in self.virtual_completers:
+            complete([row for row in rows if isinstance(row, dict)])
+        return rows
 
     def known_neighbours(self) -> Mapping[str, Neighbour]:
         """What the kernel knows of the real servers' links, by address."""

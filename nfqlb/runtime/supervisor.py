@@ -35,6 +35,7 @@ from nfqlb.runtime.metrics import Metrics
 from nfqlb.runtime.notify import Notifier, from_environment
 from nfqlb.runtime.protocol import ControlError
 from nfqlb.runtime.stall import LOOK, Watchdog
+from nfqlb.runtime.traffic import Traffic
 from nfqlb.runtime.worker import Worker
 from nfqlb.runtime.workers import Workers
 
@@ -97,6 +98,10 @@ class Supervisor:
         _log_all(sysctl.switch, sysctl.forwarding(config) | sysctl.tracking(config), record)
         self._workers.start()
         undo.callback(_log_all, rules.withdraw)
+        traffic = Traffic(config)
+        traffic.begin()
+        self._desk.virtual_completers.append(traffic.complete)
+        self._desk.followers.append(traffic.configured)
         rules.apply(config)
         undo.callback(_log_all, address.take_down)
         _log_all(address.bring_up, config)

@@ -233,6 +233,19 @@ def test_virtuals() -> None:
     )
 
 
+def test_virtuals_tell_what_has_passed_and_what_was_dropped() -> None:
+    """What nobody has counted is not told of, and is no 0."""
+    traffic: JSONObject = {"packets_in": 1, "bytes_in": 60, "packets_out": 12345, "bytes_out": 34_567_890}
+    busy: JSONObject = {**SHOP, "traffic": traffic, "drops": {"malformed": 0, "no-server": 1200, "cut": 1}}
+    assert shown("virtuals", [busy]).splitlines()[2:4] == [
+        "  192.0.2.10:80/tcp, weighted-least-connections",
+        "  in 60 B (1 packet), out 35 MB (12,345 packets)",
+    ]
+    assert "\n  dropped 1,200 no-server, 1 cut\n  web1:8080 " in shown("virtuals", [busy])
+    quiet: JSONObject = {**SHOP, "traffic": None, "drops": {}}
+    assert shown("virtuals", [quiet]) == shown("virtuals", [SHOP])
+
+
 @pytest.mark.parametrize(
     ("evaluated", "differed", "says"),
     [(0, 0, "not asked yet"), (1, 0, "another server in 0.0% of 1 decision"),

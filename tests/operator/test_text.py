@@ -4,7 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfqlb.operator.text import age, clean, clean_lines, count, endpoint, facts, response, several, table
+from nfqlb.operator.text import (
+    age,
+    clean,
+    clean_lines,
+    count,
+    endpoint,
+    facts,
+    response,
+    several,
+    size,
+    table,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +47,18 @@ def test_an_age_is_its_two_largest_units(seconds: float, said: str) -> None:
 )
 def test_a_response_time_is_in_milliseconds(seconds: float | None, said: str) -> None:
     assert response(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("octets", "said"),
+    [
+        (0, "0 B"), (999, "999 B"), (999.6, "1.0 kB"), (1000, "1.0 kB"), (9949, "9.9 kB"), (9950, "10 kB"),
+        (999_499, "999 kB"), (999_500, "1.0 MB"), (34_567_890, "35 MB"), (2.5e9, "2.5 GB"), (7e12, "7.0 TB"),
+        (12e18, "12000 PB"),
+    ],
+)  # fmt: skip
+def test_a_size_is_in_the_unit_that_suits_it(octets: float, said: str) -> None:
+    assert size(octets) == said
 
 
 def test_numbers_have_their_thousands_apart() -> None:
