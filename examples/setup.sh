@@ -11,7 +11,7 @@
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/nfqlb
 python=${PYTHON:-/usr/bin/python3}
 build_packages="python3-venv python3-dev gcc libc6-dev libnetfilter-queue-dev"
-gateway_packages="iproute2 iptables util-linux"
+gateway_packages="iproute2 iptables nftables util-linux"
 export PYTHONDONTWRITEBYTECODE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
 fail() {

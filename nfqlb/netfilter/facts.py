@@ -21,7 +21,7 @@ from nfqlb.core.spec import Address, Config
 from nfqlb.netfilter import sysctl, timeouts
 from nfqlb.netfilter.conntrack import room
 from nfqlb.netfilter.errors import KernelError
-from nfqlb.netfilter.iptables import Iptables
+from nfqlb.netfilter.iptables import Iptables, installed
 from nfqlb.netfilter.procfs import may_administer, may_send_raw, namespace, readers
 from nfqlb.netfilter.queue_status import QueueStatus, read_queues
 from nfqlb.netfilter.render import PREFIX
@@ -85,7 +85,7 @@ class Facts:
     `routes` has None for an address that no route leads to. `rp_filter` is by interface, "all"
     included. `ipv6` are the interfaces on which IPv6 is switched on, `ipv6_forwarded` those from
     which the kernel forwards it. `iptables` is "nf_tables", "legacy", or "" where there is none;
-    `other_rules` counts the rules in the tables of the other kind. `queue_readers` maps a bound
+    `nft` says whether that program is there, `other_rules` counts the rules in the tables of the other kind. `queue_readers` maps a bound
     queue's number to the process ids that read it, `owner` is another nfqlb's process id in this
     network namespace. `udp_timeout` is how long the kernel remembers a UDP flow at least (seconds).
 
@@ -105,6 +105,7 @@ class Facts:
     net_admin: bool = True
     net_raw: bool = True
     iptables: str = "nf_tables"
+    nft: bool = True
     other_rules: int = 0
     owner: int | None = None
     tracked: int = 0
@@ -140,6 +141,7 @@ def read(config: Config, directory: Path = DIRECTORY) -> Facts:
         net_admin=may_administer(),
         net_raw=may_send_raw(),
         iptables=kind,
+        nft=installed("nft"),
         other_rules=other_rules,
         owner=_other(directory),
         udp_timeout=_udp_timeout(),

@@ -74,6 +74,15 @@ def _programs(config: Config, found: Facts) -> Iterator[Finding]:
         )
 
 
+def _counters(config: Config, found: Facts) -> Iterator[Finding]:
+    if not found.nft:
+        yield Finding(
+            "warning",
+            "nft is not installed, so packets and bytes of virtual servers are not counted",
+            "on Debian: apt-get install nftables",
+        )
+
+
 def _alone(config: Config, found: Facts) -> Iterator[Finding]:
     if found.owner is not None:
         who = f"process {found.owner}" if found.owner else "another process"
@@ -343,6 +352,7 @@ def _may_meet(rule: str, virtual: Virtual) -> bool:
 _CHECKS: tuple[Callable[[Config, Facts], Iterator[Finding]], ...] = (
     _rights,
     _programs,
+    _counters,
     _alone,
     _interfaces,
     _ipv6,

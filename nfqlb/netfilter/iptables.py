@@ -31,7 +31,7 @@ class Iptables:
     @property
     def installed(self) -> bool:
         """Whether the program can be found."""
-        return shutil.which(f"{self.program}-restore", path=search_path()) is not None
+        return installed(f"{self.program}-restore")
 
     def kind(self) -> str:
         """Where its rules go: "nf_tables" or "legacy". Raises KernelError where it cannot run."""
@@ -69,6 +69,11 @@ class Iptables:
         if done.returncode:
             raise KernelError(explain(command[0], done.stderr, text))
         return done.stdout
+
+
+def installed(name: str) -> bool:
+    """Whether a program can be found."""
+    return shutil.which(name, path=search_path()) is not None
 
 
 def program(name: str) -> str:

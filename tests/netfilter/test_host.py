@@ -197,6 +197,11 @@ def test_strict_reverse_path_filtering_matters_with_several_outside_interfaces(
     assert [finding.level for finding in findings] == ["warning"] * warnings
 
 
+def test_without_nft_nothing_is_counted() -> None:
+    finding = only(CONFIG, replace(GOOD, nft=False))
+    assert (finding.level, finding.advice) == ("warning", "on Debian: apt-get install nftables")
+
+
 def test_answers_that_leave_by_an_unnamed_interface_are_a_warning() -> None:
     facts = replace(GOOD, routes={**GOOD.routes, ELSEWHERE[4]: Route("eth2")})
     finding = only(CONFIG, facts)
