@@ -85,9 +85,10 @@ class Facts:
     `routes` has None for an address that no route leads to. `rp_filter` is by interface, "all"
     included. `ipv6` are the interfaces on which IPv6 is switched on, `ipv6_forwarded` those from
     which the kernel forwards it. `iptables` is "nf_tables", "legacy", or "" where there is none;
-    `nft` says whether that program is there, `other_rules` counts the rules in the tables of the other kind. `queue_readers` maps a bound
-    queue's number to the process ids that read it, `owner` is another nfqlb's process id in this
-    network namespace. `udp_timeout` is how long the kernel remembers a UDP flow at least (seconds).
+    `nft` says whether that program is there, `other_rules` counts the rules in the tables of the
+    other kind. `queue_readers` maps a bound queue's number to the process ids that read it, `owner` is
+    another nfqlb's process id in this network namespace. `udp_timeout` is how long the kernel remembers
+    a UDP flow at least (seconds).
 
     Of interest to datapath offload alone, and read only for it: how many connections the kernel may track
     once `run` has done what it can (0: no limit, or not known yet), whether it keeps `timeouts` of ours for
