@@ -392,10 +392,11 @@ class Director:
         return observe.reals(self, now)
 
     def connections(
-        self, now: float, *, limit: int, client: spec.Address | None = None, virtual: str | None = None
-    ) -> list[ConnectionSnapshot]:
-        """At most `limit` connections, of one client or one virtual server where that is given."""
-        return observe.connections(self, now, limit=limit, client=client, virtual=virtual)
+        self, now: float, *, limit: int, client: spec.Address | None = None, virtual: str | None = None,
+        real: str | None = None,
+    ) -> list[ConnectionSnapshot]:  # fmt: skip
+        """At most `limit` connections, of one client, virtual or real server where that is given."""
+        return observe.connections(self, now, limit=limit, client=client, virtual=virtual, real=real)
 
     def failures(self, now: float, *, limit: int, real: str | None = None) -> list[FailureSnapshot]:
         """At most `limit` connections that could not be made, of one real server where that is given."""

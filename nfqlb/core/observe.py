@@ -190,8 +190,9 @@ def _failure(real: RealServer, evidence: Evidence, now: float) -> FailureSnapsho
 
 
 def connections(
-    director: "Director", now: float, *, limit: int, client: Address | None, virtual: str | None
-) -> list[ConnectionSnapshot]:
+    director: "Director", now: float, *, limit: int, client: Address | None, virtual: str | None,
+    real: str | None = None,
+) -> list[ConnectionSnapshot]:  # fmt: skip
     """At most `limit` connections: live ones, newest first, then those that only linger."""
     table = director.table.inbound
     live = (each for each in reversed(table.values()) if not each.state.ended)
@@ -206,6 +207,8 @@ def connections(
         )
     if virtual is not None:
         wanted = (each for each in wanted if each.link.virtual.spec.name == virtual)
+    if real is not None:
+        wanted = (each for each in wanted if each.link.real.spec.name == real)
     return [_connection(each, now) for each in islice(wanted, limit)]
 
 

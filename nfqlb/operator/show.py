@@ -6,12 +6,13 @@ fit 80 columns. A document that does not hold what it should raises ControlError
 """
 
 import json
+import time
 from collections.abc import Callable
 
 from nfqlb.operator import document as read
 from nfqlb.operator import story
 from nfqlb.operator.text import Row, age, clean, count, endpoint, facts, response, several, size, table
-from nfqlb.runtime.protocol import JSON, JSONObject
+from nfqlb.runtime.protocol import JSON, ControlError, JSONObject
 
 _rows, _object, _list, _part = read.rows, read.whole, read.items, read.part
 _text, _optional, _number, _port = read.text, read.optional, read.number, read.port
@@ -253,6 +254,28 @@ def decisions(document: JSON) -> list[str]:
     return table(("WHEN", "VIRTUAL", "CLIENT", "TO", "BY", "STICKY"), rows, right=("WHEN",))
 
 
+def events(document: JSON) -> list[str]:
+    """What has happened, the latest first, in the local time."""
+    rows = [
+        (
+            _when(_number(one, "at")),
+            _text(one, "level"),
+            _text(one, "kind"),
+            _text(one, "text") + (f" (ordered by {who})" if (who := _text(one, "who")) else ""),
+        )
+        for one in _rows(document)
+    ]
+    return table(("WHEN", "LEVEL", "KIND", "WHAT"), rows) if rows else ["no events"]
+
+
+def _when(at: float) -> str:
+    """A time of day, in the local time."""
+    try:
+        return time.strftime("%m-%d %H:%M:%S", time.localtime(at))
+    except (OverflowError, ValueError, OSError):
+        raise ControlError("bad-reply", "the gateway's answer cannot be shown: a time that is none") from None
+
+
 SUBJECTS: dict[str, Callable[[JSON], list[str]]] = {
     "summary": summary,
     "virtuals": virtuals,
@@ -261,6 +284,7 @@ SUBJECTS: dict[str, Callable[[JSON], list[str]]] = {
     "sticky": sticky,
     "failures": failures,
     "decisions": decisions,
+    "events": events,
 }
 
 

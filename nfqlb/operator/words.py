@@ -12,10 +12,12 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "run": (),
     "check": (),
     "rules": ("show", "apply", "verify", "remove"),
-    "show": ("summary", "virtuals", "reals", "connections", "sticky", "failures", "decisions"),
+    "show": ("summary", "virtuals", "reals", "connections", "sticky", "failures", "decisions", "events"),
     "set": ("real", "virtual"),
     "clear": ("sticky",),
     "explain": (),
+    "wait": ("real", "virtual", "connections"),
+    "batch": (),
     "demo": (),
 }
 
@@ -25,10 +27,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message, and exit with status 2."""
+        super().error(self.explained(message))
+
+    def explained(self, message: str) -> str:
+        """The message, or a better one."""
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction) and message.endswith(f": {action.metavar}"):
-                message = f"{action.metavar} is missing: {', '.join(action.choices)}"
-        super().error(message)
+                return f"{action.metavar} is missing: {', '.join(action.choices)}"
+        return message
 
 
 def positive(text: str) -> int:

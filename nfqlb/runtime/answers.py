@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from nfqlb.runtime import access, orders, views
-from nfqlb.runtime.events import KEPT
 from nfqlb.runtime.history import LINES
 from nfqlb.runtime.protocol import JSON, JSONObject, Request
 from nfqlb.runtime.summary import summary
@@ -87,10 +86,7 @@ def _history(desk: "Desk", request: Request) -> None:
 
 def _events(desk: "Desk", request: Request) -> None:
     views.check_names("events", request.args, ("limit",))
-    limit = request.args.get("limit", 100)
-    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= KEPT:
-        raise views.bad(f"limit: {limit!r} is not a whole number between 1 and {KEPT}")
-    rows: list[JSON] = list(desk.events.newest(limit))
+    rows: list[JSON] = list(desk.events.newest(views.limit("events", request.args)))
     request.reply(rows)
 
 

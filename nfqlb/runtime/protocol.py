@@ -25,8 +25,8 @@ MAX_DEPTH = 16  # nesting of a request; no command needs more than three
 MAX_IDENT = 64  # an id comes back in the reply, so it must not be a way to grow it
 #: Rows in one reply. The director makes them in one go while packets wait: 10,000 take it some 20 ms.
 MAX_LIMIT = 10_000
-MAX_LIMITS = {"decisions": 1000}  # fewer of what has long rows: they must fit into a reply
-DEFAULT_LIMITS = {"connections": 100, "sticky": MAX_LIMIT, "failures": 100, "decisions": 100}
+MAX_LIMITS = {"decisions": 1000, "events": 1000}  # fewer of what has long rows: they must fit into a reply
+DEFAULT_LIMITS = {"connections": 100, "sticky": MAX_LIMIT, "failures": 100, "decisions": 100, "events": 100}
 ROWS_A_PIECE = 64  # rows of a list encoded at a time, where they are short: well under a millisecond
 PIECE = 12 << 10  # bytes that a piece should not exceed by much; a decision may have 4 KB
 

@@ -58,7 +58,7 @@ class Observed(Protocol):
         """Every real server."""
 
     def connections(
-        self, now: float, *, limit: int, client: Address | None, virtual: str | None
+        self, now: float, *, limit: int, client: Address | None, virtual: str | None, real: str | None
     ) -> Sequence[ConnectionSnapshot]:
         """Live connections, at most `limit` of them."""
 
@@ -243,21 +243,24 @@ def _virtuals(director: Observed, _args: JSONObject, now: float) -> Result:
 
 
 def _connections(director: Observed, args: JSONObject, now: float) -> Result:
-    limit, client, name = _limit("connections", args), client_named(args), _virtual_name(director, args, now)
-    return map(connection, director.connections(now, limit=limit, client=client, virtual=name))
+    found = director.connections(
+        now,
+        limit=limit("connections", args),
+        client=client_named(args),
+        virtual=_virtual_name(director, args, now),
+        real=_real_name(director, args, now),
+    )
+    return map(connection, found)
 
 
 def _failures(director: Observed, args: JSONObject, now: float) -> Result:
-    limit, name = _limit("failures", args), args.get("real")
-    names = [snapshot.name for snapshot in director.reals(now)]
-    if name is not None and name not in names:
-        raise bad(f"real: there is no real server {name!r}", suggest(str(name), names))
-    return map(failure, director.failures(now, limit=limit, real=name if isinstance(name, str) else None))
+    name = _real_name(director, args, now)
+    return map(failure, director.failures(now, limit=limit("failures", args), real=name))
 
 
 def _sticky(director: Observed, args: JSONObject, now: float) -> Result:
-    limit = _limit("sticky", args)
-    return map(sticky_entry, list(islice(director.sticky(now, client_named(args)), limit)))
+    found = director.sticky(now, client_named(args))
+    return map(sticky_entry, list(islice(found, limit("sticky", args))))
 
 
 def _decisions(director: Observed, args: JSONObject, now: float) -> Result:
@@ -268,7 +271,7 @@ def _decisions(director: Observed, args: JSONObject, now: float) -> Result:
             wanted = decision_view.of_connection(str(connection), wanted)
         except ValueError as error:
             raise bad(f"connection: {error}", decision_view.QUAD) from None
-    found = director.decisions(now, limit=_limit("decisions", args), wanted=wanted)
+    found = director.decisions(now, limit=limit("decisions", args), wanted=wanted)
     wall = time.time()
     return (decision_view.decision(snapshot, wall) for snapshot in found)
 
@@ -277,7 +280,7 @@ _COMMANDS: dict[str, tuple[tuple[str, ...], Callable[[Observed, JSONObject, floa
     "summary": ((), _summary),
     "virtuals": ((), _virtuals),
     "reals": ((), _reals),
-    "connections": (("limit", "client", "virtual"), _connections),
+    "connections": (("limit", "client", "virtual", "real"), _connections),
     "sticky": (("limit", "client"), _sticky),
     "failures": (("limit", "real"), _failures),
     "decisions": (("limit", "client", "virtual", "connection"), _decisions),
@@ -285,23 +288,24 @@ _COMMANDS: dict[str, tuple[tuple[str, ...], Callable[[Observed, JSONObject, floa
 COMMANDS = tuple(_COMMANDS)
 #: How fewer rows are asked for, where the most that can be had are not enough.
 _NARROWER = {
-    "connections": "client and virtual narrow it down",
+    "connections": "client, virtual and real narrow it down",
     "decisions": "client and virtual narrow it down",
     "sticky": "client narrows it down",
     "failures": "real narrows it down",
 }
 
 
-def _limit(cmd: str, args: JSONObject) -> int:
-    limit = args.get("limit")
-    if limit is None:
+def limit(cmd: str, args: JSONObject) -> int:
+    """The argument `limit` of a list: how many rows at most. Raises ControlError where it is none."""
+    number = args.get("limit")
+    if number is None:
         return DEFAULT_LIMITS[cmd]
-    if isinstance(limit, bool) or not isinstance(limit, int):
-        raise bad(f"limit: {limit!r} is not a whole number")
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise bad(f"limit: {number!r} is not a whole number")
     most = MAX_LIMITS.get(cmd, MAX_LIMIT)
-    if not 1 <= limit <= most:
-        raise bad(f"limit: {limit} is not between 1 and {most}", _NARROWER.get(cmd, ""))
-    return limit
+    if not 1 <= number <= most:
+        raise bad(f"limit: {number} is not between 1 and {most}", _NARROWER.get(cmd, ""))
+    return number
 
 
 def client_named(args: JSONObject) -> Address | None:
@@ -323,6 +327,16 @@ def _virtual_name(director: Observed, args: JSONObject, now: float) -> str | Non
     if isinstance(name, str) and name in names:
         return name
     raise bad(f"virtual: there is no virtual server {name!r}", suggest(str(name), names))
+
+
+def _real_name(director: Observed, args: JSONObject, now: float) -> str | None:
+    name = args.get("real")
+    if name is None:
+        return None
+    names = [snapshot.name for snapshot in director.reals(now)]
+    if isinstance(name, str) and name in names:
+        return name
+    raise bad(f"real: there is no real server {name!r}", suggest(str(name), names))
 
 
 def suggest(word: str, words: Iterable[str]) -> str:

@@ -93,7 +93,7 @@ class Director:
         ]
 
     def connections(
-        self, now: float, *, limit: int, client: Address | None, virtual: str | None
+        self, now: float, *, limit: int, client: Address | None, virtual: str | None, real: str | None
     ) -> Sequence[ConnectionSnapshot]:
         who = client or ip_address("198.51.100.7")
         number = 1 if client else min(limit, 5000)
@@ -123,8 +123,25 @@ class Running:
         self.selector = selectors.DefaultSelector()
         self.server = Server(path, self.selector, self.answer)
         self.orders: list[tuple[str, JSONObject]] = []
+        self.batches: list[JSONObject] = []
 
     def answer(self, request: Request) -> None:
+        if request.cmd == "watch":
+            rows = views.with_neighbours([*map(views.real, Director().reals(0.0))], {})
+            request.stream({"reals": rows})
+            return
+        if request.cmd == "wait":
+            self.orders.append((request.cmd, request.args))
+            request.reply({"waited_s": 0.0, "said": ["web1 has no connections"]})
+            return
+        if request.cmd == "batch":
+            self.batches.append(request.args)
+            commands = request.args["commands"]
+            assert isinstance(commands, list)
+            if len(commands) > 2:
+                raise ControlError("bad-argument", "command 3: no such server; nothing was changed", "sorry")
+            request.reply({"said": ["one", "two"]})
+            return
         if request.cmd in ORDERS:
             self.orders.append((request.cmd, request.args))
             if request.args.get("name") == "nobody":
@@ -267,7 +284,7 @@ def test_words_may_be_shortened_while_unambiguous(running: Running) -> None:
 
 
 def test_the_words_are_those_that_the_gateway_knows() -> None:
-    assert WORDS["show"] == COMMANDS
+    assert WORDS["show"] == (*COMMANDS, "events")
     assert Gateway(("o",), ("i",)).socket == str(SOCKET)
 
 
@@ -321,7 +338,7 @@ def test_show_passes_limit_client_and_virtual_on(running: Running) -> None:
             ["--client", "x"],
             "nfqlb: client: 'x' is not an IP address; one such as 192.0.2.7 or 2001:db8::7\n",
         ),
-        (["--limit", "10001"], "nfqlb: limit: 10001 is not between 1 and 10000; client and virtual narrow"),
+        (["--limit", "10001"], "nfqlb: limit: 10001 is not between 1 and 10000; client, virtual and real"),
     ],
 )
 def test_what_the_gateway_refuses_is_status_1_with_one_line(
@@ -475,6 +492,88 @@ def test_an_order_that_is_refused(running: Running) -> None:
     """R039: one line says why."""
     status, output, errors = running.run("set", "real", "nobody", "in-service", "--socket", str(running.path))
     assert (status, output, errors) == (1, "", "nfqlb: there is no real server 'nobody'; there is web1\n")
+
+
+# --- scripts ---------------------------------------------------------------------------------------------
+
+
+def test_waiting_is_passed_on_and_what_holds_is_said(running: Running) -> None:
+    path = str(running.path)
+    said = running.run("wait", "re", "web1", "empty", "--socket", path)
+    assert said == (0, "web1 has no connections\n", "")
+    running.run("wait", "real", "a", "failed", "and", "connections", "0", "--timeout", "5", "--socket", path)
+    assert running.orders == [
+        ("wait", {"condition": "real web1 empty"}),
+        ("wait", {"condition": "real a failed and connections 0", "timeout": 5.0}),
+    ]
+
+
+def test_a_batch_is_one_request(running: Running, tmp_path: Path) -> None:
+    file = tmp_path / "orders"
+    file.write_text("# tonight\nset real web1 maintenance\n\n  cl st --client 192.0.2.7 # one of them\n")
+    assert running.run("batch", str(file), "--socket", str(running.path)) == (0, "one\ntwo\n", "")
+    first: JSONObject = {"cmd": "set-real", "args": {"name": "web1", "state": "maintenance"}}
+    second: JSONObject = {"cmd": "clear-sticky", "args": {"client": "192.0.2.7"}}
+    assert running.batches == [{"commands": [first, second]}]
+
+
+def test_what_the_gateway_refuses_of_a_batch_is_told_with_its_line(running: Running, tmp_path: Path) -> None:
+    file = tmp_path / "orders"
+    file.write_text("\nset real a maintenance\nset real b maintenance\n\nset real c maintenance\n")
+    status, output, errors = running.run("batch", str(file), "--socket", str(running.path))
+    assert (status, output) == (1, "")
+    assert errors == f"nfqlb: {file}:5: no such server; nothing was changed; sorry\n"
+
+
+def test_all_that_is_wrong_in_a_batch_is_told_and_nothing_is_asked(running: Running, tmp_path: Path) -> None:
+    file = tmp_path / "orders"
+    file.write_text("set real web1 maintenance\nshow reals\nset real\nset virtual shop weight=2\nset 'real\n")
+    status, output, errors = running.run("batch", str(file), "--socket", str(running.path))
+    assert (status, output, running.batches) == (1, "", [])
+    assert errors.splitlines() == [
+        f"{file}:2: error: show: a batch has set and clear alone",
+        f"{file}:3: error: the following arguments are required: NAME, STATE|weight=N",
+        f"{file}:4: error: weight=2: a virtual server has nothing to set but its state",
+        f"{file}:5: error: No closing quotation",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("# nothing\n", "nfqlb: {}: there is no order in it"),
+        ("set real a in-service --socket /tmp/other", "{}:1: error: a batch goes to one gateway"),
+        ("set", "{}:1: error: KIND is missing: real, virtual"),
+        ("set real a in-service -h", "{}:1: error: there is no help in a batch"),
+    ],
+)
+def test_what_is_no_batch(text: str, says: str, running: Running, tmp_path: Path) -> None:
+    file = tmp_path / "orders"
+    file.write_text(text)
+    status, _, errors = running.run("batch", str(file), "--socket", str(running.path))
+    assert status == 1
+    assert errors.startswith(says.format(file))
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_watching_prints_until_ctrl_c(running: Running, more: list[str]) -> None:
+    with running.start("show", "reals", "--watch", "1", *more, "--socket", str(running.path)) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        output: list[str] = []
+        stdout = process.stdout
+        running.selector.register(
+            stdout, selectors.EVENT_READ, lambda _mask: output.append(running._read(process))
+        )
+        while not output:
+            for key, mask in running.selector.select(5):
+                key.data(mask)
+        running.selector.unregister(stdout)
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 130
+        assert process.stderr.read() == ""
+    text = "".join(output)
+    assert '"name": "web1"' in text if more else "web1" in text.splitlines()[3]
 
 
 def test_words_that_make_no_order_are_explained(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import time
 from ipaddress import ip_address
 
 import pytest
@@ -175,6 +176,16 @@ DECISIONS: JSON = [
         a_decision(chosen=None, chosen_port=None, refused="no-server", scheduler=None, by="none"), 1000.0
     ),
 ]
+EVENTS: list[JSON] = [
+    {
+        "at": 1772692801.5, "kind": "order", "name": "web1", "text": "web1: weight 1 -> 2",
+        "who": "user root (uid 0)", "level": "info",
+    },
+    {
+        "at": 1772692800.0, "kind": "state", "name": "web2", "text": "web2 failed: 3 in a row", "who": "",
+        "level": "warning",
+    },
+]  # fmt: skip
 DOCUMENTS: dict[str, JSON] = {
     "summary": SUMMARY,
     "virtuals": [SHOP, ANY],
@@ -183,6 +194,7 @@ DOCUMENTS: dict[str, JSON] = {
     "sticky": STICKY,
     "failures": FAILURES,
     "decisions": DECISIONS,
+    "events": EVENTS,
 }
 
 
@@ -344,6 +356,20 @@ def test_decisions() -> None:
     )
 
 
+def test_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    try:
+        assert shown("events", EVENTS) == (
+            "WHEN            LEVEL    KIND   WHAT\n"
+            "03-05 06:40:01  info     order  web1: weight 1 -> 2 (ordered by user root (uid 0))\n"
+            "03-05 06:40:00  warning  state  web2 failed: 3 in a row\n"
+        )
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 def test_sticky() -> None:
     assert shown("sticky", STICKY) == (
         "VIRTUAL       CLIENT        REAL    AGE  EXPIRES\n"
@@ -361,6 +387,7 @@ def test_sticky() -> None:
         ("sticky", "no sticky entries\n"),
         ("failures", "no failures\n"),
         ("decisions", "no decisions\n"),
+        ("events", "no events\n"),
     ],
 )
 def test_an_empty_list_says_so_in_words(subject: str, says: str) -> None:
@@ -372,7 +399,7 @@ def test_a_list_that_was_cut_says_so() -> None:
     assert "first" not in shown("connections", CONNECTIONS, 3)
 
 
-@pytest.mark.parametrize("subject", [subject for subject in DOCUMENTS if subject != "reals"])
+@pytest.mark.parametrize("subject", [subject for subject in DOCUMENTS if subject not in ("reals", "events")])
 def test_the_usual_tables_fit_80_columns(subject: str) -> None:
     assert max(map(len, render(subject, DOCUMENTS[subject]))) <= 80
 
@@ -403,6 +430,8 @@ def test_a_document_with_a_hole_is_an_error_and_no_traceback(subject: str) -> No
         "real_port",
         "mac",
     }
+    if subject == "events":
+        needless |= {"name"}
     if subject == "decisions":  # most of one is for `explain`
         needless |= whole.keys() - {"age_s", "virtual", "client", "chosen", "by", "sticky"}
     for name in whole.keys() - needless:

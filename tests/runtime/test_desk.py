@@ -241,8 +241,8 @@ def test_the_history_has_a_value_a_second_and_none_for_extra_pulses(office: Offi
     [
         ("history", {"of": "real", "name": "aa"}, "there is no real server 'aa'; did you mean 'a'?"),
         ("history", {"of": "reals"}, "did you mean 'real'?"),
-        ("events", {"limit": 0}, "between 1 and 1000"),
-        ("events", {"limit": True}, "between 1 and 1000"),
+        ("events", {"limit": 0}, "is not between 1 and 1000"),
+        ("events", {"limit": True}, "limit: True is not a whole number"),
         ("snapshot", {"a": 1}, "snapshot has no argument 'a'"),
         ("snapshto", {}, "there is no command 'snapshto'; did you mean 'snapshot'?"),
         ("connection", {}, "did you mean 'connections'?"),

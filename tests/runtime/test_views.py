@@ -115,7 +115,7 @@ class Seen:
         return [REAL]
 
     def connections(
-        self, now: float, *, limit: int, client: Address | None, virtual: str | None
+        self, now: float, *, limit: int, client: Address | None, virtual: str | None, real: str | None
     ) -> Sequence[ConnectionSnapshot]:
         self.asked = {"now": now, "limit": limit, "client": client, "virtual": virtual}
         return [a_connection()]
@@ -335,7 +335,7 @@ def test_the_director_is_asked_for_no_more_than_the_operator_wants(
         (
             "connections",
             {"limit": MAX_LIMIT + 1},
-            "limit: 10001 is not between 1 and 10000; client and virtual",
+            "limit: 10001 is not between 1 and 10000; client, virtual and real",
         ),
         ("connections", {"limit": True}, "limit: True is not a whole number"),
         ("connections", {"limit": "5"}, "limit: '5' is not a whole number"),

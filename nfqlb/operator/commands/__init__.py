@@ -7,7 +7,7 @@ that runs; what that needs is imported when it runs. `ALL` is what `nfqlb --help
 import argparse
 from collections.abc import Callable, Mapping
 
-from nfqlb.operator.commands import change, gateway, look, rules
+from nfqlb.operator.commands import change, gateway, look, rules, script
 
 #: Every command in the order of the help: what it does, in a line, and who adds its words.
 ALL: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
@@ -18,5 +18,7 @@ ALL: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "set": ("put a server in or out of service, drain it, weigh it anew", change.add_set),
     "clear": ("forget which client is bound to which server", change.add_clear),
     "explain": ("tell why a connection went where it went", look.add_explain),
+    "wait": ("wait until a server is empty, failed, in service, ...", script.add_wait),
+    "batch": ("carry out several orders, all of them or none", script.add_batch),
     "demo": ("a gateway with clients and servers, all inside this machine", gateway.add_demo),
 }

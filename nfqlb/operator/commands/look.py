@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from nfqlb.operator.commands.common import add_config, add_socket, given, say, socket_of
-from nfqlb.operator.words import WORDS, positive
+from nfqlb.operator.words import WORDS, positive, seconds
 from nfqlb.runtime.protocol import DEFAULT_LIMITS
 
 
@@ -19,6 +19,7 @@ def add_show(parser: argparse.ArgumentParser) -> None:
         "sticky": "which client is bound to which real server",
         "failures": "the latest connections that real servers could not make",
         "decisions": "where connections went lately, and by what; `explain` tells why",
+        "events": "what has happened lately: failures, returns, orders and who gave them",
     }
     for subject in WORDS["show"]:
         one = subjects.add_parser(subject, help=helps[subject])
@@ -26,12 +27,15 @@ def add_show(parser: argparse.ArgumentParser) -> None:
         one.add_argument("--json", action="store_true", help="one JSON document; times are in seconds")
         add_socket(one)
         add_config(one, required=False)
+        one.add_argument("--watch", type=seconds, metavar="SECONDS", nargs="?", const=2.0,
+                         help="again and again, every 2 seconds or so many")  # fmt: skip
         if subject in DEFAULT_LIMITS:
             one.add_argument("--limit", type=positive, metavar="N", help="at most so many rows")
+        if subject in ("connections", "sticky", "decisions"):
             one.add_argument("--client", metavar="ADDRESS", help="those of this client")
         if subject in ("connections", "decisions"):
             one.add_argument("--virtual", metavar="NAME", help="those of this virtual server")
-        if subject == "failures":
+        if subject in ("connections", "failures"):
             one.add_argument("--real", metavar="NAME", help="those of this real server")
 
 
@@ -56,9 +60,18 @@ def _show(options: argparse.Namespace) -> int:
     from nfqlb.operator import show
     from nfqlb.runtime.client import Client
 
-    with Client(socket_of(options)) as client:
-        document = client.call(options.subject, given(options, "limit", "client", "virtual", "real"))
+    args = given(options, "limit", "client", "virtual", "real")
     limit: int | None = getattr(options, "limit", None) or DEFAULT_LIMITS.get(options.subject)
+    with Client(socket_of(options)) as client:
+        if options.watch is not None:
+            from functools import partial
+
+            from nfqlb.operator import watch
+
+            found = watch.documents(client, options.subject, args, options.watch)
+            render = partial(show.render, options.subject, limit=limit)
+            watch.show(found, render, as_json=options.json)
+        document = client.call(options.subject, args)
     if not options.json:
         say(show.render(options.subject, document, limit))
         return 0
