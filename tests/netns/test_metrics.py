@@ -1,6 +1,7 @@
 """Metrics of a running gateway, asked for as Prometheus does, over its worker's death too."""
 
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -88,6 +89,10 @@ def test_what_a_running_gateway_tells(lab: Lab) -> None:
                 value(samples, "nfqlb_real_response_seconds_count", real=name) for name in ("web1", "web2")
             ]
             assert sum(measured) == 8
+        checked = subprocess.run(
+            ["promtool", "check", "metrics"], input=curl(lab), capture_output=True, text=True, check=False
+        )
+        assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
 
 
 def test_counters_do_not_fall_when_the_worker_is_killed(lab: Lab) -> None:
