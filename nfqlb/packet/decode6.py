@@ -27,7 +27,7 @@ _UNREACHABLE = 1
 _ERRORS = frozenset((_UNREACHABLE, 2, 3, 4))
 
 
-class _Payload(NamedTuple):
+class Payload(NamedTuple):
     """What the extension headers lead to: its protocol and where it begins; of which fragment."""
 
     protocol: int
@@ -46,7 +46,7 @@ def decode6(packet: bytes, size: int) -> Decoded:
     total = _HEADER + int.from_bytes(packet[4:6], "big")
     if total != size:
         return Drop.CUT if total > size else Drop.MALFORMED
-    payload = _walk(packet, 0)
+    payload = walk(packet, 0)
     if payload is None:
         return Drop.MALFORMED
     if payload.fragment:
@@ -63,12 +63,12 @@ def decode6(packet: bytes, size: int) -> Decoded:
     return decode_transport(packet, header, packet[8:40], payload.at, total, IPV6)
 
 
-def _walk(packet: bytes, start: int) -> _Payload | None:
+def walk(packet: bytes, start: int) -> Payload | None:
     """Along the extension headers of the IPv6 header at `start`; None if they are malformed or cut short."""
     kind, at, fragment = packet[start + 6], start + _HEADER, 0
     for _ in range(_MOST_EXTENSIONS + 1):
         if kind not in _SKIPPED or fragment & _FRAGMENT_OFFSET:  # a later fragment's bytes are no headers
-            return _Payload(kind, at, fragment)
+            return Payload(kind, at, fragment)
         header = packet[at : at + 8]
         if len(header) < 8 or (kind == _HOP_BY_HOP and at != start + _HEADER):
             return None
@@ -89,7 +89,7 @@ def _decode_icmp(packet: bytes, icmp_at: int, total: int) -> Decoded:
         return Pass.NOT_OURS
     if min(total, len(packet)) < quoted_at + _HEADER or packet[quoted_at] >> 4 != 6:
         return Drop.MALFORMED
-    payload = _walk(packet, quoted_at)
+    payload = walk(packet, quoted_at)
     if payload is None:
         return Drop.MALFORMED
     if payload.protocol not in (keys.TCP, keys.UDP):
