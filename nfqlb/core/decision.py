@@ -141,6 +141,15 @@ class Decisions:
         """The last decision could not be followed."""
         self._ring.append((*self._ring.pop()[:-1], refused))
 
+    @property
+    def mark(self) -> object:
+        """Something that is another one after each decision."""
+        return self._ring[-1] if self._ring else None
+
+    def newest(self) -> Decision:
+        """The last one, of which there must be one."""
+        return next(self.newest_first(lambda _: True))
+
     def newest_first(self, wanted: Callable[[bytes], bool]) -> Iterator[Decision]:
         """Those whose connection's key is wanted; to be read before anything else happens."""
         facts = self._facts.copy()

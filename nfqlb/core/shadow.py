@@ -38,9 +38,7 @@ class Shadow:
         self.evaluated = 0
         self.differed = 0
 
-    def choose(
-        self, client: bytes, now: float, allowed: "Callable[[Link], bool] | None"
-    ) -> "Link | None":
+    def choose(self, client: bytes, now: float, allowed: "Callable[[Link], bool] | None") -> "Link | None":
         """What it would take; arguments as of `Scheduler.choose`, `now` in seconds."""
         self.scheduler.now = now
         return self.scheduler.choose(client, self.last, allowed)

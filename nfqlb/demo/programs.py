@@ -26,6 +26,7 @@ PACKAGES = {
     "ping": "iputils-ping",
     "setpriv": "util-linux",
     "tcpdump": "tcpdump",
+    "tshark": "tshark",
     "wrk": "wrk",
 }
 """Which Debian package brings a program."""

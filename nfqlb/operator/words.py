@@ -13,12 +13,12 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "check": (),
     "rules": ("show", "apply", "verify", "remove"),
     "show": ("summary", "virtuals", "reals", "connections", "sticky", "failures", "decisions", "events"),
-    "top": (),
     "set": ("real", "virtual"),
     "clear": ("sticky",),
     "explain": (),
     "wait": ("real", "virtual", "connections"),
     "batch": (),
+    "capture": (),
     "demo": (),
 }
 

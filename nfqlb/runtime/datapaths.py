@@ -26,6 +26,7 @@ from nfqlb.netfilter.tap import Tap
 from nfqlb.packet.path import PacketPath
 from nfqlb.runtime.journal import Journal
 from nfqlb.runtime.offload import KernelCarrier, OffloadPath
+from nfqlb.runtime.recording import Recording
 
 logger = logging.getLogger(__name__)
 
@@ -215,6 +216,18 @@ class Paths:
             self._datapaths.rewriting.connect(self._rewrite, on_error)
         if self._datapaths.offloading is not None and self._offload is not None:
             self._datapaths.offloading.connect(self._offload, on_error)
+
+    def watch(self, recording: Recording | None) -> None:
+        """Let a recording look at every packet that is judged or told of; None: nobody looks."""
+        rewriting, offloading, offload = self._datapaths.rewriting, self._datapaths.offloading, self._offload
+        if rewriting is not None:
+            rewrite = self._rewrite.judge
+            for queue in rewriting.queues:
+                queue.judge = rewrite if recording is None else recording.judging(rewrite, "passed")
+        if offloading is not None and offload is not None:
+            judge, tapped = offload.judge, offload.tapped
+            offloading.queue.judge = judge if recording is None else recording.judging(judge, "marked")
+            offloading.tap.on_packet = tapped if recording is None else recording.tapping(tapped)
 
     def tell_time(self, now: float) -> None:
         """The time at which everything is judged from now on."""

@@ -25,6 +25,7 @@ from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.queue import ask_for_stamps
 from nfqlb.netfilter.reply import ReplySockets, replies_to_clients
 from nfqlb.netfilter.state import Claim, Record
+from nfqlb.runtime.captures import Captures
 from nfqlb.runtime.channel import WorkerChannel
 from nfqlb.runtime.control import Server
 from nfqlb.runtime.datapaths import Datapaths
@@ -91,10 +92,10 @@ class Supervisor:
         self._desk = Desk(config, self._workers, self._datapaths.roles)
         self._workers.born, self._workers.died = self._desk.born, self._desk.died
         self._desk.listeners.append(lambda snapshot: self._notifier.status(str(snapshot["verdict"])))
+        Captures(self._desk, self._workers)
         self._control = Server(Path(config.gateway.socket), self._selector, self._desk.answer)
         undo.callback(self._control.close)
-        self._metrics = Metrics(config, self._selector, lambda: self._desk.last, self._desk.events)
-        self._desk.followers.append(self._metrics.configured)
+        self._metrics = Metrics(config, self._selector, lambda: self._desk.last)
         undo.callback(self._metrics.close)
         _log_all(sysctl.switch, sysctl.forwarding(config) | sysctl.tracking(config), record)
         self._workers.start()

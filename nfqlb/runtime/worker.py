@@ -24,6 +24,7 @@ from nfqlb.runtime.channel import WorkerChannel
 from nfqlb.runtime.datapaths import Datapaths, Paths
 from nfqlb.runtime.journal import Journal
 from nfqlb.runtime.protocol import JSONObject, Result
+from nfqlb.runtime.recording import Recorder
 from nfqlb.runtime.stall import BIRTH, Heart
 from nfqlb.runtime.summary import Losses, counts
 from nfqlb.runtime.views import respond
@@ -67,6 +68,7 @@ class Worker:
         self._complained = -_QUIET
         self._paths = Paths(config, datapaths, journal)
         self.director = self._paths.director
+        self._recorder = Recorder(self.director, self._paths.watch)
 
     def stop(self) -> None:
         """End after this round."""
@@ -132,6 +134,7 @@ class Worker:
             if overdue or now >= timer:
                 overdue = self.director.tick(now, _TIMER_BUDGET)
                 timer = now + _TIMER
+                self._recorder.look(now)
             behind = paths.catch_up()
             if chronicle.touched:
                 self._tell(now)
@@ -157,6 +160,8 @@ class Worker:
     def _result(self, cmd: str, args: JSONObject, now: float) -> Result:
         if cmd == "pulse":
             return self._beat.document(args, now)
+        if cmd == "capture":
+            return self._recorder.answer(args, now)
         result = orders.answer(self.director, cmd, args, now)
         return counts(self.director.totals(), self._losses()) if cmd == "summary" else result
 

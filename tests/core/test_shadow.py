@@ -326,9 +326,7 @@ def test_it_is_never_obeyed(scheduler: str, steps: list[tuple[str, int]], shadow
     with_it, without = (_sites(scheduler, each, sticky=2.0) for each in (shadow, ""))
     for _ in zip(_play(with_it, steps), _play(without, steps), strict=True):
         assert with_it.loads() == without.loads()
-    told, others = (
-        [replace(each, shadow=None) for each in lab.decisions()] for lab in (with_it, without)
-    )
+    told, others = ([replace(each, shadow=None) for each in lab.decisions()] for lab in (with_it, without))
     if scheduler == "fastest-response":
         assert told == others
     else:  # of others, only a connection's first request is measured, unless a shadow goes by that

@@ -1,0 +1,75 @@
+"""`capture` and `replay`: a virtual server's packets in a file, and what other settings make of them."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from nfqlb.operator.commands.common import FailureError, add_config, add_socket, socket_of
+from nfqlb.operator.words import positive, seconds
+from nfqlb.runtime.protocol import JSONObject
+
+_STDOUT = Path("-")
+
+
+def add_capture(parser: argparse.ArgumentParser) -> None:
+    """The words of `capture`. What is not said is for the gateway to choose."""
+    parser.set_defaults(command=_capture)
+    parser.add_argument("virtual", metavar="VIRTUAL", help="the virtual server's name")
+    about = "a pcapng file, which is overwritten; - is standard output (the default)"
+    parser.add_argument("-o", "--output", type=Path, default=_STDOUT, metavar="FILE", help=about)
+    for name, kind, what in _LIMITS:
+        parser.add_argument(f"--{name}", type=kind, metavar=name[0].upper(), help=what)
+    add_socket(parser)
+    add_config(parser, required=False)
+
+
+_LIMITS: tuple[tuple[str, Callable[[str], float], str], ...] = (
+    ("packets", positive, "end after so many packets (10,000)"),
+    ("seconds", seconds, "end after so many seconds (60)"),
+    ("bytes", positive, "end before the file has more bytes (64 MiB)"),
+    ("snaplen", positive, "keep at most so many bytes of each packet (256)"),
+)
+
+
+def _capture(options: argparse.Namespace) -> int:
+    from nfqlb.operator.capturing import Capture
+    from nfqlb.runtime.client import Client
+
+    args: JSONObject = {"start": options.virtual}
+    args |= {name: value for name, *_ in _LIMITS if (value := getattr(options, name)) is not None}
+    if options.output == _STDOUT and sys.stdout.isatty():
+        raise FailureError("nfqlb: a capture is no text: write it to a file with -o FILE, or to a pipe")
+    with Client(socket_of(options)) as client:
+        capture = Capture(client, args)  # before the file is touched: it may be refused
+        with _open(options.output) as file, _until_told() as told:
+            print(f"nfqlb: capturing {options.virtual}; Ctrl-C ends it", file=sys.stderr)  # noqa: T201
+            capture.write(file, lambda: bool(told))
+    print(f"nfqlb: {capture.told()}", file=sys.stderr)  # noqa: T201
+    return 0
+
+
+@contextmanager
+def _until_told() -> Iterator[list[int]]:
+    """A list that has something in it once Ctrl-C or SIGTERM has asked for an end: what is there is kept."""
+    import signal
+
+    told: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, _: told.append(number)) for number in numbers}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _open(path: Path) -> BinaryIO:
+    """The file to write, which others may not read: it holds what clients said. Raises OSError."""
+    import os
+
+    if path == _STDOUT:
+        return os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb")
