@@ -33,6 +33,7 @@ from nfqlb.runtime.desk import Desk
 from nfqlb.runtime.guard import Guard
 from nfqlb.runtime.journal import Journal
 from nfqlb.runtime.metrics import Metrics
+from nfqlb.runtime.missed import Missed
 from nfqlb.runtime.notify import Notifier, from_environment
 from nfqlb.runtime.protocol import ControlError
 from nfqlb.runtime.stall import LOOK, Watchdog
@@ -103,7 +104,9 @@ class Supervisor:
         traffic = Traffic(config)
         traffic.begin()
         self._desk.virtual_completers.append(traffic.complete)
-        self._desk.followers.append(traffic.configured)
+        self._missed = Missed(config, self._selector, self._desk.pulse.carry.beside)
+        undo.callback(self._missed.close)
+        self._desk.followers += [traffic.configured, self._missed.follow]
         rules.apply(config)
         undo.callback(_log_all, address.take_down)
         _log_all(address.bring_up, config)
@@ -166,6 +169,7 @@ class Supervisor:
                 self._metrics.tick()
                 self._workers.tick()
                 self._desk.tick()
+                self._missed.tick()
                 self._guard.tick()
 
     # --- the worker
