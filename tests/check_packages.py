@@ -37,6 +37,9 @@ def wheel_findings(path: Path) -> Iterator[str]:
             place = f"nfqlb/iptables/{name}"
             if place not in names or wheel.read(place) != content:
                 yield f"{path.name}: {place} is not the checkout's iptables/{name}"
+        for source in sorted((ROOT / "nfqlb/service").iterdir()):
+            if source.is_file() and f"nfqlb/service/{source.name}" not in names:
+                yield f"{path.name}: lacks nfqlb/service/{source.name}"
         info = f"nfqlb-{setup['metadata']['version']}.dist-info"
         metadata = email.message_from_bytes(wheel.read(f"{info}/METADATA"))
         if metadata["Name"] != "nfqlb" or metadata["Version"] != setup["metadata"]["version"]:

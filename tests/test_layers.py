@@ -20,6 +20,7 @@ RANKS = {
     "netfilter": 2,
     "runtime": 3,
     "demo": 4,
+    "service": 4,
     "operator": 5,  # with the demo at the top; its command `demo` starts it
     "__main__": 6,
 }

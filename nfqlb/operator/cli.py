@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from nfqlb import __version__
 from nfqlb.netfilter.errors import KernelError
-from nfqlb.operator.commands import ALL
+from nfqlb.operator.commands import ALL, HIDDEN
 from nfqlb.operator.commands.common import FailureError, fail
 from nfqlb.operator.words import Parser, expand
 from nfqlb.runtime.protocol import ControlError
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold what the locale cannot say
     try:
         try:
-            options = _parser().parse_args(expand(sys.argv[1:] if argv is None else argv))
+            options = _options(sys.argv[1:] if argv is None else argv)
             command: Callable[[argparse.Namespace], int] = options.command
             return command(options)
         finally:
@@ -53,10 +53,20 @@ def _give_up_stdout() -> None:
     os.close(null)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="nfqlb", description="A load balancer: many servers behind one address.")
-    parser.add_argument("--version", action="version", version=f"nfqlb {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    made = Parser(prog="nfqlb", description="A load balancer: many servers behind one address.")
+    made.add_argument("--version", action="version", version=f"nfqlb {__version__}")
+    commands = made.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     for name, (about, add) in ALL.items():
         add(commands.add_parser(name, help=about))
-    return parser
+    return made
+
+
+def _options(words: list[str]) -> argparse.Namespace:
+    """The command line, understood. Raises SystemExit(2) for wrong usage."""
+    if words and words[0] in HIDDEN:
+        hidden = Parser(prog=f"nfqlb {words[0]}")
+        HIDDEN[words[0]](hidden)
+        return hidden.parse_args(words[1:])
+    return parser().parse_args(expand(words))

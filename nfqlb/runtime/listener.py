@@ -103,7 +103,7 @@ def _restrict(path: Path, groups: Groups) -> None:
     stay outside, and the log says so: more for them would mean more for everybody.
     """
     operators, readers = gid_of(groups.operators), gid_of(groups.readers)
-    if operators is not None:
+    if operators is not None and path.lstat().st_gid != operators:  # under systemd it is theirs by birth
         os.chown(path, -1, operators)
     path.chmod(0o660)
     if readers is None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from nfqlb.config.values import endpoint_of
 from nfqlb.core.spec import Config
 from nfqlb.netfilter.errors import KernelError
-from nfqlb.runtime.events import Events
 from nfqlb.runtime.protocol import JSONObject
 
 if TYPE_CHECKING:
@@ -24,20 +23,14 @@ logger = logging.getLogger(__name__)
 class Metrics:
     """The supervisor's server of metrics; `latest` is the newest snapshot, None where there is none yet.
 
-    Raises KernelError where nobody can listen where the configuration says. `events` are told where
-    that happens later, with another configuration.
+    Raises KernelError where nobody can listen where the configuration says.
     """
 
     def __init__(
-        self,
-        config: Config,
-        selector: BaseSelector,
-        latest: Callable[[], JSONObject | None],
-        events: Events,
+        self, config: Config, selector: BaseSelector, latest: Callable[[], JSONObject | None]
     ) -> None:
         self._selector = selector
         self._latest = latest
-        self._events = events
         self._place = ""
         self._scrapes: Scrapes | None = None
         self._open(config.gateway.metrics)
@@ -51,7 +44,7 @@ class Metrics:
         try:
             self._open(wanted)
         except KernelError as error:
-            self._events.add("gateway", "metrics", f"{error}; {_instead(before)}", level="error")
+            logger.error("%s; metrics stay at %s", error, before or "no address")
             self._open(before)
 
     def tick(self) -> None:
@@ -79,7 +72,3 @@ class Metrics:
         address, port = endpoint_of(place)
         self._scrapes = Scrapes(address, port, self._selector, self._latest)
         logger.info("metrics at http://%s/metrics", place)
-
-
-def _instead(place: str) -> str:
-    return f"they stay at {place}" if place else "there are none"

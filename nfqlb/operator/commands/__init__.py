@@ -7,7 +7,7 @@ that runs; what that needs is imported when it runs. `ALL` is what `nfqlb --help
 import argparse
 from collections.abc import Callable, Mapping
 
-from nfqlb.operator.commands import capture, change, gateway, look, rules, script, top
+from nfqlb.operator.commands import capture, change, gateway, look, rules, script, service
 
 #: Every command in the order of the help: what it does, in a line, and who adds its words.
 ALL: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
@@ -15,12 +15,14 @@ ALL: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "check": ("say what is wrong with a configuration, or what it does", gateway.add_check),
     "rules": ("show, apply, verify or remove the iptables rules", rules.add_rules),
     "show": ("look at the running gateway", look.add_show),
-    "top": ("watch the running gateway", top.add_top),
+    "explain": ("tell why a connection went where it went", look.add_explain),
     "set": ("put a server in or out of service, drain it, weigh it anew", change.add_set),
     "clear": ("forget which client is bound to which server", change.add_clear),
-    "explain": ("tell why a connection went where it went", look.add_explain),
     "wait": ("wait until a server is empty, failed, in service, ...", script.add_wait),
     "batch": ("carry out several orders, all of them or none", script.add_batch),
     "capture": ("write what a virtual server's packets were, and became, to a file", capture.add_capture),
+    "install-service": ("make it a service of this machine, or remove it", service.add_install_service),
     "demo": ("a gateway with clients and servers, all inside this machine", gateway.add_demo),
 }
+#: What programs ask for and nobody types, so that no list of commands has it.
+HIDDEN: Mapping[str, Callable[[argparse.ArgumentParser], None]] = {"complete": service.add_complete}

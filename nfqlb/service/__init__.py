@@ -1,0 +1,1 @@
+"""What makes nfqlb a service of a machine: unit, man pages, completion, groups, and the installer."""
