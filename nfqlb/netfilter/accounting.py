@@ -60,15 +60,21 @@ class Counters(NamedTuple):
     outbound: Counter
 
 
+def label(virtual: Virtual) -> str:
+    """What the counters of a virtual server are called: what its clients send to, whatever its name is."""
+    address = str(virtual.address).replace(":", "_")
+    return f"{address}-{virtual.protocol}-{virtual.port or 'any'}"
+
+
 def script(config: Config, present: Mapping[str, Counters] | None = None) -> str:
     """What makes the table count for `config`, for `nft -f`: one transaction.
 
-    `present` are the counters to go on with, by virtual server; None begins anew.
+    `present` are the counters to go on with, as `read` has them; None begins anew.
     """
     lines = [f"add table inet {TABLE}"]
     if present is None:
         lines += [f"delete table inet {TABLE}", f"add table inet {TABLE}"]
-    names = [virtual.name for virtual in config.virtuals]
+    names = [label(virtual) for virtual in config.virtuals]
     for name in names:
         lines += [f"add counter inet {TABLE} {side}{name}" for side in (_IN, _OUT)]
     for chain, hook in (("in", _FIRST), ("out", _LAST)):
@@ -104,7 +110,7 @@ def _lookups(config: Config, version: int, every_port: bool, virtuals: list[Virt
         yield f"flush map inet {TABLE} {name}"
         if not virtuals:
             continue
-        places = ", ".join(f'{_place(virtual)} : "{side}{virtual.name}"' for virtual in virtuals)
+        places = ", ".join(f'{_place(virtual)} : "{side}{label(virtual)}"' for virtual in virtuals)
         yield f"add element inet {TABLE} {name} {{ {places} }}"
         looked_up = f"{network} {address} . meta l4proto" + ("" if every_port else f" . th {port}")
         yield f"add rule inet {TABLE} {chain} {facing} counter name {looked_up} map @{name}"
@@ -147,7 +153,7 @@ def exists() -> bool:
 
 
 def read() -> dict[str, Counters]:
-    """What has been counted, by virtual server: of those whose counters packets still reach.
+    """What has been counted, by the virtual servers' labels: of those whose counters packets still reach.
 
     Empty where the table is gone. Raises KernelError.
     """

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from nfqlb.core.spec import Config
 from nfqlb.netfilter import accounting
-from nfqlb.netfilter.accounting import Counters
+from nfqlb.netfilter.accounting import Counters, label
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.runtime.protocol import JSONObject
 
@@ -29,7 +29,7 @@ class Kernel(Protocol):
         """Have it count for a configuration, going on with the counters that are `present`."""
 
     def read(self) -> Mapping[str, Counters]:
-        """What has been counted, by virtual server."""
+        """What has been counted, by the virtual servers' labels."""
 
 
 class Rising:
@@ -71,7 +71,7 @@ class Traffic:
         self._config = config
         self._kernel = kernel
         self._now = now
-        self._sums: dict[str, tuple[Rising, ...]] = {}
+        self._sums: dict[str, tuple[Rising, ...]] = {}  # by label
         self._again = 0.0
         self._said = ""
 
@@ -80,10 +80,10 @@ class Traffic:
         self._put(None)
 
     def configured(self, config: Config) -> None:
-        """Another configuration is in force: a virtual server that stays goes on with its sums."""
+        """Another configuration is in force: a virtual server that stays goes on, by any name."""
         self._config = config
-        names = {virtual.name for virtual in config.virtuals}
-        self._sums = {name: sums for name, sums in self._sums.items() if name in names}
+        labels = {label(virtual) for virtual in config.virtuals}
+        self._sums = {name: sums for name, sums in self._sums.items() if name in labels}
         try:
             present = self._kernel.read()
         except KernelError:
@@ -104,14 +104,14 @@ class Traffic:
         except KernelError as error:
             self._complain(error)
             return {}
-        names = [virtual.name for virtual in self._config.virtuals]
-        totals = {name: self._add(name, found[name]) for name in names if name in found}
-        if len(totals) < len(names) and self._now() >= self._again:
+        labels = {virtual.name: label(virtual) for virtual in self._config.virtuals}
+        totals = {name: self._add(each, found[each]) for name, each in labels.items() if each in found}
+        if len(totals) < len(labels) and self._now() >= self._again:
             self._put(None)
         return totals
 
-    def _add(self, name: str, counters: Counters) -> tuple[int, ...]:
-        sums = self._sums.setdefault(name, tuple(Rising() for _ in FIELDS))
+    def _add(self, called: str, counters: Counters) -> tuple[int, ...]:
+        sums = self._sums.setdefault(called, tuple(Rising() for _ in FIELDS))
         return tuple(sum_.at(number) for sum_, number in zip(sums, _numbers(counters), strict=True))
 
     def _put(self, present: Mapping[str, Counters] | None) -> None:

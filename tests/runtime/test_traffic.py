@@ -8,7 +8,7 @@ from ipaddress import ip_address
 import pytest
 
 from nfqlb.core.spec import Config, Gateway, Virtual
-from nfqlb.netfilter.accounting import Counter, Counters
+from nfqlb.netfilter.accounting import Counter, Counters, label
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.runtime.protocol import JSONObject
 from nfqlb.runtime.traffic import Rising, Traffic
@@ -30,15 +30,16 @@ class Kernel:
     def put(self, config: Config, present: Mapping[str, Counters] | None = None) -> None:
         self._fail()
         self.asked.append(present is None)
-        self.counts = {each.name: (present or {}).get(each.name, NONE) for each in config.virtuals}
+        labels = [label(each) for each in config.virtuals]
+        self.counts = {each: (present or {}).get(each, NONE) for each in labels}
 
     def read(self) -> Mapping[str, Counters]:
         self._fail()
         return dict(self.counts)
 
-    def pass_packets(self, name: str = "shop") -> None:
-        (packets, octets), (packets_out, octets_out) = self.counts[name]
-        self.counts[name] = Counters(
+    def pass_packets(self, virtual: Virtual = SHOP) -> None:
+        (packets, octets), (packets_out, octets_out) = self.counts[label(virtual)]
+        self.counts[label(virtual)] = Counters(
             Counter(packets + 1, octets + 100), Counter(packets_out + 2, octets_out + 2000)
         )
 
@@ -96,7 +97,7 @@ def test_counters_that_somebody_has_cleared_are_made_anew_and_the_sums_go_on(sit
 
 def test_one_that_is_missing_has_all_made_anew(site: Site) -> None:
     site.kernel.pass_packets()
-    del site.kernel.counts["mail"]
+    del site.kernel.counts[label(MAIL)]
     site.now += 5
     assert site.passed() == (1, 100, 2, 2000)
     assert site.kernel.asked == [True, True]
@@ -135,12 +136,13 @@ def test_a_host_that_cannot_count_is_asked_again_now_and_then(caplog: pytest.Log
 
 
 def test_virtual_servers_come_and_go(site: Site) -> None:
-    """Who stays keeps its sums, under another address too; who comes back begins anew."""
+    """Who stays keeps its sums, by another name too; under another address it is another one."""
     site.kernel.pass_packets()
-    site.kernel.pass_packets("mail")
-    moved = replace(SHOP, address=ip_address("192.0.2.20"))
-    site.traffic.configured(replace(BOTH, virtuals=(moved,)))
-    assert site.traffic.totals() == {"shop": (1, 100, 2, 2000)}
+    site.kernel.pass_packets(MAIL)
+    assert site.passed("mail") == (1, 100, 2, 2000)
+    renamed, moved = replace(SHOP, name="store"), replace(MAIL, address=ip_address("192.0.2.20"))
+    site.traffic.configured(replace(BOTH, virtuals=(renamed, moved)))
+    assert site.traffic.totals() == {"store": (1, 100, 2, 2000), "mail": (0, 0, 0, 0)}
     site.traffic.configured(BOTH)
     assert site.traffic.totals() == {"shop": (1, 100, 2, 2000), "mail": (0, 0, 0, 0)}
     assert site.kernel.asked == [True, False, False]
