@@ -29,23 +29,24 @@ class Spread:
     seconds: float
 
 
+NEVER = Spread((0,) * len(CLASSES), 0.0)
+"""Of a server that was never measured."""
+
+
 class Histogram:
     """Counts one server's response times as they are measured (R085)."""
 
     __slots__ = ("_counts", "_seconds")
 
     def __init__(self) -> None:
-        self._counts: list[int] | None = None  # most servers of a large site may never be measured
+        self._counts = [0] * len(CLASSES)
         self._seconds = 0.0
 
     def add(self, seconds: float) -> None:
         """A response took so many seconds, 0 or more."""
-        counts = self._counts
-        if counts is None:
-            counts = self._counts = [0] * (len(BOUNDS) + 1)
-        counts[bisect_left(BOUNDS, seconds)] += 1
+        self._counts[bisect_left(BOUNDS, seconds)] += 1
         self._seconds += seconds
 
-    def spread(self) -> Spread | None:
-        """What has been counted; None where nothing has."""
-        return None if self._counts is None else Spread(tuple(self._counts), self._seconds)
+    def spread(self) -> Spread:
+        """What has been counted."""
+        return Spread(tuple(self._counts), self._seconds)

@@ -65,11 +65,12 @@ class ResponseTime(NamedTuple):
         down, 0: by as much as it likes; the first sample, and any after an R of 0, is taken whole (R091,
         A16). R is the server's own, so `clamp` is that of the virtual server the sample came through.
         """
-        ratio = interval if raw else interval / max(connections, 1)
+        ratio = interval if raw else interval / (connections or 1)
         if clamp and self.ratio:
             most = self.ratio * clamp / 100
             ratio = min(max(ratio, self.ratio - most), self.ratio + most)
-        return ResponseTime(interval, ratio, now)
+        # what NamedTuple's own constructor does, at half its price: every request may end here
+        return tuple.__new__(ResponseTime, (interval, ratio, now, -inf))
 
     def predicted(self, connections: int, ageing: Ageing, now: float) -> float:
         """PR, the predicted response in seconds with so many connections; below 0 for an old one (fig 9)."""

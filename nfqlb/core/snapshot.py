@@ -7,7 +7,7 @@ of `ipaddress`, ports in host order.
 
 from dataclasses import dataclass, field
 
-from nfqlb.core.histogram import Spread
+from nfqlb.core.histogram import NEVER, Spread
 from nfqlb.core.spec import Address
 
 
@@ -67,7 +67,7 @@ class RealSnapshot:
     `since` is the age of the present state in seconds; `reason` says why it is in that state. Of a server
     that has failed `failed` is how many seconds ago it did, tests in between or not, and `test` in how
     many one connection may test it, 0 where that only wants a client; else both are None. `responses` are
-    all response times that were measured, None where none was.
+    all response times that were measured.
     """
 
     name: str
@@ -87,7 +87,7 @@ class RealSnapshot:
     virtuals: tuple[str, ...]
     failed: float | None = None
     test: float | None = None
-    responses: Spread | None = None
+    responses: Spread = NEVER
 
 
 @dataclass(frozen=True, slots=True)

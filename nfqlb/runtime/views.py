@@ -100,8 +100,6 @@ def response(snapshot: RealSnapshot) -> JSONObject:
     Classes without any are left out.
     """
     spread = snapshot.responses
-    if spread is None:
-        return {"counts": {}, "sum_s": 0.0}
     counted = zip(CLASSES, spread.counts, strict=True)
     return {"counts": {name: count for name, count in counted if count}, "sum_s": round(spread.seconds, 6)}
 

@@ -1,9 +1,11 @@
 """Metrics of a running gateway, asked for as Prometheus does, over its worker's death too."""
 
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -16,6 +18,7 @@ from tests.netns.asking import ask, wait_until
 from tests.netns.both import REWRITE, SAME, Bench, Datapath, configuration, offloads, only
 
 PLACE = "127.0.0.1:9617"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "prometheus"
 METRICS = f'metrics = "{PLACE}"'
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -178,3 +181,36 @@ time.sleep(60)
 def test_metrics_over_ipv6(lab: Lab) -> None:
     with balancing(lab, configuration(lab, gateway='metrics = "[::1]:9618"')):
         wait_until(lambda: "nfqlb_uptime_seconds" in curl(lab, place="[::1]:9618"), "the first snapshot")
+
+
+@only(REWRITE, SAME)
+def test_prometheus_itself_scrapes_it(lab: Lab, tmp_path: Path) -> None:
+    """With the example's configuration, but oftener: it takes the answer, and loads the alerts."""
+    text = (EXAMPLES / "prometheus.yml").read_text("utf-8")
+    (tmp_path / "prometheus.yml").write_text(text.replace("scrape_interval: 15s", "scrape_interval: 1s"))
+    (tmp_path / "alerts.yml").write_text((EXAMPLES / "alerts.yml").read_text("utf-8"))
+    with balancing(lab, configuration(lab, gateway=METRICS)):
+        ask(lab.client)
+        prometheus = lab.gateway.start(
+            "prometheus",
+            f"--config.file={tmp_path / 'prometheus.yml'}",
+            f"--storage.tsdb.path={tmp_path / 'data'}",
+            "--web.listen-address=127.0.0.1:9090",
+        )
+        try:
+            wait_until(lambda: asked_of_prometheus(lab, "nfqlb_connections_total") == ["1"], "a scrape")
+            assert asked_of_prometheus(lab, 'up{job="nfqlb"}') == ["1"]
+            assert asked_of_prometheus(lab, 'nfqlb_real_state{real="web1",state="in-service"}') == ["1"]
+            assert asked_of_prometheus(lab, 'ALERTS{alertstate="firing"}') == []
+        finally:
+            prometheus.stop()
+
+
+def asked_of_prometheus(lab: Lab, query: str) -> list[str]:
+    """The values that Prometheus has for a query at present; none while it does not answer yet."""
+    words = ("--data-urlencode", f"query={query}", "http://127.0.0.1:9090/api/v1/query")
+    done = lab.gateway.run("curl", "-sS", "--max-time", "5", "-G", *words, check=False)
+    try:
+        return [each["value"][1] for each in json.loads(done.stdout)["data"]["result"]]
+    except (ValueError, KeyError):
+        return []
