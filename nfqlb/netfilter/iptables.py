@@ -46,6 +46,10 @@ class Iptables:
         """All tables there are, as text. Raises KernelError."""
         return self._run([f"{self.program}-save"], "")
 
+    def counted(self, table: str) -> str:
+        """One table with its counters, as text. Raises KernelError."""
+        return self._run([f"{self.program}-save", "-c", "-t", table], "")
+
     def restore(self, text: str) -> None:
         """Puts `text` in, a table at a time, other chains untouched. Raises KernelError, naming the rule."""
         self._run([f"{self.program}-restore", "--noflush", "-w", str(LOCK_WAIT)], text)

@@ -13,6 +13,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "check": (),
     "rules": ("show", "apply", "verify", "remove"),
     "show": ("summary", "virtuals", "reals", "connections", "sticky", "failures", "decisions", "events"),
+    "top": (),
     "explain": (),
     "set": ("real", "virtual"),
     "clear": ("sticky",),

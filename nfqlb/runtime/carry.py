@@ -25,14 +25,17 @@ Path = tuple[str | int, ...]
 class Carry:
     """The sums of one gateway, over all its workers.
 
-    `learn` what is counted, again and again; `succeed` says what a new worker began with; `add` makes of
-    what a worker counted what the gateway has.
+    `learn` what is counted, again and again; `succeed` says what a new worker began with; `beside` what
+    somebody else has counted that belongs to the same numbers; `add` makes of what a worker counted what
+    the gateway has.
     """
 
     def __init__(self) -> None:
         self._last: JSONObject | None = None  # the present worker's last account
         self._begun: dict[Path, float] = {}  # and what it began with
         self._before: dict[Path, float] = {}  # what has to be added to it
+        self._beside: dict[Path, float] = {}  # and what others have counted
+        self._missing: dict[Path, float] = {}  # both together
         self._names: dict[Path, set[str]] = {}  # of those in groups: the names by their group
 
     def learn(self, document: JSONObject) -> None:
@@ -46,15 +49,26 @@ class Carry:
         self._before = {
             path: missing for path, value in whole.items() if (missing := value - begun.get(path, 0)) > 0
         }
+        self._last, self._begun = None, dict(begun)
+        self._sum_up()
+
+    def beside(self, counted: Mapping[Path, float]) -> None:
+        """What somebody beside the workers has counted by now, in place of what was said before."""
+        self._beside = dict(counted)
+        self._sum_up()
+
+    def _sum_up(self) -> None:
+        self._missing = dict(self._before)
+        for path, value in self._beside.items():
+            self._missing[path] = self._missing.get(path, 0) + value
         self._names = {}
-        for *group, name in self._before:
+        for *group, name in self._missing:
             if isinstance(name, str) and name not in COUNTERS:
                 self._names.setdefault(tuple(group), set()).add(name)
-        self._last, self._begun = None, dict(begun)
 
     def add(self, document: JSONObject) -> JSONObject:
         """The document with what the workers before had counted; the one given is left as it was."""
-        if not self._before:
+        if not self._missing:
             return document
         made = self._added(document, (), counts=False)
         assert isinstance(made, dict)
@@ -67,7 +81,7 @@ class Carry:
                 for name, inner in value.items()
             }
             for name in self._names.get(path, set()) - value.keys() if counts else ():
-                made[name] = self._before[(*path, name)]
+                made[name] = self._missing[(*path, name)]
             return made
         if isinstance(value, list):
             return [
@@ -75,7 +89,7 @@ class Carry:
                 for at, inner in enumerate(value)
             ]
         if counts and isinstance(value, int | float) and not isinstance(value, bool):
-            return value + self._before.get(path, 0)
+            return value + self._missing.get(path, 0)
         return value
 
 

@@ -74,7 +74,7 @@ class Client:
             outcome = reply()
         except OSError as error:
             self.close()
-            raise _unreachable(self._path, error) from None
+            raise unreachable(self._path, error) from None
         except ControlError:
             self.close()
             raise
@@ -144,7 +144,8 @@ def _left(deadline: float) -> float | None:
     return left
 
 
-def _unreachable(path: Path, error: OSError) -> ControlError:
+def unreachable(path: Path, error: OSError) -> ControlError:
+    """Why the gateway at `path` cannot be asked, and what to do, from what the system says of it."""
     start = "start it with `nfqlb run -c FILE`, or name its socket with --socket"
     if isinstance(error, TimeoutError | BlockingIOError):
         return ControlError("timeout", f"the gateway at {path} does not answer in time", "is it overloaded?")

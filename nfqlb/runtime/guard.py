@@ -37,6 +37,8 @@ _PATIENCE = 20.0  # seconds that a look and a repair may take
 _TOLD = 3  # of so many findings, and authors, an event says what they are
 _LISTED = 12  # of so many the log does
 
+_OUR_PROGRAMS = ("iptables-restor", "ip6tables-resto")  # as the kernel cuts their names
+
 _BURST, _INTERVAL = 12, 4.0
 
 
@@ -202,6 +204,7 @@ class Guard:
         others = [author for author in notice.authors if not self._is_ours(author)]
         if notice.authors and not others:
             return
+        others = [author for author in others if not self._may_be_ours(author)]
         self._authors = [*self._authors, *others][-_TOLD:]
         self._due |= notice.subjects
         if self._since is None:
@@ -210,6 +213,11 @@ class Guard:
 
     def _is_ours(self, author: Process) -> bool:
         return self._errand is not None and self._errand.pid in (author.pid, author.parent)
+
+    def _may_be_ours(self, author: Process) -> bool:
+        """Gone before it could be asked whose child it is: not blamed, but looked after."""
+        repairing = self._errand is not None and self._changes
+        return repairing and not author.parent and author.name in _OUR_PROGRAMS
 
     # --- looks and repairs
 

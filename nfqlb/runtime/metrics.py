@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from nfqlb.config.values import endpoint_of
 from nfqlb.core.spec import Config
 from nfqlb.netfilter.errors import KernelError
+from nfqlb.runtime.events import Events
 from nfqlb.runtime.protocol import JSONObject
 
 if TYPE_CHECKING:
@@ -23,14 +24,20 @@ logger = logging.getLogger(__name__)
 class Metrics:
     """The supervisor's server of metrics; `latest` is the newest snapshot, None where there is none yet.
 
-    Raises KernelError where nobody can listen where the configuration says.
+    Raises KernelError where nobody can listen where the configuration says. `events` are told where
+    that happens later, with another configuration.
     """
 
     def __init__(
-        self, config: Config, selector: BaseSelector, latest: Callable[[], JSONObject | None]
+        self,
+        config: Config,
+        selector: BaseSelector,
+        latest: Callable[[], JSONObject | None],
+        events: Events,
     ) -> None:
         self._selector = selector
         self._latest = latest
+        self._events = events
         self._place = ""
         self._scrapes: Scrapes | None = None
         self._open(config.gateway.metrics)
@@ -44,7 +51,7 @@ class Metrics:
         try:
             self._open(wanted)
         except KernelError as error:
-            logger.error("%s; metrics stay at %s", error, before or "no address")
+            self._events.add("gateway", "metrics", f"{error}; {_instead(before)}", level="error")
             self._open(before)
 
     def tick(self) -> None:
@@ -72,3 +79,7 @@ class Metrics:
         address, port = endpoint_of(place)
         self._scrapes = Scrapes(address, port, self._selector, self._latest)
         logger.info("metrics at http://%s/metrics", place)
+
+
+def _instead(place: str) -> str:
+    return f"they stay at {place}" if place else "there are none"

@@ -33,6 +33,7 @@ from nfqlb.runtime.desk import Desk
 from nfqlb.runtime.guard import Guard
 from nfqlb.runtime.journal import Journal
 from nfqlb.runtime.metrics import Metrics
+from nfqlb.runtime.missed import Missed
 from nfqlb.runtime.notify import Notifier, from_environment
 from nfqlb.runtime.protocol import ControlError
 from nfqlb.runtime.stall import LOOK, Watchdog
@@ -95,7 +96,8 @@ class Supervisor:
         Captures(self._desk, self._workers)
         self._control = Server(Path(config.gateway.socket), self._selector, self._desk.answer)
         undo.callback(self._control.close)
-        self._metrics = Metrics(config, self._selector, lambda: self._desk.last)
+        self._metrics = Metrics(config, self._selector, lambda: self._desk.last, self._desk.events)
+        self._desk.followers.append(self._metrics.configured)
         undo.callback(self._metrics.close)
         _log_all(sysctl.switch, sysctl.forwarding(config) | sysctl.tracking(config), record)
         self._workers.start()
@@ -103,7 +105,9 @@ class Supervisor:
         traffic = Traffic(config)
         traffic.begin()
         self._desk.virtual_completers.append(traffic.complete)
-        self._desk.followers.append(traffic.configured)
+        self._missed = Missed(config, self._selector, self._desk.pulse.carry.beside)
+        undo.callback(self._missed.close)
+        self._desk.followers += [traffic.configured, self._missed.follow]
         rules.apply(config)
         undo.callback(_log_all, address.take_down)
         _log_all(address.bring_up, config)
@@ -166,6 +170,7 @@ class Supervisor:
                 self._metrics.tick()
                 self._workers.tick()
                 self._desk.tick()
+                self._missed.tick()
                 self._guard.tick()
 
     # --- the worker

@@ -46,7 +46,12 @@ class Rising:
         if count < self._last:
             self.restart()
         self._last = count
-        return self._before + count
+        return self.total
+
+    @property
+    def total(self) -> int:
+        """The sum, as of the last count."""
+        return self._before + self._last
 
     def restart(self) -> None:
         """The other counter begins anew from here, at 0."""

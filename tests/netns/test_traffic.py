@@ -5,16 +5,18 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from ipaddress import ip_address
 from typing import Any, NamedTuple
 
+import dpkt
 import pytest
 
 from nfqlb.demo.appliance import Appliance, balancing, nfqlb_command, virtual
 from nfqlb.demo.lab import SECOND_VIP, VIP, VIP6, Host, Lab
 from nfqlb.demo.web import document, serve
-from tests.netns.asking import ask, rows, wait_until
+from tests.netns.asking import ask, rows, summary, wait_until
 from tests.netns.both import Bench, Datapath, configuration
-from tests.netns.site import entered, family_of
+from tests.netns.site import entered, family_of, send_raw
 
 MEBI = 1 << 20
 FILM = 8  # MB
@@ -183,6 +185,26 @@ def test_nothing_is_counted_twice_or_for_another(lab: Lab, gateway: Appliance) -
         lab.client.run("curl", "-sS", "--max-time", "1", url, check=False)
     for name, then in before.items():
         assert (counted(gateway, name) == then) == (name != "web")
+
+
+def test_drops_are_its_own(lab: Lab, gateway: Appliance) -> None:
+    """R113, R117: the worker counts them, or the rules do (datapath offload), read every few seconds."""
+    before = {name: lost(gateway, name) for name in TCP}
+    for number in range(3):
+        ip = dpkt.ip.IP(src=ip_address(lab.client.address).packed, dst=ip_address(VIP).packed, p=6)
+        ip.data = dpkt.tcp.TCP(sport=4000 + number, dport=PORT, seq=1, ack=1, flags=dpkt.tcp.TH_ACK)
+        ip.len = len(ip)
+        send_raw(lab.client.namespace, bytes(ip), VIP)
+    wait_until(lambda: lost(gateway, "web") == before["web"] + 3, "the drops to be counted")
+    assert {name: lost(gateway, name) for name in TCP[1:]} == {name: before[name] for name in TCP[1:]}
+    assert summary(gateway)["drops"]["no-connection"] >= lost(gateway, "web")
+
+
+def lost(appliance: Appliance, name: str) -> int:
+    """Segments without a connection, of one virtual server."""
+    (row,) = [row for row in rows(appliance, "virtuals") if row["name"] == name]
+    found: int = row["drops"].get("no-connection", 0)
+    return found
 
 
 def test_numbers_do_not_fall_when_a_worker_dies(lab: Lab, gateway: Appliance) -> None:

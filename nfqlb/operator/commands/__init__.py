@@ -7,7 +7,7 @@ that runs; what that needs is imported when it runs. `ALL` is what `nfqlb --help
 import argparse
 from collections.abc import Callable, Mapping
 
-from nfqlb.operator.commands import capture, change, gateway, look, rules, script, service
+from nfqlb.operator.commands import capture, change, gateway, look, rules, script, service, top
 
 #: Every command in the order of the help: what it does, in a line, and who adds its words.
 ALL: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
@@ -15,6 +15,7 @@ ALL: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "check": ("say what is wrong with a configuration, or what it does", gateway.add_check),
     "rules": ("show, apply, verify or remove the iptables rules", rules.add_rules),
     "show": ("look at the running gateway", look.add_show),
+    "top": ("watch the running gateway", top.add_top),
     "explain": ("tell why a connection went where it went", look.add_explain),
     "set": ("put a server in or out of service, drain it, weigh it anew", change.add_set),
     "clear": ("forget which client is bound to which server", change.add_clear),
