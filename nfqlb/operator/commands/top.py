@@ -17,10 +17,19 @@ def add_top(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--read-only", action="store_true", help="have no keys that change anything")
     parser.add_argument("--ascii", action="store_true", help="draw with ASCII signs; else as the locale says")
     parser.add_argument(
-        "--interval", type=seconds, metavar="SECONDS", default=1.0, help="how often to look (1); keys + and -"
-    )
+        "--interval", type=_interval, metavar="SECONDS", default=1.0,
+        help="how often to look, from 1 (as if not given) to 60; keys + and -",
+    )  # fmt: skip
     add_socket(parser)
     add_config(parser, required=False)
+
+
+def _interval(text: str) -> float:
+    """Seconds between two pictures. Raises ArgumentTypeError, as argparse wants it."""
+    found = seconds(text)
+    if not 1 <= found <= 60:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 60")
+    return found
 
 
 def _top(options: argparse.Namespace) -> int:

@@ -337,7 +337,7 @@ HELP = (
     "Before anything is changed you are asked; only y says yes.",
     "",
     "States: I in-service, S sticky-only (drained), M maintenance, O out-of-service, T testing,",
-    "        F failed, C at its maximum of connections.",
+    "        F failed, C at its maximum of connections, D not in the configuration any more.",
     "SHARE is a server's part of the connections of its virtual servers; the mark in it its fair",
     "share by weight. NOANSW and RESET are connections that it did not answer, or refused.",
     "RESP is the last response time, PREDICT what fastest-response expects of it.",

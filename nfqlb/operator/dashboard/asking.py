@@ -14,7 +14,7 @@ from nfqlb.operator.dashboard import model, rows
 from nfqlb.operator.dashboard.actions import Explain, Order
 from nfqlb.operator.dashboard.link import Feed, Link, Outcome
 from nfqlb.operator.dashboard.series import Key
-from nfqlb.operator.dashboard.state import Fetch, Page, State, Told
+from nfqlb.operator.dashboard.state import PACES, Fetch, Page, State, Told
 from nfqlb.runtime.protocol import JSON, ControlError, JSONObject
 
 HISTORIES = 8  # asked for at a time; the rest of what is in sight follows with the next picture
@@ -72,7 +72,8 @@ class Asking:
 
         def said(result: JSON) -> None:
             self._state.say("; ".join(change.said(result)))
-            self._feed.every(self._state.pace)
+            if self._state.pace > PACES[0]:  # else the next one comes as soon
+                self._feed.every(self._state.pace)
 
         self._ask(order.cmd, order.args, said)
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from selectors import EVENT_READ, BaseSelector
+from typing import NamedTuple
 
 from nfqlb.runtime.client import CHUNK, TIMEOUT, unreachable
 from nfqlb.runtime.protocol import (
@@ -33,6 +34,15 @@ Outcome = JSON | ControlError
 Then = Callable[[Outcome], None]
 
 
+class _Asked(NamedTuple):
+    """A question under way; one that `stays` is answered again and again, each within `patience` (s)."""
+
+    ident: int
+    then: Then
+    stays: bool
+    patience: float
+
+
 class Link:
     """A conversation with the gateway at `path`. `clock` gives monotonic seconds."""
 
@@ -44,7 +54,7 @@ class Link:
         self._reader = LineReader(MAX_REPLY)
         self._greeted = False
         self._ident = 0
-        self._waiting: deque[tuple[int, Then]] = deque()
+        self._waiting: deque[_Asked] = deque()
         self._since = 0.0  # when the oldest question was asked, or the last answer came
         self._failed: tuple[float, ControlError] | None = None
 
@@ -53,8 +63,14 @@ class Link:
         """Questions that are not answered yet."""
         return len(self._waiting)
 
-    def ask(self, cmd: str, args: JSONObject, then: Then) -> None:
-        """Ask; `then` is called with the result or the error, now or later."""
+    def ask(
+        self, cmd: str, args: JSONObject, then: Then, *, stays: bool = False, patience: float = 0.0
+    ) -> None:
+        """Ask; `then` is called with the result or the error, now or later.
+
+        What `stays` is answered until the link is closed; `patience` is how many seconds more than usual an
+        answer may take.
+        """
         try:
             sock = self._connected()
             self._ident += 1
@@ -68,11 +84,11 @@ class Link:
             return
         if not self._waiting:
             self._since = self._clock()
-        self._waiting.append((self._ident, then))
+        self._waiting.append(_Asked(self._ident, then, stays, TIMEOUT + patience))
 
     def tick(self) -> None:
         """Give up what takes too long. To be called now and then."""
-        if self._waiting and self._clock() - self._since > TIMEOUT:
+        if self._waiting and self._clock() - self._since > self._waiting[0].patience:
             self._lose(unreachable(self._path, TimeoutError()))
 
     def close(self) -> None:
@@ -136,25 +152,30 @@ class Link:
             )
         self._greeted = True
         answered, outcome = ident_of(reply), outcome_of(reply)
-        if not self._waiting or answered not in (self._waiting[0][0], None):
+        if not self._waiting or answered not in (self._waiting[0].ident, None):
             raise ControlError("bad-reply", "the gateway answered another question than the one asked")
         if answered is None and isinstance(outcome, ControlError):
             raise outcome  # it turned us away
-        _, then = self._waiting.popleft()
+        asked = self._waiting[0]
+        if not asked.stays or isinstance(outcome, ControlError):
+            self._waiting.popleft()
         self._since = self._clock()
-        then(outcome)
+        asked.then(outcome)
 
     def _lose(self, error: ControlError) -> None:
         """The conversation is over: whoever waits is told why."""
         waiting = list(self._waiting)
         self.close()
         self._failed = (self._clock(), error)
-        for _, then in waiting:
-            then(error)
+        for asked in waiting:
+            asked.then(error)
 
 
 class Feed:
-    """Where snapshots come from: one every `pace` seconds is handed to `then`, or why there is none."""
+    """Where snapshots come from: one every `pace` seconds is handed to `then`, or why there is none.
+
+    The gateway sends them by itself, once it was asked to.
+    """
 
     def __init__(
         self, path: Path, selector: BaseSelector, then: Then, clock: Callable[[], float], pace: float
@@ -168,22 +189,21 @@ class Feed:
     @property
     def due(self) -> float:
         """When `tick` has something to do next, by the clock."""
-        return self._due
+        return self._clock() + RETRY if self._link.busy else self._due
 
     def every(self, pace: float) -> None:
         """From now on one every `pace` seconds, the next at once."""
         self._pace = pace
+        self._link.close()
         self._due = self._clock()
 
     def tick(self) -> None:
-        """Ask where it is time, unless the last question is not answered yet."""
+        """Have the gateway send them, unless it does; and give it up where it has stopped to."""
         self._link.tick()
         now = self._clock()
-        if now < self._due:
-            return
-        self._due = max(self._due + self._pace, now + self._pace / 2)
-        if not self._link.busy:
-            self._link.ask("snapshot", {}, self._then)
+        if not self._link.busy and now >= self._due:
+            self._due = now + RETRY
+            self._link.ask("watch", {"every": self._pace}, self._then, stays=True, patience=self._pace)
 
     def close(self) -> None:
         """Hang up."""

@@ -143,10 +143,15 @@ def _reals(state: State) -> list[AnyPane]:
     ]
 
 
-def _connections(state: State, *, real: str = "", title: str = "") -> AnyPane:
-    rows = [row for row in state.connections or () if not real or row.real == real]
+def _connections(state: State, title: str = "") -> AnyPane:
+    kind, name = state.page
+    rows = list(state.connections or ())
+    whole = len(rows) < ROWS["connections"]
+    if kind == "real":
+        rows = [row for row in rows if row.real == name]
+    elif kind == "virtual":
+        rows = [row for row in rows if row.virtual == name]
     asked = state.connections is not None
-    whole = len(state.connections or ()) < ROWS["connections"]
     return _pane(
         "connections",
         state.listing("connections"),
@@ -200,12 +205,12 @@ def _virtual(state: State) -> list[AnyPane]:
             title="real servers",
             empty="no real servers",
         ),
-        _connections(state, title="connections"),
+        _connections(state, "connections"),
     ]
 
 
 def _real(state: State) -> list[AnyPane]:
-    return [_connections(state, real=state.page.name, title="connections")]
+    return [_connections(state, "connections")]
 
 
 _PAGES: dict[str, Callable[[State], Sequence[AnyPane]]] = {

@@ -27,6 +27,7 @@ STATES: dict[str, tuple[str, int, Style]] = {
     "sticky-only": ("S", 1, CARE),
     "maintenance": ("M", 1, CARE),
     "out-of-service": ("O", 1, CARE),
+    "draining": ("D", 1, CARE),
     "failed": ("F", 4, WRONG),
 }
 _UNKNOWN = ("?", 2, CARE)

@@ -20,6 +20,8 @@ TABS = ("summary", "virtuals", "reals", "connections", "events")
 PACES = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 #: Rows asked for at a time: the gateway makes them while packets wait, a thousand in some 2 ms.
 ROWS = {"connections": 1000, "events": 1000, "decisions": 200, "failures": 5}
+#: Connections up to which the table is looked through for those of one server: it takes 10 ms, packets wait.
+FEW = 50_000
 SAID_FOR = 10.0  # seconds that a message stays
 
 
@@ -159,19 +161,26 @@ class State:
         """The lists that this page needs."""
         kind, name = self.page
         live: JSONObject = {"limit": ROWS["connections"]}
-        if kind == "connections" or kind == "real":
-            found = [Fetch("connections", live)]
-            if kind == "real":
-                found.append(Fetch("failures", {"real": name, "limit": ROWS["failures"]}))
-            return found
-        if kind == "virtual":
-            return [Fetch("connections", {**live, "virtual": name})]
+        if kind in ("virtual", "real") and self.narrow:
+            live[kind] = name
+        if kind == "real":
+            return [
+                Fetch("connections", live),
+                Fetch("failures", {"real": name, "limit": ROWS["failures"]}),
+            ]
+        if kind in ("connections", "virtual"):
+            return [Fetch("connections", live)]
         if kind == "events":
             return [
                 Fetch("events", {"limit": ROWS["events"]}),
                 Fetch("decisions", {"limit": ROWS["decisions"]}),
             ]
         return []
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the connections of one server are asked for, and not looked for in the newest of all."""
+        return self.snapshot is not None and (self.snapshot.connections or 0) <= FEW
 
     def virtual(self, name: str) -> VirtualRow | None:
         """The virtual server of a name."""

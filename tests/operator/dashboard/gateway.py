@@ -49,14 +49,23 @@ class Gateway:
         self.asked: list[str] = []
         self.empty = False  # whether no decision is kept
         self.refuses: ControlError | None = None
+        self._watchers: list[tuple[Request, float]] = []
         self._selector = DefaultSelector()
         self._begun = time.time()
         self._server: Server | None = Server(path, self._selector, self._answer)
 
     def step(self) -> None:
-        """Serve whoever asks, without waiting."""
+        """Serve whoever asks, and whoever watches, without waiting."""
         for key, mask in self._selector.select(0):
             key.data(mask)
+        now = time.monotonic()
+        for number, (request, due) in enumerate(self._watchers):
+            if now >= due and request.stream(self._now()):
+                every = request.args["every"]
+                assert isinstance(every, float)
+                self._watchers[number] = (request, now + every)
+                self.asked.append("snapshot")
+        self._watchers = [each for each in self._watchers if not each[0].answered]
 
     def stop(self) -> None:
         """Go away: the socket and whoever is on it."""
@@ -74,6 +83,9 @@ class Gateway:
 
     def _answer(self, request: Request) -> None:
         self.asked.append(request.cmd)
+        if request.cmd == "watch":
+            self._watchers.append((request, 0.0))
+            return
         if request.cmd.startswith("set-"):
             self._order(request)
             return
