@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from nfqlb.demo.appliance import balancing, nfqlb_command
-from nfqlb.demo.lab import Lab
+from nfqlb.demo.appliance import balancing, nfqlb_command, socket_path, virtual
+from nfqlb.demo.lab import VIP, Lab
 from nfqlb.demo.web import serve
 from nfqlb.runtime.families import FAMILIES, Kind
 from tests.netns.asking import ask, wait_until
-from tests.netns.both import REWRITE, SAME, Bench, Datapath, configuration, offloads, only
+from tests.netns.both import OFFLOAD, REWRITE, SAME, Bench, Datapath, configuration, offloads, only
 
 PLACE = "127.0.0.1:9617"
 EXAMPLES = Path(__file__).parents[2] / "examples" / "prometheus"
@@ -96,6 +96,40 @@ def test_what_a_running_gateway_tells(lab: Lab) -> None:
             ["promtool", "check", "metrics"], input=curl(lab), capture_output=True, text=True, check=False
         )
         assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+#: What a gateway does not tell before it happens: a reload, a repair, a server's limit being set.
+NOT_YET = frozenset(
+    {
+        "nfqlb_config_last_reload_successful",
+        "nfqlb_config_last_reload_timestamp_seconds",
+        "nfqlb_rules_last_repair_timestamp_seconds",
+    }
+)
+#: And what is told under one datapath alone.
+OF_ONE = {
+    REWRITE: frozenset({"nfqlb_offload_missed"}),
+    OFFLOAD: frozenset(
+        f"nfqlb_real_{name}_seconds" for name in ("response", "last_response", "predicted_response")
+    ),
+}
+
+
+def test_everything_is_told(lab: Lab, datapath: Datapath) -> None:
+    """Every metric that there is, in one gateway with a limit, a shadow and a packet that was refused."""
+    web = virtual("web", ["web1", "web2"], shadow="round-robin")
+    config = configuration(lab, web, gateway=METRICS, reals={"web1": "max_connections = 10"})
+    with balancing(lab, config):
+        for _ in range(4):
+            ask(lab.client)
+        where = ("--socket", str(socket_path(lab)))
+        assert nfqlb_command(lab, "set", "virtual", "web", "out-of-service", *where).returncode == 0
+        lab.client.run("curl", "-s", "--max-time", "1", f"http://{VIP}/", check=False)
+        wait_for(lab, "nfqlb_virtual_dropped_packets_total", 1, virtual="web", reason="out-of-service")
+        told = {family.name for family in text_string_to_metric_families(curl(lab))}
+    known = {family.name.removesuffix("_total") for family in FAMILIES}
+    assert known - told == NOT_YET | OF_ONE[datapath]
+    assert told <= known
 
 
 def test_counters_do_not_fall_when_the_worker_is_killed(lab: Lab) -> None:
