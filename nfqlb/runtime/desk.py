@@ -137,7 +137,7 @@ class Desk:
             self.events.add("state", str(each["name"]), str(each["text"]), level=str(each["level"]),
                             at=at if isinstance(at, float) else None, logged=True)  # fmt: skip
         around = picture.Surroundings(
-            self._roles, self.known_neighbours(), self.rules, self.reload, self.others
+            self.known_neighbours(), self.rules, self.reload, self.others
         )
         self._show(picture.snapshot(account, self.status(), around, self._wall()), scheduled)
 

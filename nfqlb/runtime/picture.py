@@ -23,9 +23,8 @@ _VIRTUAL: JSONObject = {"traffic": None, "drops": {}, "shadow": None}
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the supervisor adds to an account: `roles` of the queues by number; `others` is anything more."""
+    """What the supervisor adds to an account; `others` is anything more."""
 
-    roles: Mapping[int, str]
     neighbours: Mapping[str, Neighbour]
     rules: JSONObject
     reload: JSONObject
@@ -36,14 +35,12 @@ def snapshot(account: Account, status: GatewayStatus, around: Surroundings, at: 
     """The snapshot; `at` is its time of day in seconds."""
     document, rates = account
     whole = summary(document, status)
-    connections, queues = whole["connections"], whole["queues"]
+    connections = whole["connections"]
     assert isinstance(connections, dict)
-    assert isinstance(queues, list)
     return {
         "at": round(at, 3),
         **whole,
         "connections": {**connections, "rate": _rate(rates.get(("gateway", "")))},
-        "queues": [{"role": _role(queue, around.roles), **_row(queue)} for queue in queues],
         "rules": dict(around.rules),
         "reload": dict(around.reload),
         "virtuals": [
@@ -83,16 +80,6 @@ def judged(snapshot: JSONObject) -> JSONObject:
 def _rows(rows: JSON) -> Sequence[JSONObject]:
     assert isinstance(rows, list)
     return [row for row in rows if isinstance(row, dict)]
-
-
-def _row(queue: JSON) -> JSONObject:
-    assert isinstance(queue, dict)
-    return queue
-
-
-def _role(queue: JSON, roles: Mapping[int, str]) -> JSON:
-    number = _row(queue)["number"]
-    return roles.get(number, "") if isinstance(number, int) else ""
 
 
 def _key(kind: str, row: JSONObject) -> tuple[str, str]:
