@@ -385,11 +385,11 @@ class Director:
 
     def virtuals(self, now: float) -> list[VirtualSnapshot]:
         """Every virtual server, in the configuration's order."""
-        return observe.virtuals(self, now)
+        return list(observe.virtuals(self, now))
 
     def reals(self, now: float) -> list[RealSnapshot]:
         """Every real server, in the configuration's order."""
-        return observe.reals(self, now)
+        return list(observe.reals(self, now))
 
     def connections(
         self, now: float, *, limit: int, client: spec.Address | None = None, virtual: str | None = None,

@@ -46,25 +46,26 @@ def totals(director: "Director") -> Totals:
     )
 
 
-def virtuals(director: "Director", now: float) -> list[VirtualSnapshot]:
-    """Every virtual server."""
-    return [
-        VirtualSnapshot(
-            name=virtual.spec.name,
-            address=virtual.spec.address,
-            protocol=virtual.spec.protocol,
-            port=virtual.port,
-            state=state_of(virtual).shown,
-            desired=virtual.scheduler.name,
-            actual=virtual.actual,
-            connections=virtual.connections,
-            total=virtual.total,
-            servers=tuple(_links(virtual)),
-            drops={reason.value: count for reason, count in virtual.drops.items()},
-            shadow=_shadow(virtual),
-        )
-        for virtual in director.virtual_servers
-    ]
+def virtuals(director: "Director", now: float) -> Iterator[VirtualSnapshot]:
+    """Every virtual server, each as it is when it is asked for."""
+    return map(_virtual, list(director.virtual_servers))
+
+
+def _virtual(virtual: VirtualServer) -> VirtualSnapshot:
+    return VirtualSnapshot(
+        name=virtual.spec.name,
+        address=virtual.spec.address,
+        protocol=virtual.spec.protocol,
+        port=virtual.port,
+        state=state_of(virtual).shown,
+        desired=virtual.scheduler.name,
+        actual=virtual.actual,
+        connections=virtual.connections,
+        total=virtual.total,
+        servers=tuple(_links(virtual)),
+        drops={reason.value: count for reason, count in virtual.drops.items()},
+        shadow=_shadow(virtual),
+    )
 
 
 def _shadow(virtual: VirtualServer) -> ShadowSnapshot | None:
@@ -103,13 +104,13 @@ def _links(virtual: VirtualServer) -> Iterator[LinkSnapshot]:
         )
 
 
-def reals(director: "Director", now: float) -> list[RealSnapshot]:
-    """Every real server."""
+def reals(director: "Director", now: float) -> Iterator[RealSnapshot]:
+    """Every real server, each as it is when it is asked for; ages are those of `now`."""
     behind: dict[str, dict[str, Virtual]] = {name: {} for name in director.real_servers}
     for virtual in director.virtual_servers:
         for link in (*virtual.everybody, *virtual.leaving):
             behind[link.real.spec.name][virtual.spec.name] = virtual.spec
-    return [_real(real, behind[name], now) for name, real in director.real_servers.items()]
+    return (_real(real, behind[name], now) for name, real in list(director.real_servers.items()))
 
 
 def _real(real: RealServer, virtuals: Mapping[str, Virtual], now: float) -> RealSnapshot:

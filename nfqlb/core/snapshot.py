@@ -5,14 +5,16 @@ nothing else. Ages are in seconds before the moment of the snapshot; addresses a
 of `ipaddress`, ports in host order.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 from nfqlb.core.histogram import NEVER, Spread
 from nfqlb.core.spec import Address
 
 
-@dataclass(frozen=True, slots=True)
-class LinkSnapshot:
+class LinkSnapshot(NamedTuple):
     """A real server's place in one virtual server: its port there, its live connections, all ever made.
 
     `share` is its part of the virtual server's connections, `fair` the part that its weight entitles it
@@ -39,8 +41,7 @@ class ShadowSnapshot:
     differed: int
 
 
-@dataclass(frozen=True, slots=True)
-class VirtualSnapshot:
+class VirtualSnapshot(NamedTuple):
     """One virtual server; `desired` and `actual` are the scheduler asked for and at work (R028, R029).
 
     `drops` are its packets that were dropped, by reason, as far as they could be told to be its own.
@@ -56,12 +57,11 @@ class VirtualSnapshot:
     connections: int
     total: int
     servers: tuple[LinkSnapshot, ...]
-    drops: dict[str, int] = field(default_factory=dict)
+    drops: Mapping[str, int] = MappingProxyType({})
     shadow: ShadowSnapshot | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RealSnapshot:
+class RealSnapshot(NamedTuple):
     """One real server. `response` and `predicted` are seconds, None where nothing was measured.
 
     `since` is the age of the present state in seconds; `reason` says why it is in that state. Of a server

@@ -46,6 +46,7 @@ def summary(document: JSON) -> list[str]:
     pairs = [
         ("nfqlb", f"{_text(whole, 'version')}, {_text(whole, 'datapath')} datapath"),
         ("state", f"{_text(whole, 'state')}, up for {age(_number(whole, 'uptime_s'))}"),
+        *_verdict(whole),
         ("worker", f"{running}, restarted {_times(_number(worker, 'restarts'))}"),
         (
             "connections",
@@ -329,6 +330,12 @@ def _judged(queue: JSONObject) -> str:
     if not packets or busy is None:
         return ""
     return f"{count(packets)} judged in {busy / packets * 1e6:.1f}us each"
+
+
+def _verdict(whole: JSONObject) -> list[tuple[str, str]]:
+    """What is wrong, the worst first; a gateway just started has not found out yet."""
+    verdict = read.optional_text(whole, "verdict") if "verdict" in whole else None
+    return [("verdict", verdict)] if verdict is not None else []
 
 
 def _unkept(lost: float) -> list[tuple[str, str]]:

@@ -29,7 +29,9 @@ def _summary(desk: "Desk", request: Request) -> None:
 
     def finish(counts: JSON) -> JSON:
         assert isinstance(counts, dict)
-        return summary(desk.pulse.carry.add(counts), desk.status())
+        whole = summary(desk.pulse.carry.add(counts), desk.status())
+        last = desk.last or {}
+        return {**whole, "verdict": last.get("verdict"), "problems": last.get("problems", [])}
 
     desk.forward(request, finish)
 

@@ -20,6 +20,7 @@ GROUPS = frozenset(
 _IDENTITY = ("name", "real", "number")
 
 Path = tuple[str | int, ...]
+Tree = dict[str | int, "Tree | float"]
 
 
 class Carry:
@@ -35,8 +36,7 @@ class Carry:
         self._begun: dict[Path, float] = {}  # and what it began with
         self._before: dict[Path, float] = {}  # what has to be added to it
         self._beside: dict[Path, float] = {}  # and what others have counted
-        self._missing: dict[Path, float] = {}  # both together
-        self._names: dict[Path, set[str]] = {}  # of those in groups: the names by their group
+        self._tree: Tree = {}  # both together, as a tree
 
     def learn(self, document: JSONObject) -> None:
         """A new account of the present worker."""
@@ -58,39 +58,59 @@ class Carry:
         self._sum_up()
 
     def _sum_up(self) -> None:
-        self._missing = dict(self._before)
+        sums = dict(self._before)
         for path, value in self._beside.items():
-            self._missing[path] = self._missing.get(path, 0) + value
-        self._names = {}
-        for *group, name in self._missing:
-            if isinstance(name, str) and name not in COUNTERS:
-                self._names.setdefault(tuple(group), set()).add(name)
+            sums[path] = sums.get(path, 0) + value
+        self._tree = _tree(sums)
 
     def add(self, document: JSONObject) -> JSONObject:
         """The document with what the workers before had counted; the one given is left as it was."""
-        if not self._missing:
+        if not self._tree:
             return document
-        made = self._added(document, (), counts=False)
+        made = _added(document, self._tree, counts=False)
         assert isinstance(made, dict)
         return made
 
-    def _added(self, value: JSON, path: Path, *, counts: bool) -> JSON:
-        if isinstance(value, dict):
-            made = {
-                name: self._added(inner, (*path, name), counts=counts or name in GROUPS or name in COUNTERS)
-                for name, inner in value.items()
-            }
-            for name in self._names.get(path, set()) - value.keys() if counts else ():
-                made[name] = self._missing[(*path, name)]
-            return made
-        if isinstance(value, list):
-            return [
-                self._added(inner, (*path, *_identity(inner, at)), counts=counts)
-                for at, inner in enumerate(value)
-            ]
-        if counts and isinstance(value, int | float) and not isinstance(value, bool):
-            return value + self._missing.get(path, 0)
-        return value
+
+def _tree(sums: Mapping[Path, float]) -> Tree:
+    """Sums as a tree of their places, so that nothing else of a document is looked at."""
+    root: Tree = {}
+    for path, value in sums.items():
+        node = root
+        for step in path[:-1]:
+            below = node.setdefault(step, {})
+            assert isinstance(below, dict)
+            node = below
+        node[path[-1]] = value
+    return root
+
+
+def _added(value: JSON, tree: Tree | float, *, counts: bool) -> JSON:
+    """A value with what a tree holds for it. In a group, what the value has not is what the tree has."""
+    if not isinstance(tree, dict):
+        known = isinstance(value, int | float) and not isinstance(value, bool)
+        return value + tree if known and isinstance(value, int | float) else value
+    if isinstance(value, dict):
+        made = dict(value)
+        for name, below in tree.items():
+            if not isinstance(name, str):
+                continue
+            within = counts or name in GROUPS
+            if name in value:
+                made[name] = _added(value[name], below, counts=within)
+            elif counts and not isinstance(below, dict):
+                made[name] = below
+        return made
+    if isinstance(value, list):
+        return [_row_added(row, at, tree, counts=counts) for at, row in enumerate(value)]
+    return value
+
+
+def _row_added(row: JSON, at: int, tree: Tree, *, counts: bool) -> JSON:
+    below: Tree | float | None = tree
+    for step in _identity(row, at):
+        below = below.get(step) if isinstance(below, dict) else None
+    return row if below is None else _added(row, below, counts=counts)
 
 
 def counters(document: JSONObject) -> Iterator[tuple[Path, float]]:

@@ -36,7 +36,7 @@ from nfqlb.runtime.protocol import (
 logger = logging.getLogger(__name__)
 
 CHUNK = 1 << 16
-PORTION = 1 << 16  # bytes of a reply that the worker encodes in one poll: under a millisecond's work
+PORTION = 1 << 14  # bytes of a reply that the worker encodes in one poll: under a millisecond's work
 MAX_ASKED = 1 << 16  # bytes of one request to the worker, which has packets waiting while it reads it
 MAX_WAITING = 64  # requests kept for the worker; the control socket's clients can have 32 under way
 PATIENCE = 4.0  # seconds for the worker's answer: less than an operator's own patience of 5

@@ -5,6 +5,7 @@ of them). `offer` adds a command; what nobody has offered is the worker's. Whate
 is to be seen is put into `rules`, `reload` or `others`, and is in the next snapshot.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
@@ -18,9 +19,12 @@ from nfqlb.runtime.events import Events
 from nfqlb.runtime.history import History, Moment, moment
 from nfqlb.runtime.protocol import JSON, ControlError, JSONObject, Request
 from nfqlb.runtime.pulse import Account, Asks, Pulse
+from nfqlb.runtime.queues import QueueWatch
 from nfqlb.runtime.summary import GatewayStatus
 from nfqlb.runtime.waiting import Waiting
 from nfqlb.runtime.watching import Watching
+
+logger = logging.getLogger(__name__)
 
 Handler = Callable[[Request], None]
 
@@ -72,6 +76,7 @@ class Desk:
         self._started = clock()
         self._neighbours = Neighbours()
         self._moment: Moment | None = None
+        self._queues = QueueWatch(self.events, clock)
         self._first: list[tuple[Request, Callable[[JSONObject], None]]] = []  # who wait for the first one
         self._handlers: dict[str, Handler] = {}
         answers.offer(self)
@@ -136,22 +141,20 @@ class Desk:
             at = each["at"]
             self.events.add("state", str(each["name"]), str(each["text"]), level=str(each["level"]),
                             at=at if isinstance(at, float) else None, logged=True)  # fmt: skip
-        around = picture.Surroundings(
-            self.known_neighbours(), self.rules, self.reload, self.others
-        )
-        self._show(picture.snapshot(account, self.status(), around, self._wall()), scheduled)
+        self._show(picture.snapshot(account, self.status(), self._around(), self._wall()), scheduled)
 
     def _missed(self, error: ControlError, scheduled: bool) -> None:
         if self.last is not None:
-            self._show(picture.degraded(self.last, self._wall()), scheduled)
+            around, at = self._around(), self._wall()
+            self._show(picture.degraded(self.last, self.status(), around, at, error.message), scheduled)
         first, self._first = self._first, []
         for request, _ in first:
             request.refuse(error)
 
     def _show(self, snapshot: JSONObject, scheduled: bool) -> None:
         self.complete_virtuals(snapshot["virtuals"])
-        for complete in self.completers:
-            complete(snapshot)
+        for complete in (self._queues.look, *self.completers):
+            _carefully(complete, snapshot)
         self.last = snapshot = picture.judged(snapshot)
         if scheduled:
             self._moment = moment(snapshot, self._moment)
@@ -165,7 +168,10 @@ class Desk:
         if snapshot["state"] == picture.RUNNING:
             self.waiting.look(snapshot)
         for listen in self.listeners if scheduled else ():
-            listen(snapshot)
+            _carefully(listen, snapshot)
+
+    def _around(self) -> picture.Surroundings:
+        return picture.Surroundings(self.known_neighbours(), self.rules, self.reload, self.others)
 
     def complete_virtuals(self, rows: JSON) -> JSON:
         """Add to the rows of virtual servers what the supervisor knows of them; returns the same rows."""
@@ -190,3 +196,11 @@ class Desk:
             queues=[queue for queue in read_queues() if queue.number in self._roles],
             roles=self._roles,
         )
+
+
+def _carefully(look: Callable[[JSONObject], None], snapshot: JSONObject) -> None:
+    """Show somebody a snapshot; who stumbles over it takes nobody else's away."""
+    try:
+        look(snapshot)
+    except Exception:
+        logger.exception("a snapshot could not be used")

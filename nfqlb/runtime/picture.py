@@ -40,6 +40,7 @@ def snapshot(account: Account, status: GatewayStatus, around: Surroundings, at: 
     return {
         "at": round(at, 3),
         **whole,
+        "why": "",
         "connections": {**connections, "rate": _rate(rates.get(("gateway", "")))},
         "rules": dict(around.rules),
         "reload": dict(around.reload),
@@ -56,14 +57,21 @@ def snapshot(account: Account, status: GatewayStatus, around: Surroundings, at: 
     }
 
 
-def degraded(snapshot: JSONObject, at: float) -> JSONObject:
-    """The last snapshot, where there is no account to make a new one of: what changes is not known."""
+def degraded(
+    snapshot: JSONObject, status: GatewayStatus, around: Surroundings, at: float, why: str
+) -> JSONObject:
+    """The last snapshot, where there is no new account, with the reason: no rate is known."""
     connections = snapshot["connections"]
     assert isinstance(connections, dict)
     return {
         **snapshot,
         "at": round(at, 3),
         "state": DEGRADED,
+        "why": why,
+        "uptime_s": round(status.uptime, 3),
+        "worker": {"pid": status.worker_pid, "restarts": status.worker_restarts},
+        "rules": dict(around.rules),
+        "reload": dict(around.reload),
         "connections": {**connections, "rate": None},
         "virtuals": [{**row, "rate": None} for row in _rows(snapshot["virtuals"])],
         "reals": [{**row, "rate": None} for row in _rows(snapshot["reals"])],

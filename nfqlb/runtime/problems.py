@@ -37,7 +37,7 @@ def verdict(snapshot: JSONObject, found: list[Problem]) -> str:
 
 def _gateway(snapshot: JSONObject) -> Iterator[Problem]:
     if snapshot["state"] != "running":
-        yield Problem("error", "worker being replaced")
+        yield Problem("error", str(snapshot.get("why") or "worker does not answer"))
     rules, reload = _part(snapshot, "rules"), _part(snapshot, "reload")
     if rules.get("present") is False:
         yield Problem("error", f"rules missing{_because(rules.get('why'))}")

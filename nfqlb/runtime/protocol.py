@@ -232,12 +232,16 @@ def outcome_of(reply: JSONObject) -> JSON | ControlError:
     raise ControlError("bad-reply", "the reply has neither a result nor an error that can be read")
 
 
+#: What goes out is made here, and no part of it holds itself.
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False)
+
+
 def encode(document: JSON) -> bytes:
     """A document as bytes, without the newline. Raises ValueError (also for NaN) or TypeError.
 
     Only ASCII comes out, so text that is no valid UTF-8 (a lone surrogate) cannot break a reply.
     """
-    return json.dumps(document, separators=(",", ":"), allow_nan=False).encode("ascii")
+    return _ENCODER.encode(document).encode("ascii")
 
 
 def encode_request(ident: Ident, cmd: str, args: JSONObject) -> bytes:

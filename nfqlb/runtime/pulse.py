@@ -8,6 +8,7 @@ replaced, or does not answer, the last one is given with the state "degraded".
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from nfqlb.runtime.beat import whole
 from nfqlb.runtime.carry import Carry, Path
 from nfqlb.runtime.history import Key, named_rows
 from nfqlb.runtime.protocol import JSON, ControlError, JSONObject
@@ -79,18 +80,19 @@ class Pulse:
         self._worker.call("pulse", args, self._answered, self._failed)
 
     def _answered(self, result: JSON) -> None:
-        assert isinstance(result, dict)
+        assert isinstance(result, list)
+        counted = whole(result)
         self._under_way = False
         if self._unborn:
             self._unborn = False
-            self.carry.succeed(_begun(result.pop("begun")))
-        news = result.pop("news")
+            self.carry.succeed(_begun(counted.pop("begun")))
+        news = counted.pop("news")
         assert isinstance(news, list)
         told = [each for each in news if isinstance(each, dict)]
         numbers = [number for each in told if isinstance(number := each["number"], int)]
         self._heard = max([self._heard, *numbers])
-        self.carry.learn(result)
-        document = self.carry.add(result)
+        self.carry.learn(counted)
+        document = self.carry.add(counted)
         scheduled, self._scheduled = self._scheduled, False
         if scheduled:
             self._measure(document)

@@ -68,7 +68,7 @@ class Supervisor:
             self._start()
             self._say_ready()
             self._notifier.ready("all well")
-            logger.info("ready: %s", _described(self._config))
+            self._desk.events.add("gateway", "", f"ready: {_described(self._config)}")
             self._serve()
             self._notifier.stopping()
             logger.info("stopping")

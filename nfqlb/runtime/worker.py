@@ -159,7 +159,7 @@ class Worker:
 
     def _result(self, cmd: str, args: JSONObject, now: float) -> Result:
         if cmd == "pulse":
-            return self._beat.document(args, now)
+            return self._beat.rows(args, now)
         if cmd == "capture":
             return self._recorder.answer(args, now)
         result = orders.answer(self.director, cmd, args, now)

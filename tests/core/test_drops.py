@@ -1,5 +1,6 @@
 """Whose packets were dropped: the gateway counts them all, a virtual server its own."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from tests.core.scenario import Scenario, address_of, real, reals, virtual
 CLIENT = bytes((198, 51, 100, 99))
 
 
-def of(lab: Scenario, name: str) -> dict[str, int]:
+def of(lab: Scenario, name: str) -> Mapping[str, int]:
     """What a virtual server has lost, by reason."""
     return lab.virtual(name).drops
 

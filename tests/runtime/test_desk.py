@@ -42,7 +42,7 @@ class Worker:
         director, now = self.lab.director, self.lab.now
         self.beat.tell(director.chronicle.drain(now), now)
         if cmd == "pulse":
-            done(self.beat.document(args, now))
+            done([*self.beat.rows(args, now)])
         elif cmd == "summary":
             done(counts(director.totals()))
         else:
@@ -157,7 +157,8 @@ def test_while_a_worker_is_replaced_the_last_snapshot_is_given(office: Office) -
     office.tick()
     whole = office.snapshot()
     assert whole["state"] == "degraded"
-    assert whole["verdict"] == "worker being replaced"
+    assert whole["verdict"] == whole["why"] == "the worker is being restarted"
+    assert whole["worker"] == {"pid": None, "restarts": 0}
     assert whole["connections"] == {"now": 1, "total": 1, "limit": 1000, "rate": None}
     assert [row["rate"] for row in whole["reals"]] == [None, None]
     refused = office.ask("reals")

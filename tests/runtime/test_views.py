@@ -249,7 +249,7 @@ def test_virtuals() -> None:
             "shadow": {"scheduler": "maglev", "evaluated": 40, "differed": 10},
         }
     ]
-    assert views.virtual(replace(VIRTUAL, shadow=None))["shadow"] is None
+    assert views.virtual(VIRTUAL._replace(shadow=None))["shadow"] is None
 
 
 def test_failures() -> None:

@@ -1,0 +1,91 @@
+"""The verdict: what is wrong in one line, the worst first."""
+
+from typing import Any
+
+import pytest
+
+from nfqlb.runtime.problems import Problem, problems, verdict
+from nfqlb.runtime.protocol import JSON, JSONObject
+
+
+def rows(*states: str, prefix: str = "web", **more: JSON) -> list[JSON]:
+    return [{"name": f"{prefix}{number}", "state": state, **more} for number, state in enumerate(states, 1)]
+
+
+def snapshot(**parts: Any) -> JSONObject:
+    return {
+        "state": "running",
+        "why": "",
+        "rules": {"present": True, "why": ""},
+        "reload": {"ok": None, "error": ""},
+        "virtuals": rows("in-service", prefix="shop"),
+        "reals": rows("in-service", "in-service"),
+        "queues": [{"number": 0, "dropping": False}],
+        "connections": {"now": 5, "limit": 1000},
+        "journal": {"lost": 0},
+        **parts,
+    }
+
+
+def said(**parts: Any) -> str:
+    whole = snapshot(**parts)
+    return verdict(whole, problems(whole))
+
+
+def test_all_well() -> None:
+    assert problems(snapshot()) == []
+    assert said() == "all well"
+
+
+def test_the_worst_comes_first() -> None:
+    states = ["in-service"] * 12 + ["failed", "testing"]
+    assert said(reals=rows(*states), queues=[{"number": 0, "dropping": True}]) == (
+        "queue dropping; 2 of 14 servers failed"
+    )
+
+
+@pytest.mark.parametrize(
+    ("parts", "level", "what"),
+    [
+        ({"state": "degraded", "why": "no worker"}, "error", "no worker"),
+        ({"state": "degraded", "why": ""}, "error", "worker does not answer"),
+        ({"rules": {"present": False, "why": "iptables -F"}}, "error", "rules missing: iptables -F"),
+        ({"rules": {"present": False, "why": ""}}, "error", "rules missing"),
+        ({"reload": {"ok": False, "error": "line 3"}}, "warning", "last reload failed: line 3"),
+        ({"virtuals": rows("failed", prefix="shop")}, "error", "1 of 1 virtual server (shop1) failed"),
+        ({"reals": rows("failed", "in-service")}, "warning", "1 of 2 servers (web1) failed"),
+        ({"reals": rows("failed", "failed")}, "error", "2 of 2 servers failed"),
+        ({"reals": rows("failed")}, "error", "1 of 1 server (web1) failed"),
+        ({"reals": rows("max-capacity", "in-service")}, "warning", "1 of 2 servers (web1) full"),
+        (
+            {"reals": rows("in-service", neighbour="failed")},
+            "warning",
+            "1 of 1 server (web1) cannot be reached on the link",
+        ),
+        ({"queues": [{"dropping": True}, {"dropping": True}]}, "error", "2 queues dropping"),
+        ({"connections": {"now": 90, "limit": 100}}, "warning", "connection table nearly full: 90 of 100"),
+        ({"connections": {"now": 1000, "limit": 1000}}, "error", "connection table full: 1,000 of 1,000"),
+        ({"journal": {"lost": 1200}}, "warning", "journal full: a new worker would not know 1,200 records"),
+    ],
+)
+def test_what_is_wrong(parts: JSONObject, level: str, what: str) -> None:
+    assert problems(snapshot(**parts)) == [Problem(level, what)]
+    assert said(**parts) == what
+
+
+@pytest.mark.parametrize(
+    ("parts", "what"),
+    [
+        ({"virtuals": rows("out-of-service", prefix="shop")}, "1 of 1 virtual server (shop1) out of service"),
+        ({"reals": rows("maintenance", "in-service")}, "1 of 2 servers (web1) taken out by the operator"),
+        ({"reals": rows("sticky-only", "maintenance")}, "2 of 2 servers taken out by the operator"),
+    ],
+)
+def test_what_an_operator_wanted_is_no_fault(parts: JSONObject, what: str) -> None:
+    assert problems(snapshot(**parts)) == [Problem("info", what)]
+    assert said(**parts) == "all well"
+
+
+def test_a_server_out_of_use_need_not_answer_on_the_link() -> None:
+    assert said(reals=rows("maintenance", neighbour="failed")) == "all well"
+    assert said(reals=rows("failed", neighbour="failed")) == "1 of 1 server (web1) failed"
