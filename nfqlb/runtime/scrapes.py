@@ -6,7 +6,6 @@ millisecond at a time, with everything else of the loop in between, and once for
 the same time. A client has one request, a limited time for it, and a limited time to read the answer.
 """
 
-import contextlib
 import errno
 import logging
 import os
@@ -14,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
+from selectors import EVENT_READ, BaseSelector
 
 from nfqlb import __version__
 from nfqlb.config.summary import endpoint
@@ -22,18 +21,15 @@ from nfqlb.core.spec import Address
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.runtime.exposition import OPENMETRICS, TEXT, Format, pieces
 from nfqlb.runtime.families import Snapshot
-from nfqlb.runtime.http import MAX_HEAD, PLAIN, Answer, Asked, accepts, head, request
+from nfqlb.runtime.http import PLAIN, Answer, Asked, accepts
+from nfqlb.runtime.visit import Visit
 
 logger = logging.getLogger(__name__)
 
 MAX_CLIENTS = 16
 MAX_VISITS = 32  # with those who have their reply, and have not hung up
 BACKLOG = 16
-REQUEST_TIME = 5.0  # seconds from the connection to the end of the request
-REPLY_TIME = 30.0  # seconds for reading the reply, with the time it takes to write it
-FAREWELL = 1.0  # seconds in which what a client still sends is thrown away, so that it gets its reply
 PIECE = 0.001  # seconds of writing in one turn of the loop
-CHUNK = 1 << 17  # bytes handed to the kernel in one go
 
 _PATH = "/metrics"
 _FRONT = f"""nfqlb {__version__}, a load-balancing gateway.
@@ -50,7 +46,6 @@ In Prometheus:
 _NOTHING_YET = Answer(HTTPStatus.SERVICE_UNAVAILABLE, "Nothing has been read yet.\n", "Retry-After: 1")
 _NOT_HERE = Answer(HTTPStatus.NOT_FOUND, f"There is nothing here; {_PATH} has the metrics.\n")
 _FULL = Answer(HTTPStatus.SERVICE_UNAVAILABLE, "Too many clients ask at once.\n", "Retry-After: 5")
-_TOO_SLOW = Answer(HTTPStatus.REQUEST_TIMEOUT, f"A request must be there within {REQUEST_TIME:g} s.\n")
 _BROKEN = Answer(HTTPStatus.INTERNAL_SERVER_ERROR, "The metrics could not be written; the log says more.\n")
 
 
@@ -70,10 +65,10 @@ class Scrapes:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.selector = selector
-        self.clock = clock
+        self._selector = selector
+        self._clock = clock
         self._latest = latest
-        self._visits: list[_Visit] = []  # in the order of their coming
+        self._visits: list[Visit] = []  # in the order of their coming
         self._written: list[_Text] = []
         self._listener = _listen(address, port)
         self._pace = os.eventfd(1, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # always readable: a turn each round
@@ -88,7 +83,7 @@ class Scrapes:
 
     def tick(self) -> None:
         """Let go of clients whose time is over. To be called about once a second."""
-        now = self.clock()
+        now = self._clock()
         for visit in list(self._visits):
             visit.expire(now)
         latest = self._latest()
@@ -110,11 +105,11 @@ class Scrapes:
         """In a forked child: give up the descriptors, and leave the selector to the parent."""
         self._listener.close()
         for visit in self._visits:
-            visit.sock.close()
+            visit.abandon()
         self._visits.clear()
         os.close(self._pace)
 
-    def answer(self, visit: "_Visit", asked: Asked) -> None:
+    def _answer(self, visit: Visit, asked: Asked) -> None:
         """See that a request gets its reply, now or once it is written."""
         latest = self._latest()
         if asked.path == "/":
@@ -127,10 +122,6 @@ class Scrapes:
             wanted = OPENMETRICS if accepts(asked.accept, "application/openmetrics-text") else TEXT
             self._text(latest, wanted).wanted_by(visit, head_only=asked.head_only)
 
-    def forget(self, visit: "_Visit") -> None:
-        """A client is gone."""
-        self._visits.remove(visit)
-
     def _text(self, snapshot: Snapshot, wanted: Format) -> "_Text":
         """The text of a snapshot, which may be there already or be under way."""
         for each in self._written:
@@ -140,7 +131,7 @@ class Scrapes:
         self._written.append(made)
         if not self._pacing:
             self._pacing = True
-            self.selector.register(self._pace, EVENT_READ, self._write)
+            self._selector.register(self._pace, EVENT_READ, self._write)
         return made
 
     def _write(self, _mask: int) -> None:
@@ -160,7 +151,7 @@ class Scrapes:
     def _rest(self) -> None:
         if self._pacing:
             self._pacing = False
-            self.selector.unregister(self._pace)
+            self._selector.unregister(self._pace)
 
     def _accept(self, _mask: int) -> None:
         if self._listener.fileno() < 0:
@@ -172,9 +163,7 @@ class Scrapes:
         except OSError:
             self._pause()  # out of descriptors: asking again at once would spin; tick() resumes
             return
-        sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHUNK)  # who does not read costs no more
-        visit = _Visit(self, sock)
+        visit = Visit(sock, self._selector, self._clock, self._answer, self._visits.remove)
         crowded = not self._make_room()
         self._visits.append(visit)
         if crowded:
@@ -201,12 +190,12 @@ class Scrapes:
     def _resume(self) -> None:
         if not self._accepting:
             self._accepting = True
-            self.selector.register(self._listener, EVENT_READ, self._accept)
+            self._selector.register(self._listener, EVENT_READ, self._accept)
 
     def _pause(self) -> None:
         if self._accepting:
             self._accepting = False
-            self.selector.unregister(self._listener)
+            self._selector.unregister(self._listener)
 
 
 class _Text:
@@ -218,14 +207,14 @@ class _Text:
         self.done = False
         self._pieces = pieces(snapshot, wanted)
         self._body = bytearray()
-        self._readers: list[tuple[_Visit, bool]] = []
+        self._readers: list[tuple[Visit, bool]] = []
 
     @property
     def is_wanted(self) -> bool:
         """Whether anybody still waits."""
         return any(visit.is_open for visit, _ in self._readers)
 
-    def wanted_by(self, visit: "_Visit", *, head_only: bool) -> None:
+    def wanted_by(self, visit: Visit, *, head_only: bool) -> None:
         """Reply to this client, as soon as that can be."""
         self._readers.append((visit, head_only))
         if self.done:
@@ -251,141 +240,6 @@ class _Text:
         readers, self._readers = self._readers, []
         for visit, head_only in readers:
             visit.reply(HTTPStatus.OK, self.format.content_type, self._body, head_only=head_only)
-
-
-class _Visit:
-    """One client: its request is read, its reply sent, and that is all."""
-
-    def __init__(self, server: Scrapes, sock: socket.socket) -> None:
-        self.sock = sock
-        self.silent = True  # its request is not whole yet
-        self.parted = False  # its reply is sent
-        self._server = server
-        self._received = bytearray()
-        self._out: list[memoryview] = []
-        self._replied = False
-        self._deadline = server.clock() + REQUEST_TIME
-        self._interest = 0
-
-    @property
-    def is_open(self) -> bool:
-        """Whether there is still somebody to reply to."""
-        return self.sock.fileno() >= 0
-
-    def start(self) -> None:
-        """Wait for the request."""
-        self._watch(EVENT_READ)
-
-    def expire(self, now: float) -> None:
-        """Close where the time is over; who has not asked yet is told why."""
-        if now >= self._deadline:
-            if self.silent:
-                self.tell(_TOO_SLOW)
-            self.close()
-
-    def tell(self, answer: Answer, *, head_only: bool = False) -> None:
-        """Reply with a line of text."""
-        self.reply(answer.status, PLAIN, answer.text.encode(), answer.header, head_only=head_only)
-
-    def reply(
-        self,
-        status: HTTPStatus,
-        content_type: str,
-        body: bytes | bytearray,
-        header: str = "",
-        *,
-        head_only: bool = False,
-    ) -> None:
-        """Send a reply; `head_only` is what HEAD asks for."""
-        if not self.is_open:
-            return
-        self.silent = False
-        self._replied = True
-        self._deadline = self._server.clock() + REPLY_TIME
-        self._out = [memoryview(head(status, content_type, len(body), time.time(), header))]
-        if not head_only:
-            self._out.append(memoryview(body))
-        self._send()
-
-    def close(self) -> None:
-        """Hang up."""
-        if self.is_open:
-            self._watch(0)
-            self.sock.close()
-            self._out.clear()
-            self._server.forget(self)
-
-    def _ready(self, mask: int) -> None:
-        if self.is_open and mask & EVENT_READ:
-            self._receive()
-        if self.is_open and mask & EVENT_WRITE:
-            self._send()
-
-    def _receive(self) -> None:
-        try:
-            data = self.sock.recv(MAX_HEAD)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self.close()
-        elif not self._replied:
-            self._received += data
-            self._understand()
-
-    def _understand(self) -> None:
-        found = request(bytes(self._received))
-        if found is None:
-            return
-        self._received.clear()
-        self.silent = False
-        self._deadline = self._server.clock() + REPLY_TIME
-        self._watch(0)  # until there is something to send: what else the client may say is of no interest
-        if isinstance(found, Answer):
-            self.tell(found)
-        else:
-            self._server.answer(self, found)
-
-    def _send(self) -> None:
-        try:
-            while self._out:
-                sent = self.sock.send(self._out[0][:CHUNK])
-                self._out[0] = self._out[0][sent:]
-                if self._out[0]:
-                    break
-                del self._out[0]
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.close()
-            return
-        if self._out:
-            self._watch(EVENT_WRITE)
-        else:
-            self._part()
-
-    def _part(self) -> None:
-        """All is sent; the client is to hang up.
-
-        To close with something of the client's unread would reset the connection, and the reply with it.
-        """
-        self.parted = True
-        with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_WR)
-        self._deadline = self._server.clock() + FAREWELL
-        self._watch(EVENT_READ)
-
-    def _watch(self, wanted: int) -> None:
-        if wanted == self._interest:
-            return
-        if not self._interest:
-            self._server.selector.register(self.sock, wanted, self._ready)
-        elif wanted:
-            self._server.selector.modify(self.sock, wanted, self._ready)
-        else:
-            self._server.selector.unregister(self.sock)
-        self._interest = wanted
 
 
 def _listen(address: Address, port: int) -> socket.socket:

@@ -16,7 +16,8 @@ import pytest
 
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.runtime.exposition import OPENMETRICS, TEXT, Format, pieces
-from nfqlb.runtime.scrapes import FAREWELL, MAX_CLIENTS, MAX_VISITS, REPLY_TIME, REQUEST_TIME, Scrapes
+from nfqlb.runtime.scrapes import MAX_CLIENTS, MAX_VISITS, Scrapes
+from nfqlb.runtime.visit import FAREWELL, REPLY_TIME, REQUEST_TIME
 from tests.runtime.sample import snapshot
 
 if TYPE_CHECKING:
