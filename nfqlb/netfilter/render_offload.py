@@ -118,6 +118,7 @@ def lists(
         "guarded family": one if gateway.secure else (),
         "guarded outside": outside if gateway.secure else (),
         "other datapath": _other_marks(marks) if mixed else (),
+        "timed other datapath": _other_marks(marks)[:1] if mixed and timed else (),
         "UDP other datapath": _other_marks(marks) if mixed and udp else (),
         "eaten error": [{"type": kind} for kind in eaten],
         "passed error": [{"type": kind} for kind in passed],

@@ -290,6 +290,9 @@ def test_both_datapaths_share_tables_and_not_queues() -> None:
     assert passed < taken
     assert "-j RETURN" in raw.chains["NFQLB-OUTSIDE"][passed[0]]
     mangle = parse(text)["mangle"]
+    assert parse(render(of(FAST, SLOW)).ipv4)["mangle"].chains["NFQLB-O-ANSWER"][0] == (
+        "-m connmark --mark 0xff0000/0xff0000 -j RETURN"
+    )
     assert mangle.chains["NFQLB-O-ENDS"][:2] == (
         "-m connmark --mark 0xff0000/0xff0000 -j RETURN",
         "-m connmark --mark 0x10000/0xff0000 -j RETURN",

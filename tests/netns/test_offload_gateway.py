@@ -206,6 +206,8 @@ def test_both_datapaths_in_one_gateway(lab: Lab) -> None:
         lab,
         virtual("fast", ALL, scheduler="round-robin", datapath="offload"),
         virtual("slow", ["web1:80", "web2:80"], port=8080, scheduler="round-robin"),
+        # whose marks, once armed, begin like that of a connection which the worker judges
+        virtual("timed", ALL, port=8081, scheduler="fastest-response", datapath="offload"),
         gateway="max_connections = 1000",
     )
     with balancing(lab, config) as appliance:
