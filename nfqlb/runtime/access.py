@@ -13,6 +13,7 @@ import socket
 import struct
 from collections.abc import Collection
 from contextlib import suppress
+from functools import lru_cache
 from typing import NamedTuple
 
 from nfqlb.runtime.protocol import ControlError, Level, Peer, Request
@@ -23,6 +24,14 @@ class Groups(NamedTuple):
 
     operators: str = "nfqlb"
     readers: str = "nfqlb-read"
+
+    def numbers(self) -> "Numbers":
+        """Their numbers at present; None where there is no such group."""
+        return gid_of(self.operators), gid_of(self.readers)
+
+
+#: The operators' and the readers' group, None where there is none.
+Numbers = tuple[int | None, int | None]
 
 
 GROUPS = Groups()
@@ -45,18 +54,16 @@ _PEERGROUPS = 59  # asm-generic/socket.h; Python has no name for it
 _BYTES = 1024  # the most that Python reads of a socket's option: 256 groups
 
 
-def level_of(sock: socket.socket, groups: Groups = GROUPS) -> Level:
+def level_of(sock: socket.socket, numbers: Numbers) -> Level:
     """What the other end of a connected unix socket may do."""
     _, uid, gid = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    numbers = gid_of(groups.operators), gid_of(groups.readers)
     return level(uid, {gid, *_groups(sock)}, own=os.geteuid(), numbers=numbers)
 
 
-def level(uid: int, groups: Collection[int], *, own: int, numbers: tuple[int | None, int | None]) -> Level:
+def level(uid: int, groups: Collection[int], *, own: int, numbers: Numbers) -> Level:
     """What a user in some groups may do.
 
-    `own` is the user of the gateway; `numbers` are the operators' and the readers' group, None where
-    there is none.
+    `own` is the user of the gateway.
     """
     operators, readers = numbers
     if uid in (0, own):
@@ -87,8 +94,9 @@ def who(request: Request) -> str:
     return "the supervisor" if peer is None else f"{user(peer.uid)}, process {peer.pid}"
 
 
+@lru_cache(maxsize=256)
 def user(uid: int) -> str:
-    """A user, with the name where there is one."""
+    """A user, with the name where there is one; asked for once, as the answer may come from far away."""
     with suppress(KeyError):
         return f"user {pwd.getpwuid(uid).pw_name} (uid {uid})"
     return f"user {uid}"

@@ -42,6 +42,7 @@ __all__ = ["Client", "ControlError", "Request", "Server"]
 logger = logging.getLogger(__name__)
 
 MAX_CLIENTS = 32
+RESERVED = 4  # of them, for root: nobody else can take them all
 MAX_BUFFERED = 64 << 20  # bytes of replies not yet read, all clients together
 IDLE = 300.0  # seconds without a byte either way, after which a client is let go
 UNREAD = 30.0  # seconds after which one is let go that does not read what it asked for
@@ -69,6 +70,7 @@ class Server:
         self.selector = selector
         self.clock = clock
         self.groups = groups
+        self.numbers = groups.numbers()
         self._answer = answer
         self._path = path
         self._clients: set[_Conversation] = set()
@@ -138,8 +140,9 @@ class Server:
         if client.level is Level.NONE:
             client.dismiss(access.stranger(client.peer, self.groups))
             return
-        if len(self._clients) >= MAX_CLIENTS:
-            client.dismiss(ControlError("too-many-clients", f"{MAX_CLIENTS} clients are connected already"))
+        limit = MAX_CLIENTS if client.level is Level.ADMIN else MAX_CLIENTS - RESERVED
+        if len(self._clients) >= limit:
+            client.dismiss(ControlError("too-many-clients", f"{limit} clients are connected already"))
             return
         self._clients.add(client)
         client.start()
@@ -161,7 +164,7 @@ class _Conversation:
     def __init__(self, server: Server, sock: socket.socket) -> None:
         self.sock = sock
         self.peer = peer(sock)
-        self.level = access.level_of(sock, server.groups)
+        self.level = access.level_of(sock, server.numbers)
         self._server = server
         self._reader = LineReader(MAX_LINE)
         self._out = bytearray()

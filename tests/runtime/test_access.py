@@ -14,7 +14,7 @@ import pytest
 from nfqlb.runtime import access, orders
 from nfqlb.runtime.access import Groups, check, level, level_of, stranger, user, who
 from nfqlb.runtime.client import Client
-from nfqlb.runtime.control import Server
+from nfqlb.runtime.control import MAX_CLIENTS, RESERVED, Server
 from nfqlb.runtime.protocol import ControlError, Level, Peer, Request
 
 if TYPE_CHECKING:
@@ -198,6 +198,22 @@ def test_others_are_turned_away_where_the_file_lets_them_in(loop: "Loop", path: 
 
 
 @ROOT
+def test_members_leave_room_for_root(loop: "Loop", path: Path) -> None:
+    def many() -> list[str]:
+        clients = [Client(path) for _ in range(MAX_CLIENTS)]
+        answers = []
+        for client in clients:
+            try:
+                answers.append(str(client.call("summary")))
+            except ControlError as error:
+                answers.append(error.code)
+        return answers
+
+    answers = as_user(loop, READERS, (), many)
+    assert answers == ["read"] * (MAX_CLIENTS - RESERVED) + ["too-many-clients"] * RESERVED
+
+
+@ROOT
 def test_a_member_of_very_many_groups_is_judged_by_the_first(loop: "Loop", path: Path) -> None:
     """More groups than can be had: the least is believed, and nothing breaks."""
     many = tuple(range(40_000, 40_400))
@@ -215,4 +231,4 @@ def test_the_file_is_for_the_operators_and_by_its_list_for_the_readers(path: Pat
 def test_the_other_end_of_a_pair_is_oneself() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        assert level_of(ours, Groups("no-such-group", "no-such-group-either")) is Level.ADMIN
+        assert level_of(ours, Groups("no-such-group", "no-such-group-either").numbers()) is Level.ADMIN

@@ -1,5 +1,8 @@
 """Counters go on where a worker's successor begins."""
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from nfqlb.runtime.carry import Carry, counters
 from nfqlb.runtime.protocol import JSONObject
 
@@ -84,3 +87,35 @@ def test_what_is_not_counted_is_not_added_up() -> None:
     carry.succeed({})
     connections = carry.add(account(0))["connections"]
     assert connections == {"now": 2, "total": 7, "limit": 100}
+
+
+def shown(document: JSONObject) -> dict[tuple[str | int, ...], float]:
+    return dict(counters(document))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["malformed", "no-server"])), max_size=5),
+            st.integers(0, 5),
+            st.booleans(),
+        ),
+        max_size=6,
+    )
+)
+def test_no_counter_ever_falls(lives: list[tuple[list[tuple[int, str]], int, bool]]) -> None:
+    """Workers that count, account now and then, take some of it over from the journal, and die."""
+    carry = Carry()
+    known: dict[tuple[str | int, ...], float] = {}
+    for steps, restored, dies_early in lives:
+        total, drops, ditched = restored, dict[str, int](), restored
+        carry.succeed(begun(account(total, drops, ditched)))
+        for more, reason in [] if dies_early else steps:
+            total += more
+            ditched += more
+            drops[reason] = drops.get(reason, 0) + more
+            document = account(total, drops, ditched)
+            carry.learn(document)
+            now = shown(carry.add(document))
+            assert all(now.get(path, 0) >= value for path, value in known.items())
+            known = now
