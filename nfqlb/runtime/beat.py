@@ -32,16 +32,16 @@ class Beat:
         self._told = 0
         self._begun: list[JSON] = [[*path, value] for path, value in counters(whole(self._account({}, now)))]
 
-    def tell(self, changes: Iterable[Change], now: float) -> list[tuple[int, str]]:
-        """Keep what is worth telling of some changes; returns the lines to log, with their levels."""
+    def tell(self, changes: Iterable[Change], now: float) -> list[tuple[int, str, str]]:
+        """Keep what is worth telling of some changes; returns the level, the line and the name to log."""
         lines = []
         wall = time.time() - now
         for change in changes:
             told = news.told(change)
             if told is None:
                 continue
-            lines.append(told)
             level, text = told
+            lines.append((level, text, change.name))
             self._told += 1
             self._news.append(
                 {

@@ -55,7 +55,9 @@ class Events:
         self._ring.append(row)
         self.total += 1
         if not logged:
-            logger.log(LEVELS[level], "%s%s", text, f" (ordered by {who})" if who else "")
+            fields = {"kind": kind, "name": name, **({"who": who} if who else {})}
+            said = f" (ordered by {who})" if who else ""
+            logger.log(LEVELS[level], "%s%s", text, said, extra={"fields": fields})
 
     def newest(self, limit: int) -> list[JSONObject]:
         """At most `limit` events, the newest first."""

@@ -180,8 +180,8 @@ class Worker:
     def _tell(self, now: float) -> None:
         """Log what has changed its state."""
         chronicle = self.director.chronicle
-        for line in self._beat.tell(chronicle.drain(now), now):
-            logger.log(*line)
+        for level, text, name in self._beat.tell(chronicle.drain(now), now):
+            logger.log(level, "%s", text, extra={"fields": {"kind": "state", "name": name}})
         if chronicle.missed:
             logger.warning("%d older changes of state were too many to be logged", chronicle.missed)
             chronicle.missed = 0

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from nfqlb.runtime import logs
+from nfqlb.runtime.events import Events
 from nfqlb.runtime.logs import STYLES, Style
 
 logger = logging.getLogger("nfqlb.test")
@@ -105,6 +106,13 @@ def test_json(machine: Log) -> None:
         "kind": "state",
         "name": "web1",
     }
+
+
+def test_an_event_is_logged_with_what_it_is_about(machine: Log) -> None:
+    Events().add("order", "web1", "web1: in-service -> maintenance", who="user 0, process 7")
+    document = json.loads(machine.lines()[0])
+    assert (document["kind"], document["name"], document["who"]) == ("order", "web1", "user 0, process 7")
+    assert document["message"] == "web1: in-service -> maintenance (ordered by user 0, process 7)"
 
 
 def test_json_that_nobody_can_write_is_written_as_text(machine: Log) -> None:
