@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterable
 
 from nfqlb.core.spec import Config
+from nfqlb.netfilter.errors import KernelError
 
 _IPV6_HDRINCL = 36  # include/uapi/linux/in6.h
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -18,6 +19,16 @@ _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 def replies_to_clients(config: Config) -> bool:
     """Whether a configuration has clients told of what is refused (R114, A34)."""
     return any(virtual.reject == "reset" or virtual.on_failure == "reset" for virtual in config.virtuals)
+
+
+def open_replies(config: Config) -> "ReplySockets":
+    """The sockets for a configuration's IP versions. Raises KernelError."""
+    try:
+        return ReplySockets({virtual.address.version for virtual in config.virtuals})
+    except OSError as error:
+        raise KernelError(
+            f'no raw socket, which "reset" needs: {error.strerror}; run as root, or with CAP_NET_RAW'
+        ) from None
 
 
 class ReplySockets:

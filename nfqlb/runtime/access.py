@@ -43,6 +43,7 @@ NEEDED: dict[str, Level] = {
     "batch": Level.OPERATE,
     "reload": Level.ADMIN,
     "diff": Level.ADMIN,
+    "verify": Level.ADMIN,
     "capture": Level.ADMIN,
 }
 _HOW = {

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from nfqlb.config.marks import OFFLOAD, LinkMarks
 from nfqlb.config.numbers import offload_queue, tap_group
 from nfqlb.core.director import Director
-from nfqlb.core.spec import Config
+from nfqlb.core.spec import Config, Server
 from nfqlb.netfilter.conntrack import Conntrack, Endings
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.queue import MarkQueue, PacketQueue
@@ -228,6 +228,21 @@ class Paths:
             judge, tapped = offload.judge, offload.tapped
             offloading.queue.judge = judge if recording is None else recording.judging(judge, "marked")
             offloading.tap.on_packet = tapped if recording is None else recording.tapping(tapped)
+
+    def follow(self, config: Config, now: float) -> None:
+        """Judge by another configuration from the next packet on; its datapaths must be bound."""
+        self.director.reconfigure(config, now)
+        if self._carrier is not None:
+            self._carrier.udp = config.timeouts.udp
+        if self._offload is not None:
+            self._offload.follow(config)
+
+    def remaining(self) -> list[tuple[str, Server]]:
+        """Places that are leaving and have connections; all of them while something is looked for."""
+        offload = self._offload
+        if offload is not None and (offload.behind or offload.sweeping):
+            return list(self.director.config.leaving.places)
+        return self.director.remaining()
 
     def tell_time(self, now: float) -> None:
         """The time at which everything is judged from now on."""

@@ -26,7 +26,12 @@ Buckets = tuple[list[tuple[str, float]], float]
 Row = tuple[Labels, float | Buckets]
 Rows = Callable[[Snapshot], Iterable[Row]]
 
-_VIRTUAL_STATES = (ServerState.IN_SERVICE.shown, ServerState.OUT_OF_SERVICE.shown, ServerState.FAILED.shown)
+_VIRTUAL_STATES = tuple(
+    state.shown
+    for state in (
+        ServerState.IN_SERVICE, ServerState.OUT_OF_SERVICE, ServerState.FAILED, ServerState.DRAINING,
+    )
+)  # fmt: skip
 _REAL_STATES = tuple(state.shown for state in ServerState)
 
 

@@ -19,7 +19,8 @@ from nfqlb.core.connection import Connection
 from nfqlb.core.director import Director
 from nfqlb.core.keys import TCP, UDP, UDP_END, flipped, key_end, server_of, without_end
 from nfqlb.core.segment import NO_STAMP, RST, SYN, Segment, Stamp
-from nfqlb.core.spec import Server
+from nfqlb.core.server import Link
+from nfqlb.core.spec import Config, Server
 from nfqlb.core.states import State
 from nfqlb.core.table import NoRecorder, Recorder
 from nfqlb.core.verdict import Drop
@@ -76,8 +77,8 @@ class KernelCarrier:
 
     def __init__(self, table: Table, udp: float) -> None:
         self.failed = 0
+        self.udp = udp
         self._table = table
-        self._udp = udp
 
     def carries(self, connection: Connection, now: float) -> State | None:
         """What conntrack has it as; since when it is quiet follows from what is left of its time."""
@@ -90,7 +91,7 @@ class KernelCarrier:
             return connection.state
         state = state_of(entry) if entry is not None else None
         if entry is not None and state is not None and not state.half_open:
-            connection.seen = max(connection.seen, heard_of(connection, entry, now, self._udp))
+            connection.seen = max(connection.seen, heard_of(connection, entry, now, self.udp))
         return state
 
     def cut(self, connection: Connection) -> None:
@@ -123,19 +124,24 @@ class OffloadPath:
         self._table = table
         self._recorder = recorder or NoRecorder()
         config = director.config
+        self._mask = config.gateway.mark_mask
+        self._marks: dict[Link, int] = {}
+        self.follow(config)
+        self._inbound = director.table.inbound
+        self._outbound = director.table.outbound
+        self._steps: Iterator[None] | None = None
+
+    def follow(self, config: Config) -> None:
+        """The director follows another configuration, in which marks that both have are the same."""
         marks = LinkMarks(config)
-        self._mask = marks.mask
         self._udp = config.timeouts.udp
         # by a link's own identity: nothing is found faster
         self._marks = {
             link: marks.of(virtual.spec, Server(link.real.spec.name, link.port))
-            for virtual in director.virtual_servers
+            for virtual in self.director.virtual_servers
             if virtual.spec.datapath == OFFLOAD
-            for link in virtual.everybody
+            for link in (*virtual.everybody, *virtual.leaving)
         }
-        self._inbound = director.table.inbound
-        self._outbound = director.table.outbound
-        self._steps: Iterator[None] | None = None
 
     # --- the queue
 

@@ -88,6 +88,8 @@ def _lines(result: JSONObject) -> list[JSON]:
 
 def _set_real(director: Director, args: JSONObject, now: float) -> Act:
     name = _name("real server", args, director.real_servers)
+    if director.real_servers[name].draining:
+        raise bad(f"{name} is not in the configuration any more", "it drains, and is gone when it is empty")
     setting = _state(args, REAL_STATES, "a real server") if args.get("state") is not None else None
     weight = _weight(args["weight"]) if args.get("weight") is not None else None
     if setting is None and weight is None:
@@ -109,6 +111,8 @@ def _set_real(director: Director, args: JSONObject, now: float) -> Act:
 def _set_virtual(director: Director, args: JSONObject, _now: float) -> Act:
     names = [virtual.spec.name for virtual in director.virtual_servers]
     name = _name("virtual server", args, names)
+    if any(each.draining for each in director.virtual_servers if each.spec.name == name):
+        raise bad(f"{name} is not in the configuration any more", "it drains, and is gone when it is empty")
     setting = _state(args, VIRTUAL_STATES, "a virtual server")
 
     def act() -> JSONObject:

@@ -23,7 +23,7 @@ from nfqlb.core.spec import Config
 from nfqlb.netfilter import address, host, rules, sysctl
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.queue import ask_for_stamps
-from nfqlb.netfilter.reply import ReplySockets, replies_to_clients
+from nfqlb.netfilter.reply import ReplySockets, open_replies, replies_to_clients
 from nfqlb.netfilter.state import Claim, Record
 from nfqlb.runtime.captures import Captures
 from nfqlb.runtime.channel import WorkerChannel
@@ -31,11 +31,14 @@ from nfqlb.runtime.control import Server
 from nfqlb.runtime.datapaths import Datapaths
 from nfqlb.runtime.desk import Desk
 from nfqlb.runtime.guard import Guard
+from nfqlb.runtime.handover import Handover, Source
+from nfqlb.runtime.hands import Hands
 from nfqlb.runtime.journal import Journal
 from nfqlb.runtime.metrics import Metrics
 from nfqlb.runtime.missed import Missed
 from nfqlb.runtime.notify import Notifier, from_environment
 from nfqlb.runtime.protocol import ControlError
+from nfqlb.runtime.reload import Reload
 from nfqlb.runtime.stall import LOOK, Watchdog
 from nfqlb.runtime.traffic import Traffic
 from nfqlb.runtime.worker import Worker
@@ -44,18 +47,21 @@ from nfqlb.runtime.workers import Workers
 logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 _TICK = 1.0
 
 
 class Supervisor:
-    """The gateway of one configuration.
+    """The gateway of one configuration, and of those that `source` has when it is asked again.
 
     `say_ready` is called once packets flow; `notifier` is told of that and of all that follows.
     """
 
-    def __init__(self, config: Config, say_ready: Callable[[], None], notifier: Notifier) -> None:
+    def __init__(
+        self, config: Config, source: Source, say_ready: Callable[[], None], notifier: Notifier
+    ) -> None:
         self._config = config
+        self._source = source
         self._say_ready = say_ready
         self._notifier = notifier
         self._selector = selectors.DefaultSelector()
@@ -86,7 +92,11 @@ class Supervisor:
         self._listen_to_signals()
         self._datapaths = Datapaths(config)
         undo.callback(self._datapaths.close)
-        self._replies = self._open_replies()
+        self._replies: ReplySockets | None = None
+        undo.callback(self._close_replies)
+        self._open_replies(config)
+        self._handover = Handover()
+        undo.callback(self._handover.close)
         undo.enter_context(ask_for_stamps())  # response times are differences of stamps
         self._workers = Workers(self._selector, self._journal, self._be_worker)
         undo.callback(self._workers.end)
@@ -115,19 +125,44 @@ class Supervisor:
             config, self._selector, self._desk.events.add, self._desk.rules, self._datapaths.rebind
         )
         undo.callback(self._guard.close)
+        self._prepare_reloads()
 
-    def _open_replies(self) -> ReplySockets | None:
+    def _prepare_reloads(self) -> None:
+        self._hands = Hands(self._selector)
+        self._undo.callback(self._hands.close)
+        self._reload = Reload(
+            self._config,
+            self._source,
+            self._desk,
+            self._workers,
+            self._hands,
+            self._handover,
+            room=self._config.gateway.max_connections,
+            prepare=self._open_replies,
+            follow=self._follow,
+            rest=self._guard.at_rest,
+            begins=self._notifier.reloading,
+            over=self._notifier.ready,
+        )
+        self._undo.callback(self._reload.close)
+
+    def _follow(self, config: Config) -> None:
+        """Another configuration is in force: a worker that is forked has it."""
+        self._config = config
+        self._desk.configured(config)
+        self._guard.follow(config)
+
+    def _open_replies(self, config: Config) -> None:
         """The sockets by which clients are told of what is refused, where they are to be."""
-        if not replies_to_clients(self._config):
-            return None
-        try:
-            sockets = ReplySockets({virtual.address.version for virtual in self._config.virtuals})
-        except OSError as error:
-            raise KernelError(
-                f'no raw socket, which "reset" needs: {error.strerror}; run as root, or with CAP_NET_RAW'
-            ) from None
-        self._undo.callback(sockets.close)
-        return sockets
+        if replies_to_clients(config):
+            replies = open_replies(config)
+            self._close_replies()
+            self._replies = replies
+
+    def _close_replies(self) -> None:
+        if self._replies is not None:
+            self._replies.close()
+            self._replies = None
 
     def _listen_to_signals(self) -> None:
         ours, theirs = socket.socketpair()
@@ -150,6 +185,8 @@ class Supervisor:
     def _signalled(self, numbers: bytes) -> None:
         if any(number in numbers for number in _ENDING):
             self._stopping = True
+        elif signal.SIGHUP in numbers:
+            self._reload.signalled()
 
     # --- serving
 
@@ -172,6 +209,8 @@ class Supervisor:
                 self._desk.tick()
                 self._missed.tick()
                 self._guard.tick()
+                self._hands.tick()
+                self._reload.tick()
 
     # --- the worker
 
@@ -190,18 +229,19 @@ class Supervisor:
             WorkerChannel(channel),
             self._journal,
             self._workers.heart,
+            self._handover,
             self._replies,
         )
         signal.signal(signal.SIGTERM, lambda *_: worker.stop())
         worker.run(say_serving)
 
 
-def run(config: Config, source: str) -> int:
+def run(config: Config, source: Source) -> int:
     """`nfqlb run`: serve in the foreground until SIGTERM or Ctrl-C; returns the exit status.
 
-    `source` names the configuration in the log. Prints "ready" once packets flow.
+    `source` is where the configuration comes from. Prints "ready" once packets flow.
     """
-    logger.info("nfqlb %s, configuration %s", __version__, source)
+    logger.info("nfqlb %s, configuration %s", __version__, source.path)
     notifier = from_environment(os.environ)
     try:
         findings = host.check(config)
@@ -210,7 +250,7 @@ def run(config: Config, source: str) -> int:
             logger.log(level, "%s%s", finding.what, f"; {finding.advice}" if finding.advice else "")
         if any(finding.level == "error" for finding in findings):
             return 1
-        Supervisor(config, _say_ready, notifier).run()
+        Supervisor(config, source, _say_ready, notifier).run()
     except (KernelError, ControlError) as error:
         logger.error("%s", error)
         return 1

@@ -17,11 +17,12 @@ from selectors import EVENT_WRITE
 
 from nfqlb.core.spec import Config
 from nfqlb.core.verdict import Drop, Reply
-from nfqlb.netfilter.reply import ReplySockets
+from nfqlb.netfilter.reply import ReplySockets, open_replies, replies_to_clients
 from nfqlb.runtime import orders
 from nfqlb.runtime.beat import Beat
 from nfqlb.runtime.channel import WorkerChannel
 from nfqlb.runtime.datapaths import Datapaths, Paths
+from nfqlb.runtime.handover import Handover
 from nfqlb.runtime.journal import Journal
 from nfqlb.runtime.protocol import JSONObject, Result
 from nfqlb.runtime.recording import Recorder
@@ -47,7 +48,8 @@ class Worker:
     """One worker's life.
 
     `datapaths` is what the supervisor has bound; `replies` goes to clients whose packets are refused,
-    None where they are not to know. `heart` is beaten once a round.
+    None where they are not to know. `heart` is beaten once a round. `handover` has the configuration of a
+    reload.
     """
 
     def __init__(
@@ -57,12 +59,14 @@ class Worker:
         channel: WorkerChannel,
         journal: Journal,
         heart: Heart,
+        handover: Handover,
         replies: ReplySockets | None = None,
     ) -> None:
         self._datapaths = datapaths
         self._channel = channel
         self._journal = journal
         self._heart = heart
+        self._handover = handover
         self._replies = replies
         self._stopping = False
         self._complained = -_QUIET
@@ -162,8 +166,22 @@ class Worker:
             return self._beat.rows(args, now)
         if cmd == "capture":
             return self._recorder.answer(args, now)
+        if cmd == "reload":
+            self._reload(args, now)
+        if cmd in ("reload", "remaining"):
+            return {"remaining": [[name, place.real, place.port] for name, place in self._paths.remaining()]}
         result = orders.answer(self.director, cmd, args, now)
         return counts(self.director.totals(), self._losses()) if cmd == "summary" else result
+
+    def _reload(self, args: JSONObject, now: float) -> None:
+        """Follow the configuration that the supervisor has handed over. Raises ValueError, OSError."""
+        size = args.get("size")
+        config = self._handover.take(size if isinstance(size, int) else 0)
+        if replies_to_clients(config):
+            before, self._replies = self._replies, open_replies(config)
+            if before is not None:
+                before.close()
+        self._paths.follow(config, now)
 
     def _losses(self) -> Losses:
         queues = self._datapaths.queues

@@ -40,21 +40,20 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from dataclasses import replace
-
+    from nfqlb.config.report import ConfigError
     from nfqlb.runtime import logs, supervisor
+    from nfqlb.runtime.handover import Source
 
     style = logs.set_up(options.log)
+    source = Source(options.config, options.socket)
     try:
-        config = load(options.config)
-    except FailureError as failure:
+        config = source.read(options.config)
+    except ConfigError as error:
         if style == "text":
-            raise
-        logs.say_all(str(failure))  # who reads the log by machine finds this in it too
+            raise FailureError(str(error)) from None
+        logs.say_all(str(error))  # who reads the log by machine finds this in it too
         return 1
-    if options.socket is not None:
-        config = replace(config, gateway=replace(config.gateway, socket=str(options.socket)))
-    return supervisor.run(config, str(options.config))
+    return supervisor.run(config, source)
 
 
 def _check(options: argparse.Namespace) -> int:

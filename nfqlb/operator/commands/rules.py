@@ -2,9 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nfqlb.operator.commands.common import FailureError, add_config, fail, load, say
 from nfqlb.operator.text import clean, clean_lines, several
+
+if TYPE_CHECKING:
+    from nfqlb.core.spec import Config
 
 
 def add_rules(parser: argparse.ArgumentParser) -> None:
@@ -44,12 +48,34 @@ def _rules_apply(options: argparse.Namespace) -> int:
 def _rules_verify(options: argparse.Namespace) -> int:
     from nfqlb.netfilter import rules
 
-    differences = rules.verify(load(options.config))
+    config = load(options.config)
+    differences = rules.verify(config)
+    if differences:
+        differences = _as_it_runs(options.config, config, differences)
     say(map(clean, differences))
     if differences:
         number = several(len(differences), "difference")
         return fail(f"nfqlb: the rules in place are not those of {options.config}: {number}")
     return 0
+
+
+def _as_it_runs(path: Path, config: "Config", differences: list[str]) -> list[str]:
+    """The differences from what a gateway that runs with this file needs now.
+
+    What drains has rules too, and what was there before a reload keeps its numbers; the file tells neither.
+    """
+    from nfqlb.netfilter.state import owner
+    from nfqlb.runtime.client import Client
+    from nfqlb.runtime.protocol import ControlError
+
+    if owner() is None:
+        return differences
+    try:
+        with Client(Path(config.gateway.socket)) as client:
+            found = client.call("verify", {"file": str(path.absolute())}, patience=30.0)
+    except ControlError:
+        return differences
+    return [str(line) for line in found] if isinstance(found, list) else differences
 
 
 def _rules_remove(options: argparse.Namespace) -> int:

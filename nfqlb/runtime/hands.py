@@ -1,0 +1,75 @@
+"""What a reload changes in the kernel, in a child: rules, settings and addresses of another configuration.
+
+Owns the child. iptables may have to wait for somebody, and the supervisor has a worker to look after.
+"""
+
+import logging
+from collections.abc import Callable
+from selectors import BaseSelector
+
+from nfqlb.core.spec import Config
+from nfqlb.netfilter import address, repair, rules, sysctl
+from nfqlb.netfilter.errors import KernelError
+from nfqlb.netfilter.state import Record
+from nfqlb.runtime.course import Done, Failed, Step
+from nfqlb.runtime.errand import Errand
+from nfqlb.runtime.protocol import JSON
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE = 30.0  # seconds that one change may take; two families may wait for iptables' lock
+
+
+class Hands:
+    """Does one thing at a time; what changes is logged."""
+
+    def __init__(self, selector: BaseSelector) -> None:
+        self._selector = selector
+        self._errand: Errand | None = None
+
+    def rules(self, config: Config) -> Step:
+        """Settings and rules as a configuration needs them; where that fails the rules are as before."""
+        return self._step(lambda: _change_rules(config))
+
+    def addresses(self, config: Config) -> Step:
+        """Virtual addresses as a configuration needs them."""
+        return self._step(lambda: list(address.bring_up(config)))
+
+    def verified(self, config: Config) -> Step:
+        """How the rules in place differ from those of a configuration, a line each."""
+        return self._step(lambda: list(rules.verify(config)), log=False)
+
+    def tick(self) -> None:
+        """To be called once a second."""
+        if self._errand is not None:
+            self._errand.tick()
+
+    def close(self) -> None:
+        """Wait until what is under way is done; nobody is told any more."""
+        if self._errand is not None:
+            self._errand.close()
+            self._errand = None
+
+    def _step(self, work: Callable[[], JSON], *, log: bool = True) -> Step:
+        def begin(done: Done, failed: Failed) -> None:
+            def finished(outcome: JSON | KernelError) -> None:
+                self._errand = None
+                if isinstance(outcome, KernelError):
+                    failed(outcome)
+                    return
+                for line in outcome if log and isinstance(outcome, list) else ():
+                    logger.info("%s", line)
+                done(outcome)
+
+            try:
+                self._errand = Errand(self._selector, work, finished, _PATIENCE)
+            except OSError as error:
+                failed(KernelError(f"no process can be started: {error.strerror}"))
+
+        return begin
+
+
+def _change_rules(config: Config) -> JSON:
+    lines: list[JSON] = list(sysctl.switch(repair.settings(config), Record()))
+    rules.apply(config)
+    return lines

@@ -1,0 +1,378 @@
+"""Reload: another configuration while the gateway runs (`nfqlb reload`, SIGHUP), and what would be different.
+
+Owns the order of things, which is such that no packet of a connection that stays meets half of a change:
+
+1. The file is read and compared. Where it is bad, or asks for what needs a restart, nothing has happened.
+2. Settings and rules for what is and what was: whatever either needs is there. Marks keep their meaning.
+3. From here on a worker that is forked has the new configuration, so it may die at any moment.
+4. The running worker takes it between two packets.
+5. New addresses come up, as everybody knows now what to do with their packets; those of no use go down.
+6. What has no connections is let go of by the worker, then by the rules. The rest drains, and is looked at
+   every other second.
+
+Where step 2 fails, everything is put back. Where the worker fails it is replaced, by one that has the
+configuration of before; where an address cannot be had, the way back is a reload, too. Kernel work is done
+in a child: iptables may have to wait for somebody, and there is a worker to look after.
+"""
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, ExitStack, suppress
+from pathlib import Path
+from typing import Protocol
+
+from nfqlb.config import difference, transition
+from nfqlb.config.load import ConfigError
+from nfqlb.core.spec import Config, Server
+from nfqlb.netfilter.errors import KernelError
+from nfqlb.runtime import access, views
+from nfqlb.runtime.course import Course, Runner, Step
+from nfqlb.runtime.desk import Desk
+from nfqlb.runtime.handover import Handover, Source
+from nfqlb.runtime.protocol import JSON, ControlError, JSONObject, Request
+
+logger = logging.getLogger(__name__)
+
+_LOOK = 2.0  # seconds between looks at what drains
+_LISTED = 5  # so many differences are in the event; the log has all
+
+
+class Kernel(Protocol):
+    """What is done in the kernel (`hands.Hands`). Raises KernelError into the course."""
+
+    def rules(self, config: Config) -> Step:
+        """Settings and rules as a configuration needs them."""
+
+    def addresses(self, config: Config) -> Step:
+        """Virtual addresses as a configuration needs them."""
+
+    def verified(self, config: Config) -> Step:
+        """How the rules in place differ from those of a configuration, a line each."""
+
+
+class Asks(Protocol):
+    """Who asks the worker."""
+
+    pid: int | None
+
+    def call(
+        self, cmd: str, args: JSONObject, done: Callable[[JSON], None], failed: Callable[[ControlError], None]
+    ) -> None:
+        """Ask it something."""
+
+
+class Reload:
+    """Reloads one gateway. `config` is what runs: what the file said, and what still drains.
+
+    `room` is how many connections there can be at most. `prepare` is called before anything is changed, and
+    raises KernelError where this process lacks something; `follow` whenever another configuration is in
+    force. `rest` is a context in which nobody takes our changes for another's; `begins` and `over` are called
+    when a reload begins and ends.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        source: Source,
+        desk: Desk,
+        worker: Asks,
+        kernel: Kernel,
+        handover: Handover,
+        *,
+        room: int,
+        prepare: Callable[[Config], None],
+        follow: Callable[[Config], None],
+        rest: Callable[[], AbstractContextManager[None]],
+        begins: Callable[[], None] = lambda: None,
+        over: Callable[[], None] = lambda: None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.config = config
+        self._source = source
+        self._desk = desk
+        self._worker = worker
+        self._kernel = kernel
+        self._handover = handover
+        self._room = room
+        self._prepare = prepare
+        self._follow = follow
+        self._rest = rest
+        self._begins = begins
+        self._over = over
+        self._wall = wall
+        self._runner = Runner(self._ended)
+        self._request: Request | None = None  # whose course is under way
+        self._again = False  # another signal came meanwhile
+        self._looked = 0.0
+        desk.offer("reload", self._asked)
+        desk.offer("diff", self._compare)
+        desk.offer("verify", self._verify)
+
+    # --- questions and orders
+
+    def signalled(self) -> None:
+        """SIGHUP: reload; the outcome is in the log."""
+        if self._runner.busy:
+            self._again = True
+            return
+        with suppress(ControlError):  # logged, and kept as an event
+            self._begin(None, "SIGHUP", None)
+
+    def tick(self) -> None:
+        """To be called once a second: let go of what has drained."""
+        now = time.monotonic()
+        if self._runner.busy or not self.config.leaving.places or now < self._looked + _LOOK:
+            return
+        self._looked = now
+        self._runner.run(self._look())
+
+    def close(self) -> None:
+        """Nothing goes on any more: the gateway is being taken down."""
+        self._again = False
+        self._runner.close()
+
+    def _asked(self, request: Request) -> None:
+        if self._runner.busy:
+            raise ControlError("busy", "another reload is under way", "try again in a moment")
+        self._begin(_file(request), access.who(request), request)
+
+    def _compare(self, request: Request) -> None:
+        """What a reload would change, and what it would refuse."""
+        wanted = self._read(_file(request))
+        found = difference.compare(transition.without_leftovers(self.config), wanted)
+        refused = transition.refusals(self.config, wanted, room=self._room)
+        documents: list[JSON] = [each.document() for each in found]
+        lines: list[JSON] = list(difference.lines(found))
+        reasons: list[JSON] = list(refused)
+        request.reply({"differences": documents, "said": lines, "refused": reasons})
+
+    def _verify(self, request: Request) -> None:
+        """How the rules in place differ from those that the gateway needs now, for who has this file.
+
+        What drains has rules as well, which no file tells of. None where another file is in force.
+        """
+        if self._runner.busy:
+            raise ControlError("busy", "a reload is under way", "try again in a moment")
+        wanted = self._read(_file(request))
+        if wanted != transition.without_leftovers(self.config):
+            request.reply(None)
+            return
+        self._kernel.verified(self.config)(
+            request.reply, lambda error: request.refuse(ControlError("kernel", str(error)))
+        )
+
+    def _read(self, path: Path | None) -> Config:
+        try:
+            return self._source.read(path)
+        except ConfigError as error:
+            raise ControlError("bad-config", str(error)) from None
+
+    def _begin(self, path: Path | None, who: str, request: Request | None) -> None:
+        """Begin a reload. Raises ControlError where that is all."""
+        name = str(path or self._source.path)
+        try:
+            wanted = self._read(path)
+            refused = transition.refusals(self.config, wanted, room=self._room)
+            if refused:
+                raise ControlError("needs-restart", "\n".join(refused))
+        except ControlError as error:
+            self._refused(name, who, error)
+            raise
+        self._request = request
+        self._runner.run(self._carry_out(wanted, name, who, request))
+
+    def _refused(self, name: str, who: str, error: ControlError) -> None:
+        """Nothing has changed: say why."""
+        first, *more = error.message.split("\n")
+        what = "is refused" if error.code == "bad-config" else "cannot be taken while the gateway runs"
+        self._desk.reload.update(at=round(self._wall(), 3), ok=False, error=error.message)
+        text = f"{name} {what}; nothing is changed: {first}"
+        self._desk.events.add("reload", name, text, who=who, level="error")
+        for line in more:
+            logger.error("%s", line)
+
+    # --- the course of a reload
+
+    def _carry_out(self, wanted: Config, name: str, who: str, request: Request | None) -> Course:
+        before = transition.without_leftovers(self.config)
+        found = difference.compare(before, wanted)
+        with ExitStack() as undo:
+            undo.enter_context(self._rest())
+            self._begins()
+            undo.callback(self._over)
+            try:
+                yield from self._change(wanted)
+            except (KernelError, ControlError) as error:
+                self._failed(name, who, error, request)
+                return
+        draining = sorted(self.config.leaving.reals | self.config.leaving.virtuals)
+        said = difference.lines(found)
+        self._desk.reload.update(at=round(self._wall(), 3), ok=True, error="")
+        self._tell(name, who, said)
+        if request is not None:
+            documents: list[JSON] = [each.document() for each in found]
+            lines: list[JSON] = list(said)
+            names: list[JSON] = list(draining)
+            request.reply({"differences": documents, "said": lines, "draining": names})
+
+    def _change(self, wanted: Config) -> Course:
+        """Steps 2 to 6. Raises KernelError or ControlError, with everything as it was before."""
+        before = self.config
+        after = transition.merged(before, wanted)
+        self._prepare(after)
+        try:
+            yield self._kernel.rules(after)
+        except KernelError:
+            yield from self._put_back(before)
+            raise
+        try:
+            remaining = yield from self._give(after)
+        except ControlError:
+            self._in_force(before)
+            self._replace_worker()
+            yield from self._put_back(before)
+            raise
+        try:
+            yield self._kernel.addresses(transition.settled(after, _places(remaining)))
+        except KernelError:
+            yield from self._go_back(before)
+            raise
+        yield from self._let_go(_places(remaining))
+
+    def _put_back(self, before: Config) -> Course:
+        """The rules of before. Where even that fails, the guard goes on trying."""
+        try:
+            yield self._kernel.rules(before)
+        except KernelError as error:
+            logger.error("the rules of before cannot be put back yet: %s", error)
+
+    def _go_back(self, before: Config) -> Course:
+        """Another reload, to what the file said before."""
+        back = transition.merged(self.config, transition.without_leftovers(before))
+        yield from self._put_back(back)
+        remaining = yield from self._give(back)
+        try:
+            yield self._kernel.addresses(back)
+        except KernelError as error:
+            logger.error("the addresses of before cannot be put back yet: %s", error)
+        yield from self._let_go(_places(remaining))
+
+    def _give(self, config: Config) -> Generator[Step, JSON, JSON]:
+        """Let the worker have a configuration; returns what has connections and is leaving.
+
+        One that dies meanwhile has a successor that was born with it. Raises ControlError where it fails.
+        """
+        self._in_force(config)
+        size = self._handover.give(config)
+        everything: list[JSON] = [[name, place.real, place.port] for name, place in config.leaving.places]
+        for last in (False, False, True):  # to follow twice is to follow once
+            try:
+                result = yield lambda done, failed: self._worker.call("reload", {"size": size}, done, failed)
+                return result.get("remaining", everything) if isinstance(result, dict) else everything
+            except ControlError as error:
+                if error.code == "worker-restarting":
+                    return everything
+                if last or error.code != "worker-busy":
+                    raise
+        return everything
+
+    def _let_go(self, remaining: list[tuple[str, Server]]) -> Course:
+        """Step 6. What fails here is tried again with a later look: rules too many do no harm."""
+        config = transition.settled(self.config, remaining)
+        if config == self.config:
+            return
+        try:
+            yield from self._give(config)
+            yield self._kernel.rules(config)
+        except (KernelError, ControlError) as error:
+            logger.warning("what has drained cannot be let go of yet: %s", error)
+
+    def _look(self) -> Course:
+        """What has drained by now?"""
+        before = self.config.leaving
+        try:
+            result = yield lambda done, failed: self._worker.call("remaining", {}, done, failed)
+        except ControlError:
+            return
+        remaining = _places(result.get("remaining") if isinstance(result, dict) else None)
+        config = transition.settled(self.config, remaining)
+        if config.leaving == before:
+            return
+        with self._rest():
+            try:
+                yield self._kernel.addresses(config)
+            except KernelError as error:
+                logger.warning("what has drained cannot be let go of yet: %s", error)
+                return
+            yield from self._let_go(remaining)
+        for kind, names in (
+            ("real server", before.reals - self.config.leaving.reals),
+            ("virtual server", before.virtuals - self.config.leaving.virtuals),
+        ):
+            for name in sorted(names):
+                self._desk.events.add("reload", name, f"{kind} {name} has drained and is gone")
+
+    def _in_force(self, config: Config) -> None:
+        self.config = config
+        self._follow(config)
+
+    def _replace_worker(self) -> None:
+        """It may have followed by half: its successor finds everything in the journal."""
+        if self._worker.pid is not None:
+            os.kill(self._worker.pid, signal.SIGKILL)
+
+    def _failed(
+        self, name: str, who: str, error: KernelError | ControlError, request: Request | None
+    ) -> None:
+        text = f"{name} cannot be put into force; everything is as it was before: {error}"
+        self._desk.reload.update(at=round(self._wall(), 3), ok=False, error=str(error))
+        self._desk.events.add("reload", name, text, who=who, level="error")
+        if request is not None:
+            request.refuse(ControlError("reload-failed", text))
+
+    def _tell(self, name: str, who: str, said: list[str]) -> None:
+        """One event, and in the log every line."""
+        if not said:
+            self._desk.events.add("reload", name, f"{name} reloaded; nothing is different", who=who)
+            return
+        more = f"; and {len(said) - _LISTED} more" if len(said) > _LISTED else ""
+        text = f"{name} reloaded: {'; '.join(said[:_LISTED])}{more}"
+        self._desk.events.add("reload", name, text, who=who)
+        for line in said if more else ():
+            logger.info("%s", line)
+
+    def _ended(self, defect: Exception | None) -> None:
+        request, self._request = self._request, None
+        self._looked = time.monotonic()
+        if defect is not None:
+            logger.error("a reload failed", exc_info=defect)
+            self._desk.reload.update(at=round(self._wall(), 3), ok=False, error=f"internal error: {defect}")
+            if request is not None:
+                request.fail("internal-error", "the reload failed inside the gateway", "its log says more")
+        if self._again:
+            self._again = False
+            self.signalled()
+
+
+def _file(request: Request) -> Path | None:
+    """The file that a request names; None for the gateway's own."""
+    views.check_names(request.cmd, request.args, ("file",))
+    name = request.args.get("file")
+    if name is None:
+        return None
+    if not isinstance(name, str) or not name.startswith("/"):
+        raise views.bad(f"file: {name!r} is no absolute path")
+    return Path(name)
+
+
+def _places(rows: JSON) -> list[tuple[str, Server]]:
+    """Places as the worker tells of them: virtual server, real server, port."""
+    found = []
+    for row in rows if isinstance(rows, list) else ():
+        if isinstance(row, list) and len(row) == 3:
+            name, real, port = row
+            found.append((str(name), Server(str(real), port if isinstance(port, int) else None)))
+    return found
