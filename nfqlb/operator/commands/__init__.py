@@ -7,12 +7,14 @@ that runs; what that needs is imported when it runs. `ALL` is what `nfqlb --help
 import argparse
 from collections.abc import Callable, Mapping
 
-from nfqlb.operator.commands import capture, change, gateway, look, rules, script, service, top
+from nfqlb.operator.commands import capture, change, gateway, look, reload, rules, script, service, top
 
 #: Every command in the order of the help: what it does, in a line, and who adds its words.
 ALL: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "run": ("balance, in the foreground, until Ctrl-C or SIGTERM", gateway.add_run),
     "check": ("say what is wrong with a configuration, or what it does", gateway.add_check),
+    "diff": ("say what a reload would change, and what it would refuse", reload.add_diff),
+    "reload": ("take the changed configuration, without losing a connection", reload.add_reload),
     "rules": ("show, apply, verify or remove the iptables rules", rules.add_rules),
     "show": ("look at the running gateway", look.add_show),
     "top": ("watch the running gateway", top.add_top),

@@ -7,10 +7,9 @@ from typing import Any
 
 from nfqlb.operator.commands.common import SOCKET, FailureError, add_socket, fail, say
 from nfqlb.operator.text import clean, clean_lines, several
-from nfqlb.runtime.protocol import ControlError
+from nfqlb.runtime.protocol import ControlError, JSONObject
 
 _PATIENCE = 90.0  # seconds: iptables may have to wait for somebody, more than once
-_TOLD = ("bad-config", "needs-restart")
 
 
 def add_reload(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +62,7 @@ def _ask(options: argparse.Namespace, cmd: str) -> Any:
     from nfqlb.runtime.client import Client
 
     file = options.config
-    args = {} if file is None else {"file": str(file.absolute())}
+    args: JSONObject = {} if file is None else {"file": str(file.absolute())}
     with Client(_socket(options)) as client:
         try:
             return client.call(cmd, args, patience=_PATIENCE)
@@ -77,7 +76,7 @@ def _ask(options: argparse.Namespace, cmd: str) -> Any:
 
 
 def _socket(options: argparse.Namespace) -> Path:
-    """Where the control socket is: as said, as the file says, if that can be read at all, or the usual one."""
+    """Where the control socket is: as said, as the file says if that can be read at all, or the usual one."""
     if options.socket is not None:
         return Path(options.socket)
     if options.config is not None:
