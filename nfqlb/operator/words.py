@@ -11,6 +11,8 @@ from typing import NoReturn
 WORDS: Mapping[str, tuple[str, ...]] = {
     "run": (),
     "check": (),
+    "diff": (),
+    "reload": (),
     "rules": ("show", "apply", "verify", "remove"),
     "show": ("summary", "virtuals", "reals", "connections", "sticky", "failures", "decisions", "events"),
     "top": (),

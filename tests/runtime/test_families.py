@@ -174,7 +174,7 @@ def test_a_virtual_server(wanted: Format) -> None:
     )  # fmt: skip
     states = named(found, "nfqlb_virtual_state")
     assert [state for state, value in states.items() if value] == [("state=in-service", *shop)]
-    assert len(states) == 3
+    assert len(states) == 4
 
 
 @both
