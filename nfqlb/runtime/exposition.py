@@ -28,7 +28,7 @@ class Format(NamedTuple):
     write: Callable[[Collector], bytes]
 
 
-TEXT = Format(text.CONTENT_TYPE_PLAIN_0_0_4, text.generate_latest)
+TEXT = Format("text/plain; version=0.0.4; charset=utf-8", text.generate_latest)
 OPENMETRICS = Format(openmetrics.CONTENT_TYPE_LATEST, openmetrics.generate_latest)
 
 
