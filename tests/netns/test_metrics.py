@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -122,8 +123,7 @@ def test_everything_is_told(lab: Lab, datapath: Datapath) -> None:
     with balancing(lab, config):
         for _ in range(4):
             ask(lab.client)
-        where = ("--socket", str(socket_path(lab)))
-        assert nfqlb_command(lab, "set", "virtual", "web", "out-of-service", *where).returncode == 0
+        assert order(lab, "set", "virtual", "web", "out-of-service").returncode == 0
         lab.client.run("curl", "-s", "--max-time", "1", f"http://{VIP}/", check=False)
         wait_for(lab, "nfqlb_virtual_dropped_packets_total", 1, virtual="web", reason="out-of-service")
         told = {family.name for family in text_string_to_metric_families(curl(lab))}
@@ -146,6 +146,30 @@ def test_counters_do_not_fall_when_the_worker_is_killed(lab: Lab) -> None:
         after = wait_for(lab, "nfqlb_connections_total", 7)
         assert value(after, "nfqlb_connections_total") == 7
         assert not {key for key, each in counters(before).items() if after.get(key, -1.0) < each}
+
+
+def test_a_reload_is_told_and_moves_the_place(lab: Lab) -> None:
+    """Counters go on, a refused one is told as well, and metrics are asked for where the new file says."""
+    there = "127.0.0.1:9618"
+    first = configuration(lab, gateway=METRICS)
+    with balancing(lab, first) as appliance:
+        ask(lab.client)
+        wait_for(lab, "nfqlb_connections_total", 1)
+        assert "nfqlb_config_last_reload" not in curl(lab)
+        appliance.config.write_text(first.replace(PLACE, "127.0.0.1"))
+        assert order(lab, "reload").returncode == 1
+        refused = wait_for(lab, "nfqlb_config_last_reload_timestamp_seconds", 1)
+        assert value(refused, "nfqlb_config_last_reload_successful") == 0
+        appliance.config.write_text(first.replace(PLACE, there))
+        assert order(lab, "reload").returncode == 0
+        done = "nfqlb_config_last_reload_successful 1.0\n"
+        wait_until(lambda: done in curl(lab, place=there), "a snapshot")
+        assert "nfqlb_connections_total 1.0\n" in curl(lab, place=there)
+        assert "Traceback" not in appliance.program.stderr
+
+
+def order(lab: Lab, *words: str) -> CompletedProcess[str]:
+    return nfqlb_command(lab, *words, "--socket", str(socket_path(lab)))
 
 
 @only(REWRITE, SAME)

@@ -153,3 +153,13 @@ def test_the_dashboard_is_one_that_grafana_can_import() -> None:
     using = [text for key in ("expr", "uid", "definition") for text in every(board, key)]
     used = {name.strip("{}") for text in using for name in re.findall(r"\$(\w+|\{\w+\})", text)}
     assert used - {name.strip("$") for name in STAND_INS} == variables
+
+
+def test_the_dashboard_shows_every_state_of_a_server() -> None:
+    (panel,) = [each for each in dashboard()["panels"] if each["type"] == "state-timeline"]
+    (mapping,) = panel["fieldConfig"]["defaults"]["mappings"]
+    shown = {number: each["text"] for number, each in mapping["options"].items()}
+    assert set(shown.values()) == {state.shown for state in ServerState}
+    (asked,) = every(panel["targets"], "expr")
+    for number, state in shown.items():
+        assert re.search(rf'\b{number} \* \(nfqlb_real_state{{[^}}]*state="{state}"}} == 1\)', asked)
