@@ -39,7 +39,7 @@ _ALL_NODES = ip_address("ff02::1").packed
 _ALL_NODES_HARDWARE = bytes.fromhex("333300000001")  # RFC 2464, 7
 _ICMPV6 = 58
 _HOP_LIMIT = 255  # nothing else is believed (RFC 4861, 7.1.2)
-_ADVERTISEMENT = b"\x88\x00"  # ICMPv6 type 136, code 0 (RFC 4861, 4.4)
+_ADVERTISEMENT = 136  # ICMPv6 type (RFC 4861, 4.4)
 _ROUTER_OVERRIDE = b"\xa0\x00\x00\x00"  # from a router, unsolicited, replaces what was known
 _TARGET_HARDWARE = b"\x02\x01"  # option: target link-layer address, one unit of 8 bytes
 _NODAD_NO_ROUTE = 0x02 | 0x200  # IFA_F_NODAD, IFA_F_NOPREFIXROUTE (include/uapi/linux/if_addr.h)
@@ -182,12 +182,22 @@ def announcement(hardware: bytes, address: Address, operation: bytes = _REQUEST)
 def advertisement(hardware: bytes, address: Address) -> bytes:
     """An Ethernet frame in which `hardware` (6 bytes) tells all nodes that the IPv6 `address` is its own."""
     body = _ROUTER_OVERRIDE + address.packed + _TARGET_HARDWARE + hardware
-    length = len(_ADVERTISEMENT) + 2 + len(body)
-    pseudo = address.packed + _ALL_NODES + length.to_bytes(4) + _ICMPV6.to_bytes(4)
-    checksum = -int.from_bytes(pseudo + _ADVERTISEMENT + body) % 0xFFFF  # RFC 1071: modulo 65,535
-    header = b"\x60\0\0\0" + length.to_bytes(2) + bytes((_ICMPV6, _HOP_LIMIT)) + address.packed + _ALL_NODES
-    message = _ADVERTISEMENT + checksum.to_bytes(2) + body
-    return _ALL_NODES_HARDWARE + hardware + _IPV6.to_bytes(2) + header + message
+    return icmpv6_frame(
+        hardware, _ALL_NODES_HARDWARE, address.packed, _ALL_NODES, _ADVERTISEMENT, body
+    )
+
+
+def icmpv6_frame(
+    hardware: bytes, to_hardware: bytes, source: bytes, destination: bytes, kind: int, body: bytes
+) -> bytes:
+    """An Ethernet frame with an ICMPv6 message of neighbour discovery: its type, and what follows its sum."""
+    length = 4 + len(body)
+    head = bytes((kind, 0))
+    pseudo = source + destination + length.to_bytes(4) + _ICMPV6.to_bytes(4)
+    checksum = -int.from_bytes(pseudo + head + body) % 0xFFFF  # RFC 1071: modulo 65,535
+    header = b"\x60\0\0\0" + length.to_bytes(2) + bytes((_ICMPV6, _HOP_LIMIT)) + source + destination
+    message = head + checksum.to_bytes(2) + body
+    return to_hardware + hardware + _IPV6.to_bytes(2) + header + message
 
 
 def _add(route: Any, index: int, placement: Placement) -> None:

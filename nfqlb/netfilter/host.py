@@ -24,16 +24,21 @@ from nfqlb.netfilter.sysctl import tracked
 _USUAL_LIMIT = 65_536
 """Bytes that super-packets stay below unless somebody raised the limit."""
 
-Level = Literal["error", "warning"]
+Level = Literal["error", "warning", "unseen", "ok"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something about this machine: what it is, and what to do about it (may be "")."""
+    """Something about this machine: what it is, and what to do about it (may be "").
+
+    The doctor has two levels more: "ok" for what is as it should be, "unseen" for what could not be looked
+    at; and says which `area` it belongs to.
+    """
 
     level: Level
     what: str
     advice: str = ""
+    area: str = ""
 
     def __str__(self) -> str:
         return f"{self.level}: {self.what}" + (f"; {self.advice}" if self.advice else "")
@@ -46,7 +51,7 @@ def check(config: Config, directory: Path = DIRECTORY) -> list[Finding]:
 
 def judge(config: Config, found: Facts) -> list[Finding]:
     """The findings that follow from the facts, errors first, otherwise in the order of the checks."""
-    findings = [finding for one in _CHECKS for finding in one(config, found)]
+    findings = [finding for _, check in CHECKS for finding in check(config, found)]
     return sorted(findings, key=lambda finding: finding.level != "error")
 
 
@@ -349,22 +354,23 @@ def _may_meet(rule: str, virtual: Virtual) -> bool:
     return not port.isdigit() or virtual.port is None or int(port) == virtual.port
 
 
-_CHECKS: tuple[Callable[[Config, Facts], Iterator[Finding]], ...] = (
-    _rights,
-    _programs,
-    _counters,
-    _alone,
-    _interfaces,
-    _ipv6,
-    _super_packets,
-    _rp_filter,
-    _real_servers,
-    _real_servers_outside,
-    _way_to_clients,
-    _virtual_addresses,
-    _reserved_addresses,
-    _queues,
-    _tracking,
-    _udp,
-    _translations,
+#: What is looked at, with the area that it belongs to.
+CHECKS: tuple[tuple[str, Callable[[Config, Facts], Iterator[Finding]]], ...] = (
+    ("rights", _rights),
+    ("programs", _programs),
+    ("programs", _counters),
+    ("alone", _alone),
+    ("interfaces", _interfaces),
+    ("forwarding", _ipv6),
+    ("offloads", _super_packets),
+    ("rp_filter", _rp_filter),
+    ("routes", _real_servers),
+    ("routes", _real_servers_outside),
+    ("routes", _way_to_clients),
+    ("addresses", _virtual_addresses),
+    ("addresses", _reserved_addresses),
+    ("alone", _queues),
+    ("conntrack", _tracking),
+    ("conntrack", _udp),
+    ("firewall", _translations),
 )

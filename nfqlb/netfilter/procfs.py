@@ -3,11 +3,15 @@
 import contextlib
 import os
 import socket
+from collections.abc import Collection
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from sys import byteorder
 
 _NETLINK_NETFILTER = 12  # include/uapi/linux/netlink.h
 _SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, since Linux 5.14
+_LISTENING = "0A"  # TCP_LISTEN, as /proc/net/tcp has it
 _COMMAND = 100  # characters of a command line that are told
 _CAP_NET_ADMIN, _CAP_NET_RAW = 12, 13  # include/uapi/linux/capability.h
 
@@ -120,6 +124,49 @@ def _command(pid: int) -> str:
 def _printable(text: str) -> str:
     """A text of somebody else's choice on one line, without what a terminal would obey."""
     return "".join(character if character.isprintable() else " " for character in text)
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A TCP socket that listens in this network namespace, and the first process that has it, if it shows."""
+
+    address: IPv4Address | IPv6Address
+    port: int
+    owner: Process | None = None
+
+    def __str__(self) -> str:
+        who = f" ({self.owner.name}, process {self.owner.pid})" if self.owner else ""
+        return f"{self.address} port {self.port}{who}"
+
+
+def listeners() -> list[Listener]:
+    """The listening TCP sockets that are bound to an address of their own. Raises OSError."""
+    found: dict[str, tuple[IPv4Address | IPv6Address, int]] = {}
+    for name in ("tcp", "tcp6"):
+        with contextlib.suppress(FileNotFoundError):
+            for line in Path(f"/proc/net/{name}").read_text(encoding="ascii").splitlines()[1:]:
+                columns = line.split()
+                place, _, port = columns[1].partition(":")
+                if columns[3] == _LISTENING and place.strip("0"):
+                    found[f"socket:[{columns[9]}]"] = _address_in(place), int(port, 16)
+    owners = _owners(found.keys())
+    return [Listener(*found[inode], owners.get(inode)) for inode in found]
+
+
+def _address_in(text: str) -> IPv4Address | IPv6Address:
+    """An address as /proc/net/tcp writes it: words of 32 bits, each in the machine's own order."""
+    words = [int(text[at : at + 8], 16).to_bytes(4, byteorder) for at in range(0, len(text), 8)]
+    packed = b"".join(words)
+    return IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed)
+
+
+def _owners(inodes: Collection[str]) -> dict[str, Process]:
+    found: dict[str, Process] = {}
+    for path in Path("/proc").iterdir() if inodes else ():
+        if path.name.isdigit():
+            for inode in _open_files(path) & set(inodes):
+                found.setdefault(inode, process(int(path.name)))
+    return found
 
 
 def may_administer() -> bool:

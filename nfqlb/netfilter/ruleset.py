@@ -8,7 +8,7 @@ removes what is ours. Pure text in, text out; nothing here runs a program. "Ours
 
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from ipaddress import ip_address, ip_network
 from itertools import pairwise
@@ -32,10 +32,14 @@ _WHOLE = 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table: its chains in order, each with its rules in order as text after "-A CHAIN "."""
+    """One table: its chains in order, each with its rules in order as text after "-A CHAIN ".
+
+    `policies` are those of the built-in chains that are not ACCEPT.
+    """
 
     name: str
     chains: Mapping[str, tuple[str, ...]]
+    policies: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def own(self) -> dict[str, tuple[str, ...]]:
@@ -66,11 +70,17 @@ def parse(text: str) -> dict[str, Table]:
     """
     tables: dict[str, dict[str, list[str]]] = {}
     chains: dict[str, list[str]] = {}
+    policies: dict[str, dict[str, str]] = {}
+    name = ""
     for line in text.splitlines():
         if line.startswith("*"):
-            chains = tables.setdefault(line[1:].strip(), {})
+            name = line[1:].strip()
+            chains = tables.setdefault(name, {})
         elif line.startswith(":"):
-            chains.setdefault(line[1:].split()[0], [])
+            chain, policy = line[1:].split()[:2]
+            chains.setdefault(chain, [])
+            if policy not in ("-", "ACCEPT"):
+                policies.setdefault(name, {})[chain] = policy
         elif line.startswith("-A "):
             _, chain, rule = line.split(maxsplit=2)
             chains.setdefault(chain, []).append(rule)
@@ -78,7 +88,7 @@ def parse(text: str) -> dict[str, Table]:
             _, chain, _, rule = line.split(maxsplit=3)
             chains.setdefault(chain, []).insert(0, rule)
     return {
-        name: Table(name, {chain: tuple(rules) for chain, rules in found.items()})
+        name: Table(name, {chain: tuple(rules) for chain, rules in found.items()}, policies.get(name, {}))
         for name, found in tables.items()
     }
 
@@ -91,13 +101,18 @@ def leads_to_us(rule: str) -> bool:
     return any(word in _TARGETS and target.startswith(PREFIX) for word, target in pairwise(words))
 
 
+def options(rule: str) -> Iterator[tuple[str, ...]]:
+    """What a rule says, an option and its values at a time, as `iptables-save` spells them."""
+    return _parts(shlex.split(rule))
+
+
 def canonical(rule: str) -> Rule:
     """What a rule says, whichever of iptables' spellings it is written in.
 
     The matches of a rule are a conjunction, so their order is not kept. `-m` matters where options
     of two modules have one name (mark, connmark).
     """
-    parts = map(_normal, _parts(shlex.split(rule)))
+    parts = map(_normal, options(rule))
     return frozenset(part for part in parts if part[0] != "-m" or part[1] not in _IMPLIED)
 
 

@@ -27,6 +27,7 @@ from nfqlb.netfilter.reply import ReplySockets, open_replies, replies_to_clients
 from nfqlb.netfilter.state import Claim, Record
 from nfqlb.runtime.captures import Captures
 from nfqlb.runtime.channel import WorkerChannel
+from nfqlb.runtime.checkup import Checkup
 from nfqlb.runtime.control import Server
 from nfqlb.runtime.datapaths import Datapaths
 from nfqlb.runtime.desk import Desk
@@ -104,6 +105,9 @@ class Supervisor:
         self._workers.born, self._workers.died = self._desk.born, self._desk.died
         self._desk.listeners.append(lambda snapshot: self._notifier.status(str(snapshot["verdict"])))
         Captures(self._desk, self._workers)
+        self._checkup = Checkup(self._selector, lambda: self._desk.config, lambda: self._desk.last)
+        undo.callback(self._checkup.close)
+        self._desk.offer("host", self._checkup.answer)
         self._control = Server(Path(config.gateway.socket), self._selector, self._desk.answer)
         undo.callback(self._control.close)
         self._metrics = Metrics(config, self._selector, lambda: self._desk.last, self._desk.events)
@@ -211,6 +215,7 @@ class Supervisor:
                 self._guard.tick()
                 self._hands.tick()
                 self._reload.tick()
+                self._checkup.tick()
 
     # --- the worker
 

@@ -7,7 +7,18 @@ that runs; what that needs is imported when it runs. `ALL` is what `nfqlb --help
 import argparse
 from collections.abc import Callable, Mapping
 
-from nfqlb.operator.commands import capture, change, gateway, look, reload, rules, script, service, top
+from nfqlb.operator.commands import (
+    capture,
+    change,
+    doctor,
+    gateway,
+    look,
+    reload,
+    rules,
+    script,
+    service,
+    top,
+)
 
 #: Every command in the order of the help: what it does, in a line, and who adds its words.
 ALL: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
@@ -23,6 +34,7 @@ ALL: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "clear": ("forget which client is bound to which server", change.add_clear),
     "wait": ("wait until a server is empty, failed, in service, ...", script.add_wait),
     "batch": ("carry out several orders, all of them or none", script.add_batch),
+    "doctor": ("say what is wrong here, and what to do about it", doctor.add_doctor),
     "capture": ("write what a virtual server's packets were, and became, to a file", capture.add_capture),
     "install-service": ("make it a service of this machine, or remove it", service.add_install_service),
     "demo": ("a gateway with clients and servers, all inside this machine", gateway.add_demo),

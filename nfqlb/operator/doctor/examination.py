@@ -1,0 +1,55 @@
+"""The doctor's round: the gateway is asked where it runs, else this machine is looked at from here."""
+
+from pathlib import Path
+
+from nfqlb import __version__
+from nfqlb.core.spec import Config, Gateway
+from nfqlb.operator.doctor import gateway
+from nfqlb.runtime.client import Client
+from nfqlb.runtime.protocol import ControlError, JSONObject
+
+_PATIENCE = 15.0  # seconds more than usual: iptables may wait for its lock
+_NO_CONFIG = Config(Gateway((), ()), (), ())
+
+
+def findings(socket: Path, config: Config | None) -> list[JSONObject]:
+    """All findings. `config` is what to look at this machine for where no gateway answers on the socket."""
+    with Client(socket) as client:
+        try:
+            snapshot = client.call("snapshot")
+        except ControlError as error:
+            return [_absent(error, config), *_of_this_machine(config)]
+        assert isinstance(snapshot, dict)
+        found = gateway.findings(snapshot, __version__)
+        try:
+            return found + _rows(client.call("host", patience=_PATIENCE))
+        except ControlError as error:
+            return [*found, _row("unseen", "machine", error.message, error.hint)]
+
+
+def _absent(error: ControlError, config: Config | None) -> JSONObject:
+    """No gateway answers. It need not be meant to run yet, but that never goes without saying."""
+    level = {"not-running": "warning", "timeout": "error"}.get(error.code, "unseen")
+    advice = error.hint
+    if config is None:
+        advice += f"{'; ' if advice else ''}-c FILE looks at this machine for a configuration"
+    return _row(level, "gateway", error.message, advice)
+
+
+def _row(level: str, area: str, what: str, advice: str) -> JSONObject:
+    return {"level": level, "area": area, "what": what, "advice": advice}
+
+
+def _of_this_machine(config: Config | None) -> list[JSONObject]:
+    from nfqlb.netfilter.errors import KernelError
+    from nfqlb.runtime.checkup import examine
+
+    try:
+        return _rows(examine(config or _NO_CONFIG, running=False))
+    except (KernelError, OSError) as error:
+        return [_row("unseen", "machine", f"could not be looked at: {error}", "run as root")]
+
+
+def _rows(document: object) -> list[JSONObject]:
+    rows = document.get("findings") if isinstance(document, dict) else None
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []

@@ -1,0 +1,154 @@
+"""What the doctor says of the running gateway itself, from its snapshot. Pure."""
+
+from collections.abc import Iterator
+
+from nfqlb.operator.text import age
+from nfqlb.runtime.protocol import JSON, JSONObject
+
+_NEARLY = 0.9  # part of a table from which on it is nearly full
+_BAD = {"failed": "failed", "testing": "failed, and is being tested"}
+
+
+def findings(snapshot: JSONObject, version: str) -> list[JSONObject]:
+    """The findings, by area: gateway, changes, queues, tables, failures; each area has one at least.
+
+    `version` is that of this program, which may not be the one that runs.
+    """
+    areas = {
+        "gateway": _gateway(snapshot, version),
+        "changes": _changes(snapshot),
+        "queues": _queues(snapshot),
+        "tables": _tables(snapshot),
+        "failures": _failures(snapshot),
+    }
+    fine = {
+        "gateway": _described(snapshot),
+        "changes": "nobody has touched its rules, addresses and settings",
+        "queues": "nothing dropped",
+        "tables": _room(snapshot),
+        "failures": "no server has failed",
+    }
+    found: list[JSONObject] = []
+    for area, rows in areas.items():
+        here = list(rows)
+        if not any(level == "error" or level == "warning" for level, *_ in here):
+            here.append(("ok", fine[area], ""))
+        found += [_row(level, area, what, advice) for level, what, advice in here]
+    return found
+
+
+def _row(level: str, area: str, what: str, advice: str) -> JSONObject:
+    return {"level": level, "area": area, "what": what, "advice": advice}
+
+
+Said = Iterator[tuple[str, str, str]]
+
+
+def _gateway(snapshot: JSONObject, version: str) -> Said:
+    if snapshot["state"] != "running":
+        advice = "wait a second and ask again; if it stays so, its log says why workers die"
+        yield "error", "its worker does not answer, and is being replaced", advice
+    worker, reload = _part(snapshot, "worker"), _part(snapshot, "reload")
+    restarts = _number(worker, "restarts")
+    if restarts:
+        times = "once" if restarts == 1 else f"{restarts:,} times"
+        advice = "nfqlb show events says when; its log says why"
+        yield "warning", f"its worker has died and was replaced {times}", advice
+    if reload.get("ok") is False:
+        advice = "the one before is in force; nfqlb check FILE says what is wrong with the new one"
+        yield "warning", f"the last reload failed: {reload.get('error')}", advice
+    if snapshot["version"] != version:
+        what = f"it is nfqlb {snapshot['version']}, this is {version}"
+        yield "warning", what, "restart it; connections are taken over"
+    if _number(_part(snapshot, "drops"), "internal-error"):
+        yield "error", "packets were dropped for a defect of nfqlb", "its log has more; please report it"
+
+
+def _changes(snapshot: JSONObject) -> Said:
+    rules = _part(snapshot, "rules")
+    if rules.get("contested"):
+        advice = "stop that program, or have it leave the chains NFQLB-* and the jumps to them alone"
+        yield "error", str(rules["contested"]), advice
+    elif repairs := _number(rules, "repairs"):
+        times = "once" if repairs == 1 else f"{repairs:,} times"
+        what = f"rules, addresses or settings were changed {times}, lastly {rules.get('why')}"
+        advice = "they were put back; have that program leave them alone. nfqlb show events has all"
+        yield "warning", what, advice
+    if rules.get("present") is False and not rules.get("contested"):
+        advice = "what stands there is what the gateway could not repair by itself"
+        yield "error", f"rules are missing: {rules.get('why')}", advice
+
+
+def _queues(snapshot: JSONObject) -> Said:
+    for queue in _rows(snapshot, "queues"):
+        full, sock = _number(queue, "dropped_full"), _number(queue, "dropped_socket")
+        number, role = queue["number"], queue.get("role")
+        if full or sock:
+            now = " and is dropping now" if queue.get("dropping") else ""
+            what = f"queue {number} ({role}) has dropped {full:,} packets when full, {sock:,} for its reader"
+            advice = "the worker cannot keep up: see nfqlb top; datapath offload takes most of it away"
+            if role == "new":
+                advice = "more connections came at a time than could be placed: a flood of SYNs, perhaps"
+            yield "error" if now else "warning", what + now, advice
+        if refused := _number(queue, "refused"):
+            what = f"the kernel refused {refused:,} verdicts of queue {number}"
+            yield "warning", what, "the gateway's log may say more"
+
+
+def _tables(snapshot: JSONObject) -> Said:
+    connections = _part(snapshot, "connections")
+    now, limit = _number(connections, "now"), _number(connections, "limit")
+    if limit and now >= limit * _NEARLY:
+        level, how = ("error", "full") if now >= limit else ("warning", "nearly full")
+        advice = "raise max_connections in [gateway]; half-open ones and UDP flows make room first"
+        yield level, f"the connection table is {how}: {now:,} of {limit:,}", advice
+    if lost := _number(_part(snapshot, "journal"), "lost"):
+        advice = "make room in /run or /dev/shm; a new worker would not know them"
+        yield "warning", f"the journal has no room for {lost:,} records", advice
+
+
+def _failures(snapshot: JSONObject) -> Said:
+    for row in _rows(snapshot, "virtuals"):
+        if row["state"] == "failed":
+            yield "error", f"virtual server {row['name']} failed: none of its servers can be chosen", (
+                f"its servers are below; nfqlb explain --virtual {row['name']} tells of the last connection"
+            )
+    for row in _rows(snapshot, "reals"):
+        name, state = str(row["name"]), str(row["state"])
+        if state in _BAD:
+            since = _number(row, "since_s")
+            why = f" {age(since)} ago: {row['reason']}" if row.get("reason") else ""
+            advice = f"nfqlb show failures --real {name} has the connections; is its service running?"
+            yield "error", f"server {name} {_BAD[state]}{why}", advice
+        elif state == "max-capacity":
+            what = f"server {name} is full: {row.get('connections')} connections"
+            yield "warning", what, "raise its max_connections, or add a server"
+        elif row.get("state") == "in-service" and _number(row, "unanswered"):
+            what = f"server {name} has not answered {row['unanswered']} of its newest connections yet"
+            yield "warning", what, f"nfqlb show reals; if that stays so, {name} is too slow or unreachable"
+
+
+def _described(snapshot: JSONObject) -> str:
+    worker, uptime = _part(snapshot, "worker"), snapshot["uptime_s"]
+    up = age(uptime) if isinstance(uptime, int | float) else "?"
+    return f"nfqlb {snapshot['version']} runs for {up}, its worker is process {worker.get('pid')}"
+
+
+def _room(snapshot: JSONObject) -> str:
+    connections = _part(snapshot, "connections")
+    return f"{_number(connections, 'now'):,} connections of {_number(connections, 'limit'):,}"
+
+
+def _rows(snapshot: JSONObject, name: str) -> list[JSONObject]:
+    rows = snapshot.get(name)
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def _part(snapshot: JSONObject, name: str) -> JSONObject:
+    part = snapshot.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _number(row: JSONObject, name: str) -> int:
+    value: JSON = row.get(name)
+    return int(value) if isinstance(value, int | float) else 0
