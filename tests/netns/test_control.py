@@ -14,10 +14,10 @@ from nfqlb.demo.appliance import Appliance, balancing, nfqlb_command, python_pat
 from nfqlb.demo.appliance import command as words_of
 from nfqlb.demo.lab import VIP, Lab
 from nfqlb.demo.programs import Program
-from nfqlb.demo.web import document, serve
+from nfqlb.demo.web import serve
 from nfqlb.runtime.client import Client
 from nfqlb.runtime.protocol import ControlError
-from tests.netns.asking import ask, rows, summary, wait_until
+from tests.netns.asking import ask, holding, rows, summary, wait_until
 from tests.netns.both import Bench, Datapath, configuration
 from tests.netns.test_operator import refusing, replace_worker
 
@@ -68,22 +68,17 @@ def events(lab: Lab) -> list[dict[str, Any]]:
 
 
 def test_a_server_is_drained_by_a_script(lab: Lab, gateway: Appliance) -> None:
-    """Set, wait until it is empty, take out; the wait ends when its last connection has."""
-    document(lab, "drained", 16)
-    film = lab.directory / "drained.got"
-    download = lab.client.start(
-        "curl", "-sS", "--limit-rate", "8M", "--max-time", "30", "-o", str(film), f"http://{VIP}/files/drained"
-    )
-    wait_until(lambda: film.exists() and film.stat().st_size > 1 << 18, "the first bytes")
-    busy = next(row["name"] for row in rows(gateway, "reals") if row["connections"])
-    assert command(lab, "set", "real", busy, "maintenance")[0] == 0
-    early = command(lab, "wait", "real", busy, "empty", "--timeout", "0.5")
-    assert early == (1, "", f"nfqlb: after 0.5 s: {busy} has 1 connection still\n")
-    assert download.running
-    assert command(lab, "wait", "real", busy, "empty", "--timeout", "40") == (
-        0, f"{busy} has no connections\n", "",
-    )  # fmt: skip
-    assert download.wait(5) == 0, download.stderr
+    """Set, wait until it is empty; the wait ends when the last connection has."""
+    with holding(lab.client, 1):
+        busy = next(row["name"] for row in rows(gateway, "reals") if row["connections"])
+        assert command(lab, "set", "real", busy, "maintenance")[0] == 0
+        early = command(lab, "wait", "real", busy, "empty", "--timeout", "0.5")
+        assert early == (1, "", f"nfqlb: after 0.5 s: {busy} has 1 connection still\n")
+        waiting = started(lab, "wait", "real", busy, "empty", "--timeout", "40")
+        assert command(lab, "wait", "real", busy, "maintenance") == (0, f"{busy} is maintenance\n", "")
+        assert waiting.running
+    assert waiting.wait(40) == 0, waiting.stderr
+    assert waiting.stdout == f"{busy} has no connections\n"
 
 
 def test_what_happens_is_waited_for_watched_and_told(lab: Lab, gateway: Appliance) -> None:
