@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
@@ -62,31 +62,28 @@ def test_a_snapshot_that_is_none_is_an_error() -> None:
         list(documents(Gateway([]), "reals", 1.0))
 
 
-@pytest.fixture
-def out(monkeypatch: pytest.MonkeyPatch) -> Any:
-    terminal = Terminal()
-    monkeypatch.setattr("sys.stdout", terminal)
-    return terminal
+def shown(monkeypatch: pytest.MonkeyPatch, out: io.StringIO, *found: JSON, as_json: bool = False) -> str:
+    """What is written of some documents that are lines already."""
+    monkeypatch.setattr("sys.stdout", out)
+    watch.show(iter(found), lambda lines: cast(list[str], lines), as_json=as_json)
+    return out.getvalue()
 
 
-def test_on_a_terminal_one_takes_the_place_of_the_other(out: Terminal) -> None:
+def test_on_a_terminal_one_takes_the_place_of_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rest of each line is cleared, and what a longer document left below."""
-    watch.show(iter([["one", "two"], ["three"]]), lambda lines: cast(Any, lines), as_json=False)
-    first, second = out.getvalue().split("\x1b[H")[1:]
+    text = shown(monkeypatch, Terminal(), ["one", "two"], ["three"])
+    first, second = text.split("\x1b[H")[1:]
     assert first.endswith("\x1b[K\n\x1b[K\none\x1b[K\ntwo\x1b[K\n\x1b[J")
     assert second.endswith("\x1b[K\n\x1b[K\nthree\x1b[K\n\x1b[J")
 
 
 def test_elsewhere_one_follows_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = io.StringIO()
-    monkeypatch.setattr("sys.stdout", plain)
-    watch.show(iter([["one"], ["two"]]), lambda lines: cast(Any, lines), as_json=False)
-    lines = plain.getvalue().split("\n")
+    text = shown(monkeypatch, io.StringIO(), ["one"], ["two"])
+    lines = text.split("\n")
     assert lines[1:4] == ["", "one", ""]
     assert lines[5:] == ["", "two", "", ""]
-    assert "\x1b" not in plain.getvalue()
+    assert "\x1b" not in text
 
 
-def test_for_programs_there_is_one_document_a_line(out: Terminal) -> None:
-    watch.show(iter([[{"a": 1}], []]), lambda lines: cast(Any, lines), as_json=True)
-    assert out.getvalue() == '[{"a": 1}]\n[]\n'
+def test_for_programs_there_is_one_document_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown(monkeypatch, Terminal(), [{"a": 1}], [], as_json=True) == '[{"a": 1}]\n[]\n'
