@@ -12,8 +12,9 @@ shows no beat, although its process lives. `Vitals` looks at it and decides.
 | waits, or does not get the processor | `HANGING` seconds, or as long as it asked for |
 | has not begun to serve yet | `BIRTH` seconds since it last said that it gets on |
 
-A supervisor that has not looked for a while (a stopped machine, a debugger) takes the beats anew: it
-was away itself.
+All but the first are doubled for the successor of one that was killed young, and so on up to `MOST` times:
+what took it so long may have been work, which the next one has to do as well. A supervisor that has not
+looked for a while (a stopped machine, a debugger) takes the beats anew: it was away itself.
 """
 
 import mmap
@@ -26,7 +27,8 @@ from nfqlb.netfilter.procfs import Doing
 
 LOOK = 0.2
 """Seconds between two looks of the supervisor."""
-STOPPED, LOOPING, HANGING, BIRTH = 0.6, 1.0, 5.0, 20.0
+STOPPED, LOOPING, HANGING, BIRTH = 0.6, 3.0, 6.0, 20.0
+MOST, YOUNG = 4, 60.0  # seconds
 _AWAY = 1.0  # seconds without a look, after which the supervisor was away itself
 
 _BEATS = 0  # of the counters, 8 bytes each
@@ -74,12 +76,16 @@ class Heart:
 class Vitals:
     """One worker's life as its heart tells it; to be made before the worker is forked.
 
-    `doing` says what a process does, None where it is gone. `now` is monotonic, in seconds.
+    `doing` says what a process does, None where it is gone. `now` is monotonic, in seconds. `patience` is how
+    many times the usual time this worker is given.
     """
 
-    def __init__(self, heart: Heart, now: float, doing: Callable[[int], Doing | None]) -> None:
+    def __init__(
+        self, heart: Heart, now: float, doing: Callable[[int], Doing | None], *, patience: int = 1
+    ) -> None:
         self._heart = heart
         self._doing = doing
+        self._patience = patience
         heart.ask(0.0)
         self._beats = heart.beats
         self._since = now  # when the last beat was seen
@@ -110,12 +116,13 @@ class Vitals:
         asked = self._heart.patience
         if now < asked:
             return ""
+        times = self._patience
         if not self._born:
             late = now - max(self._since, asked)
-            return f"it has not begun to serve within {late:.0f} s" if late >= BIRTH else ""
-        if doing.used - self._used >= LOOPING:
+            return f"it has not begun to serve within {late:.0f} s" if late >= BIRTH * times else ""
+        if doing.used - self._used >= LOOPING * times:
             return f"it has worked for {quiet:.1f} s without reading a packet"
-        return f"it has not moved for {quiet:.1f} s" if quiet >= HANGING else ""
+        return f"it has not moved for {quiet:.1f} s" if quiet >= HANGING * times else ""
 
 
 class Watchdog:

@@ -18,7 +18,7 @@ from nfqlb.netfilter.procfs import doing
 from nfqlb.runtime.channel import SupervisorChannel, pair, restarting
 from nfqlb.runtime.journal import Journal
 from nfqlb.runtime.protocol import JSON, ControlError, JSONObject
-from nfqlb.runtime.stall import LOOK, Heart, Vitals
+from nfqlb.runtime.stall import LOOK, MOST, YOUNG, Heart, Vitals
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,8 @@ class Workers:
         self._vitals = Vitals(self.heart, 0.0, doing)
         self._next_look = 0.0
         self._stuck = ""  # why the worker was killed
+        self._born_at = 0.0
+        self._patience = 1  # times what a worker is usually given
 
     def call(
         self, cmd: str, args: JSONObject, done: Callable[[JSON], None], failed: Callable[[ControlError], None]
@@ -70,7 +72,8 @@ class Workers:
         """Fork a worker. Raises OSError."""
         ours, theirs = pair()
         self._serving[0] = 0
-        self._vitals, self._stuck = Vitals(self.heart, time.monotonic(), doing), ""
+        self._born_at = time.monotonic()
+        self._vitals = Vitals(self.heart, self._born_at, doing, patience=self._patience)
         pid = os.fork()
         if pid == 0:
             status = 1
@@ -99,7 +102,10 @@ class Workers:
             if not pid:
                 self._examine(self.pid, now)
                 return
-            self._bury(pid, f"killed: {self._stuck}" if self._stuck else _cause(status))
+            stuck, self._stuck = self._stuck, ""
+            young = now - self._born_at < YOUNG
+            self._patience = min(MOST, self._patience * 2) if stuck and young else 1
+            self._bury(pid, f"killed: {stuck}" if stuck else _cause(status))
             if self._stillborn >= _STILLBORN:
                 logger.error("workers die as they start; forgetting connections, settings and failures")
                 self._journal.clear()

@@ -118,7 +118,7 @@ def test_a_worker_that_loses_itself_over_a_packet_is_replaced(lab: Lab, gateway:
         ask(lab.client)
         assert gateway.replaced(worker)
         assert held.again() == first
-    assert "without reading a packet" in gateway.program.stderr
+    assert f"worker {worker} died (killed: it has " in gateway.program.stderr
 
 
 def test_a_worker_under_load_is_not_thought_dead(lab: Lab, gateway: Watched) -> None:
