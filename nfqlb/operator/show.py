@@ -325,7 +325,7 @@ def _queue(queue: JSONObject) -> str:
 
 
 def _judged(queue: JSONObject) -> str:
-    """How many packets the present worker has judged, and what one of them took it; "" for none."""
+    """How many packets have been judged, and what one of them took; "" for none."""
     packets, busy = _optional(queue, "packets"), _optional(queue, "busy_s")
     if not packets or busy is None:
         return ""
