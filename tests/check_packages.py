@@ -82,8 +82,14 @@ def installed_findings(path: Path) -> Iterator[str]:
             f"import sys; sys.path.insert(0, {directory!r})\n"
             "from nfqlb.operator.cli import main; sys.exit(main())"
         )
-        command = (sys.executable, "-I", "-c", entry, "rules", "show", "-c", str(config))
+        nfqlb = (sys.executable, "-I", "-c", entry)
+        command = (*nfqlb, "rules", "show", "-c", str(config))
         shown = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+        place = Path(directory) / "system"
+        install = (*nfqlb, "install-service", "--root", str(place))
+        placed = subprocess.run(install, capture_output=True, text=True, check=False, cwd="/")
+        if placed.returncode or not (place / "usr/local/lib/systemd/system/nfqlb.service").is_file():
+            yield f"{path.name}: installed alone, `nfqlb install-service` says: {placed.stderr}"
         if shown.returncode or "NFQUEUE" not in shown.stdout or "192.0.2.100" not in shown.stdout:
             yield f"{path.name}: installed alone, `nfqlb rules show` says: {shown.stderr or shown.stdout}"
 

@@ -3,6 +3,7 @@
 And what the service manager hears meanwhile, over a notify socket as systemd has it.
 """
 
+import json
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nfqlb.demo.appliance import Appliance, python_path, virtual
+from nfqlb.demo.appliance import Appliance, nfqlb_command, python_path, socket_path, virtual
 from nfqlb.demo.lab import VIP, Lab
 from nfqlb.demo.web import serve
 from nfqlb.runtime.protocol import ControlError
@@ -58,7 +59,7 @@ class Watched(Appliance):
             "NOTIFY_SOCKET": str(self.manager.path),
             "WATCHDOG_USEC": str(int(WATCHDOG * 1e6)),
         }
-        words = (sys.executable, ABSENT_MINDED, "run", "-c", str(self.config))
+        words = (sys.executable, ABSENT_MINDED, "run", "-c", str(self.config), "--log", "json")
         self.program = lab.gateway.start(*words, environment=environment)
 
     def replaced(self, before: int) -> bool:
@@ -142,6 +143,22 @@ def test_the_service_manager_hears_of_it(gateway: Watched) -> None:
     assert not manager.has_heard("STOPPING=1")
     gateway.stop()
     assert manager.has_heard("STOPPING=1")
+
+
+def test_the_log_for_machines_has_nothing_else_in_it(lab: Lab, gateway: Watched) -> None:
+    """From the start to the end, of supervisor and workers, a failure among it: an object a line."""
+    (server, *_) = lab.servers
+    order = nfqlb_command(lab, "set", "real", server.name, "maintenance", "--socket", str(socket_path(lab)))
+    assert order.returncode == 0, order.stderr
+    killed = gateway.kill_worker()
+    wait_until(lambda: gateway.replaced(killed), "a new worker")
+    gateway.stop()
+    rows = [json.loads(line) for line in gateway.program.stderr.splitlines()]
+    assert all({"time", "level", "message", "logger", "pid"} <= row.keys() for row in rows)
+    (ordered,) = (row for row in rows if row.get("kind") == "order")
+    assert (ordered["name"], ordered["who"][:4]) == (server.name, "user")
+    assert [row["name"] for row in rows if row.get("kind") == "worker"] == [str(killed)]
+    assert rows[-1]["message"] == "stopped"
 
 
 def test_a_stopped_supervisor_says_nothing(gateway: Watched) -> None:
