@@ -13,7 +13,7 @@ LEVELS = ("error", "warning", "info")
 #: A table, or a server, is said to be nearly full from this part of its limit on.
 _NEARLY = 0.9
 #: In these states a server need not be reachable, or that it is not has been found out already.
-_SILENT = ("failed", "testing", "maintenance", "out-of-service")
+_SILENT = ("failed", "testing", "maintenance", "out-of-service", "draining")
 
 
 class Problem(NamedTuple):
@@ -77,6 +77,9 @@ def _reals(snapshot: JSONObject) -> Iterator[Problem]:
     aside = [row for row in rows if row["state"] in ("maintenance", "sticky-only", "out-of-service")]
     if aside:
         yield Problem("info", f"{_some(aside, len(rows), 'server')} taken out by the operator")
+    leaving = [row for row in rows if row["state"] == "draining"]
+    if leaving:
+        yield Problem("info", f"{_some(leaving, len(rows), 'server')} draining since a reload")
 
 
 def _some(rows: list[JSONObject], all_: int, what: str) -> str:

@@ -188,7 +188,7 @@ class Reload:
         """Nothing has changed: say why."""
         first, *more = error.message.split("\n")
         what = "is refused" if error.code == "bad-config" else "cannot be taken while the gateway runs"
-        self._desk.reload.update(at=round(self._wall(), 3), ok=False, error=error.message)
+        self._desk.reload.update(at=round(self._wall(), 3), ok=False, error=first)
         text = f"{name} {what}; nothing is changed: {first}"
         self._desk.events.add("reload", name, text, who=who, level="error")
         for line in more:
