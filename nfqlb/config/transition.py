@@ -117,7 +117,8 @@ def merged(running: Config, wanted: Config, *, numbered: bool = True) -> Config:
 
 def settled(running: Config, remaining: Collection[tuple[str, Server]]) -> Config:
     """`running` without what has drained: of the places that leave, only `remaining` have connections."""
-    places = tuple(each for each in running.leaving.places if each in remaining)
+    held = set(remaining)
+    places = tuple(each for each in running.leaving.places if each in held)
     virtuals = frozenset(name for name, _ in places) & running.leaving.virtuals
     reals = frozenset(place.real for _, place in places) & running.leaving.reals
     gone, empty = running.leaving.reals - reals, running.leaving.virtuals - virtuals

@@ -23,6 +23,7 @@ _STATES = {
         ServerState.IN_SERVICE.shown,
         ServerState.OUT_OF_SERVICE.shown,
         ServerState.FAILED.shown,
+        ServerState.DRAINING.shown,
     ),
 }
 _ROWS = {"real": "reals", "virtual": "virtuals"}
@@ -41,22 +42,26 @@ class Condition(NamedTuple):
     connections: int = 0
 
     def met(self, snapshot: JSONObject) -> bool:
-        """Whether it holds. Raises ControlError "gone" where there is no such server any more."""
+        """Whether it holds. One that is gone has no connections, and no state: ControlError "gone"."""
         row = self._row(snapshot)
         if self.state is not None:
+            if row is None:
+                raise ControlError("gone", f"there is no {self.kind} server {self.name!r} any more")
             return (row["state"] == self.state) is not self.negated
-        return _connections(row) <= self.connections
+        return row is None or _connections(row) <= self.connections
 
     def present(self, snapshot: JSONObject) -> str:
-        """How it is now, in a few words. Raises ControlError "gone"."""
+        """How it is now, in a few words."""
         row = self._row(snapshot)
+        if row is None:
+            return f"{self.name} is gone"
         if self.state is not None:
             return f"{self.name} is {row['state']}"
         number = _connections(row)
         whose = self.name or "the gateway"
         return f"{whose} has {number or 'no'} connection{'' if number == 1 else 's'}"
 
-    def _row(self, snapshot: JSONObject) -> JSONObject:
+    def _row(self, snapshot: JSONObject) -> JSONObject | None:
         if self.kind == "gateway":
             whole = snapshot["connections"]
             assert isinstance(whole, dict)
@@ -64,7 +69,7 @@ class Condition(NamedTuple):
         for row in _rows(snapshot, self.kind):
             if row["name"] == self.name:
                 return row
-        raise ControlError("gone", f"there is no {self.kind} server {self.name!r} any more")
+        return None
 
 
 def parse(text: str, snapshot: JSONObject) -> list[Condition]:

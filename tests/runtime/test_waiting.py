@@ -154,10 +154,12 @@ def test_the_time_is_over_while_no_worker_answers() -> None:
 
 
 def test_a_server_that_is_taken_away_meanwhile() -> None:
+    """It has no connections; but in no state will it ever be."""
     room = Room()
-    found = room.wait("real web1 empty")
+    empty, state = room.wait("real web1 empty"), room.wait("real web1 failed")
     room.waiting.look({**snapshot(), "reals": []})
-    (error,) = found
+    assert empty == [{"waited_s": 0.0, "said": ["web1 is gone"]}]
+    (error,) = state
     assert isinstance(error, ControlError)
     assert (error.code, str(error)) == ("gone", "there is no real server 'web1' any more")
 
