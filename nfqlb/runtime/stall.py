@@ -15,6 +15,9 @@ shows no beat, although its process lives. `Vitals` looks at it and decides.
 All but the first are doubled for the successor of one that was killed young, and so on up to `MOST` times:
 what took it so long may have been work, which the next one has to do as well. A supervisor that has not
 looked for a while (a stopped machine, a debugger) takes the beats anew: it was away itself.
+
+A worker that goes round while the packets in its queues stay where they are is found by `Movement`, from what
+the kernel and the worker say of them once a second.
 """
 
 import mmap
@@ -24,11 +27,13 @@ from contextlib import contextmanager
 from struct import Struct
 
 from nfqlb.netfilter.procfs import Doing
+from nfqlb.runtime.protocol import JSON, JSONObject
 
 LOOK = 0.2
 """Seconds between two looks of the supervisor."""
 STOPPED, LOOPING, HANGING, BIRTH = 0.6, 3.0, 6.0, 20.0
 MOST, YOUNG = 4, 60.0  # seconds
+IDLE = 4  # snapshots, of which there is one a second
 _AWAY = 1.0  # seconds without a look, after which the supervisor was away itself
 
 _BEATS = 0  # of the counters, 8 bytes each
@@ -123,6 +128,30 @@ class Vitals:
         if doing.used - self._used >= LOOPING * times:
             return f"it has worked for {quiet:.1f} s without reading a packet"
         return f"it has not moved for {quiet:.1f} s" if quiet >= HANGING * times else ""
+
+
+class Movement:
+    """Whether a worker that goes round moves the packets that wait for it; looks at every snapshot."""
+
+    def __init__(self) -> None:
+        self._still: dict[JSON, tuple[JSON, int]] = {}  # queue -> packets read from it, for so many snapshots
+
+    def look(self, snapshot: JSONObject) -> str:
+        """Why the worker is to be killed: a queue holds packets, and none was read since `IDLE` snapshots."""
+        queues = snapshot["queues"] if snapshot["state"] == "running" else ()
+        before, self._still = self._still, {}
+        assert isinstance(queues, list | tuple)
+        for queue in queues:
+            assert isinstance(queue, dict)
+            number, read = queue["number"], queue["packets"]
+            if not queue["depth"] or read is None:
+                continue
+            known, times = before.get(number, (None, 0))
+            self._still[number] = read, times + 1 if known == read else 0
+            if self._still[number][1] >= IDLE:
+                self._still = {}
+                return f"it has read none of the {queue['depth']} packets in queue {number} for {IDLE} s"
+        return ""
 
 
 class Watchdog:

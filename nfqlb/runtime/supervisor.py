@@ -40,7 +40,7 @@ from nfqlb.runtime.missed import Missed
 from nfqlb.runtime.notify import Notifier, from_environment
 from nfqlb.runtime.protocol import ControlError
 from nfqlb.runtime.reload import Reload
-from nfqlb.runtime.stall import LOOK, Watchdog
+from nfqlb.runtime.stall import LOOK, Movement, Watchdog
 from nfqlb.runtime.traffic import Traffic
 from nfqlb.runtime.worker import Worker
 from nfqlb.runtime.workers import Workers
@@ -103,7 +103,11 @@ class Supervisor:
         undo.callback(self._workers.end)
         self._desk = Desk(config, self._workers, self._datapaths.roles)
         self._workers.born, self._workers.died = self._desk.born, self._desk.died
-        self._desk.listeners.append(lambda snapshot: self._notifier.status(str(snapshot["verdict"])))
+        moves = Movement()
+        self._desk.listeners += [
+            lambda snapshot: self._notifier.status(str(snapshot["verdict"])),
+            lambda snapshot: self._workers.condemn(moves.look(snapshot)),
+        ]
         Captures(self._desk, self._workers)
         self._checkup = Checkup(self._selector, lambda: self._desk.config, lambda: self._desk.last)
         undo.callback(self._checkup.close)

@@ -134,14 +134,18 @@ class Workers:
             time.sleep(0.01)
         self.pid = self._channel = None
 
+    def condemn(self, why: str) -> None:
+        """Kill the worker, so that another takes over; `why` is for the log, "" leaves it alive."""
+        if why and self.pid is not None:
+            self._stuck = why
+            os.kill(self.pid, signal.SIGKILL)  # which ends one that is stopped, too
+
     def _examine(self, pid: int, now: float) -> None:
-        """Kill a worker that does not move: SIGKILL ends one that is stopped, too."""
+        """Kill a worker that does not move."""
         if now < self._next_look:
             return
         self._next_look = now + LOOK
-        if why := self._vitals.look(now, pid):
-            self._stuck = why
-            os.kill(pid, signal.SIGKILL)
+        self.condemn(self._vitals.look(now, pid))
 
     def _bury(self, pid: int, cause: str) -> None:
         channel, self._channel, self.pid = self._channel, None, None

@@ -62,6 +62,12 @@ class Watched(Appliance):
         words = (sys.executable, ABSENT_MINDED, "run", "-c", str(self.config), "--log", "json")
         self.program = lab.gateway.start(*words, environment=environment)
 
+    def distract(self, how: str) -> None:
+        """Let the worker get lost with its next packet; see `absent_minded`."""
+        fresh = self.distraction.with_suffix(".new")
+        fresh.write_text(how)
+        fresh.replace(self.distraction)
+
     def replaced(self, before: int) -> bool:
         """Whether another worker answers."""
         try:
@@ -115,11 +121,23 @@ def test_a_worker_that_loses_itself_over_a_packet_is_replaced(lab: Lab, gateway:
     with holding(lab.client, 5) as held:
         first = held.rounds()[0]
         worker = gateway.worker
-        gateway.distraction.touch()
+        gateway.distract("loop")
         ask(lab.client)
         assert gateway.replaced(worker)
         assert held.again() == first
     assert f"worker {worker} died (killed: it has " in gateway.program.stderr
+
+
+def test_a_worker_that_reads_no_packets_is_replaced(lab: Lab, gateway: Watched) -> None:
+    """It goes round and answers questions: what waits in its queues tells, and the next one takes it."""
+    with holding(lab.client, 5) as held:
+        first = held.rounds()[0]
+        worker = gateway.worker
+        gateway.distract("deaf")
+        ask(lab.client)
+        assert gateway.replaced(worker)
+        assert held.again() == first
+    assert "it has read none of the" in gateway.program.stderr
 
 
 def test_a_worker_under_load_is_not_thought_dead(lab: Lab, gateway: Watched) -> None:

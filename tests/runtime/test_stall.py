@@ -9,7 +9,8 @@ import pytest
 
 from nfqlb.netfilter.procfs import Doing, doing
 from nfqlb.runtime import stall
-from nfqlb.runtime.stall import Heart, Vitals, Watchdog
+from nfqlb.runtime.protocol import JSONObject
+from nfqlb.runtime.stall import Heart, Movement, Vitals, Watchdog
 
 WORKER = 4711
 
@@ -148,6 +149,31 @@ def test_the_kernel_tells_what_a_process_does() -> None:
         assert doing(process.pid) == Doing("T", 0.0)
         process.kill()
     assert doing(process.pid) is None
+
+
+def snapshot(depth: int, packets: int | None, *, state: str = "running") -> JSONObject:
+    return {"state": state, "queues": [{"number": 7, "depth": depth, "packets": packets}]}
+
+
+def test_a_worker_that_reads_is_let_be() -> None:
+    moves = Movement()
+    assert not any(moves.look(snapshot(500, number)) for number in range(100))
+    assert not any(moves.look(snapshot(0, 100)) for number in range(100)), "nothing waits"
+    assert not any(moves.look(snapshot(number % 4, 100)) for number in range(100)), "and now and then one"
+
+
+def test_packets_that_nobody_reads_are_noticed() -> None:
+    moves = Movement()
+    said = [moves.look(snapshot(3, 100)) for _ in range(stall.IDLE + 2)]
+    assert [bool(each) for each in said] == [*[False] * stall.IDLE, True, False]
+    assert "3 packets in queue 7" in said[stall.IDLE]
+
+
+def test_packets_that_wait_while_a_worker_is_replaced_are_nobodys_fault() -> None:
+    moves = Movement()
+    for _ in range(10):
+        assert not any(moves.look(snapshot(3, 100)) for _ in range(stall.IDLE))
+        assert not moves.look(snapshot(3, 100, state="degraded"))
 
 
 def test_the_watchdog_hears_at_half_of_its_time() -> None:
