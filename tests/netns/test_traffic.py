@@ -232,7 +232,28 @@ def traffic(appliance: Appliance, name: str) -> dict[str, int] | None:
     found: list[dict[str, int] | None] = [
         row["traffic"] for row in rows(appliance, "virtuals") if row["name"] == name
     ]
-    return found[0]
+    return found[0] if found else None
+
+
+def test_numbers_go_on_through_a_reload(lab: Lab, gateway: Appliance) -> None:
+    """By another name too; a virtual server that is new begins with nothing."""
+    get(lab.client, "web", "files/film")
+    before = counted(gateway, "web")
+    there = config(lab)
+    renamed = there.replace('name = "web"\n', 'name = "store"\n')
+    gateway.config.write_text(renamed + virtual("new", ["web1"], port=90))
+    try:
+        gateway.ask("reload")
+        wait_until(lambda: traffic(gateway, "store") is not None, "the new configuration")
+        assert counted(gateway, "store") == before
+        assert counted(gateway, "new") == (0, 0, 0, 0)
+        get(lab.client, "web", "")
+        assert counted(gateway, "store").packets_in > before.packets_in
+    finally:
+        gateway.config.write_text(there)
+        gateway.ask("reload")
+    wait_until(lambda: traffic(gateway, "web") is not None, "the configuration of before")
+    assert counted(gateway, "web").bytes_out > before.bytes_out
 
 
 def test_people_are_told(lab: Lab, gateway: Appliance) -> None:
@@ -244,21 +265,22 @@ def test_people_are_told(lab: Lab, gateway: Appliance) -> None:
 
 
 def test_the_snapshot_and_the_history_have_it(lab: Lab, gateway: Appliance) -> None:
-    get(lab.client, "web", "files/film")
-
     def known() -> set[str]:
         snapshot: Any = gateway.ask("snapshot")
         return {row["name"] for row in snapshot["virtuals"] if row["traffic"] is not None}
 
-    def whole() -> float:
+    def rates() -> list[float | None]:
         history: Any = gateway.ask("history", {"of": "virtual", "name": "web"})
-        return sum(rate or 0.0 for rate in history["bytes_out"])
+        found: list[float | None] = history["bytes_out"]
+        return found
 
     wait_until(lambda: known() == set(PLACES), "a snapshot with traffic")
-    wait_until(lambda: whole() > FILM * MEBI * 0.8, "the download in the history")
+    wait_until(lambda: rates()[-1] == 0.0, "a second without any")
+    get(lab.client, "web", "files/film")
+    wait_until(lambda: sum(rate or 0.0 for rate in rates()) > FILM * MEBI * 0.8, "the download")
 
 
-def test_an_empty_neighbour_is_left_behind(lab: Lab, gateway: Appliance) -> None:
+def test_no_counters_are_left_behind(lab: Lab, gateway: Appliance) -> None:
     """A clean stop takes the counters out, `rules remove` those of a gateway that was killed."""
     gateway.stop()
     assert lab.gateway.run("nft", "list", "tables").stdout.count("nfqlb") == 0
