@@ -19,6 +19,8 @@ from nfqlb.netfilter.procfs import Process, process
 RULES: dict[int, str] = {socket.AF_INET: "IPv4 rules", socket.AF_INET6: "IPv6 rules"}
 """By address family."""
 
+_PROGRAMS: dict[int, str] = {socket.AF_INET: "iptables", socket.AF_INET6: "ip6tables"}
+
 ADDRESSES, SETTINGS = "addresses", "settings"
 EVERYTHING = frozenset({*RULES.values(), ADDRESSES, SETTINGS})
 
@@ -38,19 +40,28 @@ _header = Struct("=IHHII").unpack_from
 _number = Struct("!I").unpack_from
 
 
+@dataclass(frozen=True, slots=True)
+class Author:
+    """Who changed something, as far as the kernel says, and what: "iptables raw", say, or "address"."""
+
+    process: Process
+    touched: frozenset[str]
+
+
 @dataclass(slots=True)
 class Notice:
-    """What may have changed (of `EVERYTHING`), and the processes that did it, as far as the kernel says."""
+    """What may have changed (of `EVERYTHING`), and who did it."""
 
     subjects: set[str] = field(default_factory=set)
-    authors: list[Process] = field(default_factory=list)
+    authors: list[Author] = field(default_factory=list)
 
 
 class Changes:
     """The sockets. Raises KernelError where the kernel has no nftables, or none of the rights is there."""
 
     def __init__(self) -> None:
-        self._families: set[str] = set()  # of the transaction that is being told
+        self._families: set[int] = set()  # of the transaction that is being told
+        self._touched: set[str] = set()
         self._buffer = bytearray(_BUFFER)
         with contextlib.ExitStack() as undo:
             self.rules = undo.enter_context(_listener(netlink.NETLINK_NETFILTER, _NFTABLES_GROUP))
@@ -92,15 +103,19 @@ class Changes:
             return
         found = dict(_values(buffer, at + FIRST_ATTRIBUTE, end))
         if kind & 0xFF != _NEW_GENERATION:
-            if found.get(_TABLE_NAME) in _TABLES and buffer[at + 16] in RULES:
-                self._families.add(RULES[buffer[at + 16]])
+            family, table = buffer[at + 16], found.get(_TABLE_NAME, b"")
+            if table in _TABLES and family in RULES:
+                self._families.add(family)
+                self._touched.add(f"{_PROGRAMS[family]} {table[:-1].decode()}")
             return
         if self._families:
-            notice.subjects |= self._families
+            notice.subjects |= {RULES[family] for family in self._families}
+            touched = frozenset(self._touched)
             self._families.clear()
+            self._touched.clear()
             number = found.get(_GENERATION_PROCESS, bytes(4))
             name = found.get(_GENERATION_NAME, b"").rstrip(b"\0").decode("utf-8", "replace")
-            notice.authors.append(process(_number(number)[0], name))
+            notice.authors.append(Author(process(_number(number)[0], name), touched))
 
 
 def _of_route(notice: Notice, buffer: bytearray, kind: int, at: int, _end: int) -> None:
@@ -108,7 +123,7 @@ def _of_route(notice: Notice, buffer: bytearray, kind: int, at: int, _end: int) 
     if kind in (_NEW_ADDRESS, _DELETED_ADDRESS):
         notice.subjects.add(ADDRESSES)
         if port := _header(buffer, at)[4]:
-            notice.authors.append(process(port))
+            notice.authors.append(Author(process(port), frozenset({"address"})))
     elif kind == _SETTING:
         notice.subjects.add(SETTINGS)
 

@@ -19,6 +19,8 @@ _FILES = 256  # what a gateway may have open at once, with room to spare
 _CONNECTION = 480  # bytes that one takes in a full table (README, "What it costs")
 _REFUSED = "Connection refused"
 
+CLOCK, FINE_CLOCK = "clock", "kept right by a time service"
+
 Check = Callable[[Config, Facts, Vitals], Iterator[Finding]]
 
 
@@ -209,13 +211,19 @@ def _conntrack(config: Config, _facts: Facts, vitals: Vitals) -> Iterator[Findin
         )
 
 
-def _clock(_config: Config, _facts: Facts, vitals: Vitals) -> Iterator[Finding]:
-    if vitals.synchronised is False:
+def of_clock(synchronised: bool | None) -> Iterator[Finding]:
+    """What is wrong with a clock of which the kernel says that."""
+    if synchronised is False:
         yield Finding(
             "warning",
             "no time service keeps this machine's clock right; the times in the log are off",
             "apt-get install systemd-timesyncd, or chrony; in a container it is the host's to do",
+            CLOCK,
         )
+
+
+def _clock(_config: Config, _facts: Facts, vitals: Vitals) -> Iterator[Finding]:
+    yield from of_clock(vitals.synchronised)
 
 
 def _limits(config: Config, _facts: Facts, vitals: Vitals) -> Iterator[Finding]:
@@ -320,6 +328,6 @@ _AREAS: dict[str, tuple[tuple[Check, ...], Says]] = {
     "mtu": ((_mtu,), _fine_mtu),
     "offloads": ((_offloads,), lambda *_: "none that hurts"),
     "conntrack": ((_conntrack,), _fine_conntrack),
-    "clock": ((_clock,), lambda *_: "kept right by a time service"),
+    CLOCK: ((_clock,), lambda *_: FINE_CLOCK),
     "limits": ((_limits,), _fine_limits),
 }

@@ -14,7 +14,7 @@ from nfqlb.core.spec import Address
 from nfqlb.netfilter.ruleset import Table, options
 
 _DEPTH = 32
-_HARMLESS = {"-m", "--comment", "--reject-with", "--log-prefix", "--log-level", "--log-flags"}
+_HARMLESS = {"-m", "--comment"}
 _WIDE = 8  # a source of so many bits or fewer may be anybody's
 
 
@@ -66,9 +66,8 @@ class _Walk:
     def through(self, chain: str, depth: int) -> tuple[bool, str] | None:
         """The verdict of a chain and the rule that gave it; None where the packet comes out of it."""
         for rule in self._chains.get(chain, ()) if depth < _DEPTH else ():
-            parts = _parsed(rule)
-            target, goes = _target(parts)
-            fits = self._fits(parts)
+            conditions, target, goes = _parsed(rule)
+            fits = self._fits(conditions)
             if fits is False:
                 continue
             if target == "ACCEPT":
@@ -92,9 +91,8 @@ class _Walk:
     def first(self, chain: str, targets: Collection[str], depth: int) -> str:
         """See `catches`."""
         for rule in self._chains.get(chain, ()) if depth < _DEPTH else ():
-            parts = _parsed(rule)
-            target, _ = _target(parts)
-            if not self._fits(parts):
+            conditions, target, _ = _parsed(rule)
+            if not self._fits(conditions):
                 continue
             if target in targets:
                 return f"-A {chain} {rule}"
@@ -104,26 +102,25 @@ class _Walk:
                 return found
         return ""
 
-    def _fits(self, parts: tuple[tuple[str, ...], ...]) -> bool | None:
+    def _fits(self, conditions: tuple[tuple[str, ...], ...]) -> bool | None:
         """Whether the packet has all that a rule asks for; None where that cannot be known."""
-        known = [_holds(part, self._packet) for part in parts]
+        known = [_holds(part, self._packet) for part in conditions]
         if any(one is False for one in known):
             return False
         return None if any(one is None for one in known) else True
 
 
 @lru_cache(maxsize=10_000)
-def _parsed(rule: str) -> tuple[tuple[str, ...], ...]:
-    """A rule's options; each server's way leads through the same rules."""
-    return tuple(options(rule))
+def _parsed(rule: str) -> tuple[tuple[tuple[str, ...], ...], str, bool]:
+    """A rule's conditions, its target ("" for none), and whether it goes there for good.
 
-
-def _target(parts: tuple[tuple[str, ...], ...]) -> tuple[str, bool]:
-    """A rule's target, and whether it goes there for good."""
-    for part in parts:
+    Kept, as each server's way leads through the same rules. What follows the target is its own affair.
+    """
+    parts = list(options(rule))
+    for number, part in enumerate(parts):
         if part[0] in ("-j", "-g") and len(part) > 1:
-            return part[1], part[0] == "-g"
-    return "", False
+            return tuple(parts[:number]), part[1], part[0] == "-g"
+    return tuple(parts), "", False
 
 
 def _holds(part: tuple[str, ...], packet: Packet) -> bool | None:
@@ -133,7 +130,7 @@ def _holds(part: tuple[str, ...], packet: Packet) -> bool | None:
         return None if inner is None else not inner
     option, *values = part
     value = values[0] if values else ""
-    if option in ("-j", "-g") or option in _HARMLESS:
+    if option in _HARMLESS:
         return True
     if option in ("-i", "-o"):
         return _interface(value, packet.came_by if option == "-i" else packet.leaves_by)

@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from selectors import EVENT_READ, BaseSelector
 from typing import Protocol
@@ -21,10 +22,9 @@ from typing import Protocol
 from nfqlb.core.spec import Address, Config
 from nfqlb.netfilter import address, repair, sysctl
 from nfqlb.netfilter.address import Placement
-from nfqlb.netfilter.changes import ADDRESSES, EVERYTHING, RULES, SETTINGS, Changes
+from nfqlb.netfilter.changes import ADDRESSES, EVERYTHING, RULES, SETTINGS, Author, Changes
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.iptables import Iptables
-from nfqlb.netfilter.procfs import Process
 from nfqlb.runtime.errand import Errand
 from nfqlb.runtime.protocol import JSON, JSONObject
 
@@ -35,6 +35,7 @@ _LOOK_AGAIN = 30.0  # and at what is told of: a notice may be lost
 _PAUSE = 0.2  # seconds after a look that found nothing: others may change their own rules all the time
 _PATIENCE = 20.0  # seconds that a look and a repair may take
 _TOLD = 3  # of so many findings, and authors, an event says what they are
+_REMEMBERED = 50  # authors between two looks
 _LISTED = 12  # of so many the log does
 
 _OUR_PROGRAMS = ("iptables-restor", "ip6tables-resto")  # as the kernel cuts their names
@@ -65,6 +66,25 @@ class Patience:
     def whole(self) -> bool:
         """Whether nothing has happened for long, as of the last `has`."""
         return self._left >= self._burst
+
+
+@dataclass(slots=True)
+class Heard:
+    """What was told of: since when (seconds of the clock, None for nothing), and who did it."""
+
+    since: float | None = None
+    authors: list[Author] = field(default_factory=list)
+
+    def add(self, now: float, authors: list[Author]) -> None:
+        """Something more."""
+        self.since = now if self.since is None else self.since
+        self.authors = [*self.authors, *authors][-_REMEMBERED:]
+
+    def who(self, found: list[str]) -> list[str]:
+        """Who touched what was found; all who are known where that does not tell them apart."""
+        places = {" ".join(line.split()[:2]) for line in found} | {line.split()[0] for line in found}
+        guilty = [author for author in self.authors if author.touched & places] or self.authors
+        return list(dict.fromkeys(str(author.process) for author in guilty))
 
 
 class Says(Protocol):
@@ -106,9 +126,9 @@ class Guard:
         self._clean = -_PAUSE  # when the last look ended that found nothing
         self._resting = False
         self._due: set[str] = set()
-        self._since: float | None = None  # when the first of the changes was told
+        self._heard_of = Heard()  # what is not looked at yet
+        self._looks_at = Heard()  # what the errand looks at
         self._well = self._looked = self._looked_again = clock()
-        self._authors: list[Process] = []
         self._known: set[Placement] = set(address.held())
         self._failure = ""
         self._contested = 0  # repairs since they are counted out
@@ -165,7 +185,8 @@ class Guard:
             self._resting = False
             if self._notices is not None:
                 self._notices.read()
-            self._begin_anew()
+            self._heard_of = Heard()
+            self._well = self._clock()
             self._due |= EVERYTHING
             self._go()
 
@@ -205,19 +226,17 @@ class Guard:
         if notice.authors and not others:
             return
         others = [author for author in others if not self._may_be_ours(author)]
-        self._authors = [*self._authors, *others][-_TOLD:]
+        self._heard_of.add(self._clock(), others)
         self._due |= notice.subjects
-        if self._since is None:
-            self._since = self._clock()
         self._go()
 
-    def _is_ours(self, author: Process) -> bool:
-        return self._errand is not None and self._errand.pid in (author.pid, author.parent)
+    def _is_ours(self, author: Author) -> bool:
+        return self._errand is not None and self._errand.pid in (author.process.pid, author.process.parent)
 
-    def _may_be_ours(self, author: Process) -> bool:
+    def _may_be_ours(self, author: Author) -> bool:
         """Gone before it could be asked whose child it is: not blamed, but looked after."""
         repairing = self._errand is not None and self._changes
-        return repairing and not author.parent and author.name in _OUR_PROGRAMS
+        return repairing and not author.process.parent and author.process.name in _OUR_PROGRAMS
 
     # --- looks and repairs
 
@@ -226,6 +245,7 @@ class Guard:
         if self._errand is not None or self._resting or not self._due:
             return
         self._subjects, self._due = frozenset(self._due), set()
+        self._looks_at, self._heard_of = self._heard_of, Heard()
         self._changes = self._patience.has(self._clock())
         config, subjects, known, changes = self._config, self._subjects, frozenset(self._known), self._changes
         pause = max(0.0, self._clean + _PAUSE - self._clock())
@@ -255,6 +275,7 @@ class Guard:
             self._fail(failed[0], said)
         elif found and not self._changes:
             self.state.update(present=False, why=said)
+            self._remember()
         elif found:
             self._repaired(said, found)
         else:
@@ -265,22 +286,22 @@ class Guard:
         if self._failure:
             self._say("rules", "rules", "the gateway's rules, addresses and settings are in place again")
         self._failure = ""
-        if not self._due:
-            self._begin_anew()
         self.state["present"] = True
         if self._subjects >= EVERYTHING - {ADDRESSES, SETTINGS}:
             self._well = self._clock()
 
-    def _begin_anew(self) -> None:
-        self._since, self._authors = None, []
-        self._well = self._clock()
+    def _remember(self) -> None:
+        """What was looked at has not been put right: whose it is counts the next time, too."""
+        if self._looks_at.since is not None:
+            later, self._heard_of = self._heard_of, self._looks_at
+            self._heard_of.authors += later.authors
 
     def _repaired(self, said: str, found: list[str]) -> None:
         now = self._clock()
-        since, self._failure = self._since, ""
+        since, self._failure = self._looks_at.since, ""
         lasted = f"for {_span(now - since)}" if since else f"for at most {_span(now - self._well)}"
         repairs = self.state["repairs"]
-        why = f"{said}; {lasted}; {self._who()}"
+        why = f"{said}; {lasted}; {self._who(found)}"
         self.state.update(
             present=True,
             repairs=1 + (repairs if isinstance(repairs, int) else 0),
@@ -293,17 +314,17 @@ class Guard:
             for line in found if len(found) > _TOLD else ():
                 logger.info("was not as meant: %s", line)
         else:
-            self._contest()
-        self._begin_anew()
+            self._contest(found)
+        self._well = now
 
-    def _contest(self) -> None:
+    def _contest(self, found: list[str]) -> None:
         """Somebody goes on: say so once, and no more of each repair until that is over."""
         self._contested += 1
         if self._contested > 1:
             return
         text = (
-            f"the gateway's rules, addresses or settings are changed again and again, {self._who()}; they "
-            f"are repaired only every {_INTERVAL:g} s until that ends"
+            f"the gateway's rules, addresses or settings are changed again and again, {self._who(found)}; "
+            f"they are repaired only every {_INTERVAL:g} s until that ends"
         )
         self.state["contested"] = text
         self._say("rules", "rules", text, level="error")
@@ -314,12 +335,16 @@ class Guard:
         if why != self._failure:
             self._say("rules", "rules", f"rules: {text}", level="error")
         self._failure = why
+        self._remember()
         self.state.update(present=False if found else None, why=text)
 
-    def _who(self) -> str:
-        if not self._authors:
+    def _who(self, found: list[str]) -> str:
+        """Whose change it was; one that was told of only while it was looked may be it, too."""
+        names = self._looks_at.who(found) or self._heard_of.who(found)
+        if not names:
             return "by whom is not known"
-        return "by " + ", ".join(dict.fromkeys(map(str, self._authors)))
+        more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
+        return "by " + ", ".join(names[-_TOLD:]) + more
 
 
 def _look(

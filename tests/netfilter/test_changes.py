@@ -22,6 +22,7 @@ class Told(Changes):
 
     def __init__(self) -> None:
         self._families = set()
+        self._touched = set()
         self._buffer = bytearray(1 << 16)
         self.rules, self.by_rules = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.route, self.by_route = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -63,7 +64,9 @@ def test_a_flushed_table_of_iptables_concerns_the_rules_of_its_family(
     told.by_rules.send(rule(family, table) + generation(4_000_000, "iptables"))
     notice = told.read()
     assert notice.subjects == {subject}
-    assert [(author.pid, author.name) for author in notice.authors] == [(4_000_000, "iptables")]
+    (author,) = notice.authors
+    assert (author.process.pid, author.process.name) == (4_000_000, "iptables")
+    assert author.touched == {f"{'iptables' if family == socket.AF_INET else 'ip6tables'} {table}"}
 
 
 @pytest.mark.parametrize(("family", "table"), [(_INET, "filter"), (socket.AF_INET, "firewalld")])
@@ -85,7 +88,7 @@ def test_a_transaction_in_several_datagrams_is_one(told: Told) -> None:
 def test_who_is_still_there_is_known_by_command_and_parent(told: Told) -> None:
     name = process(os.getpid()).name
     told.by_rules.send(rule(socket.AF_INET, "raw") + generation(os.getpid(), name))
-    (author,) = told.read().authors
+    author = told.read().authors[0].process
     assert author.parent == os.getppid()
     assert author.uid == os.geteuid()
     assert f"process {os.getpid()}" in str(author)
@@ -93,7 +96,7 @@ def test_who_is_still_there_is_known_by_command_and_parent(told: Told) -> None:
 
 def test_a_process_number_that_is_somebody_elses_by_now_is_not_blamed(told: Told) -> None:
     told.by_rules.send(rule(socket.AF_INET, "raw") + generation(os.getpid(), "iptables"))
-    (author,) = told.read().authors
+    author = told.read().authors[0].process
     assert (author.command, author.parent, author.uid) == ("", 0, None)
     assert str(author) == f"iptables (process {os.getpid()})"
 
@@ -103,7 +106,7 @@ def test_addresses_come_and_go(told: Told, kind: int) -> None:
     told.by_route.send(of_route(kind, port=4_000_000))
     notice = told.read()
     assert notice.subjects == {ADDRESSES}
-    assert [author.pid for author in notice.authors] == [4_000_000]
+    assert [author.process.pid for author in notice.authors] == [4_000_000]
 
 
 def test_a_changed_setting_has_no_author(told: Told) -> None:

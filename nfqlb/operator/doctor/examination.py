@@ -22,9 +22,27 @@ def findings(socket: Path, config: Config | None) -> list[JSONObject]:
         assert isinstance(snapshot, dict)
         found = gateway.findings(snapshot, __version__)
         try:
-            return found + _rows(client.call("host", patience=_PATIENCE))
+            host = _rows(client.call("host", patience=_PATIENCE))
+            return found + [_clock_from_here() if _is_unseen_clock(row) else row for row in host]
         except ControlError as error:
             return [*found, _row("unseen", "machine", error.message, error.hint)]
+
+
+def _is_unseen_clock(row: JSONObject) -> bool:
+    """A service may be forbidden to ask the kernel about the clock, which is the whole machine's."""
+    return (row["level"], row["area"]) == ("unseen", "clock")
+
+
+def _clock_from_here() -> JSONObject:
+    from nfqlb.netfilter import clock, diagnosis
+    from nfqlb.runtime.checkup import row
+
+    try:
+        for finding in diagnosis.of_clock(clock.synchronised()):
+            return row(finding)
+    except OSError as error:
+        return _row("unseen", diagnosis.CLOCK, f"could not be looked at: {error.strerror}", "")
+    return _row("ok", diagnosis.CLOCK, diagnosis.FINE_CLOCK, "")
 
 
 def _absent(error: ControlError, config: Config | None) -> JSONObject:

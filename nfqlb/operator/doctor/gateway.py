@@ -6,6 +6,7 @@ from nfqlb.operator.text import age
 from nfqlb.runtime.protocol import JSON, JSONObject
 
 _NEARLY = 0.9  # part of a table from which on it is nearly full
+_MANY = 5  # unanswered connections: fewer there are at any moment, and it is the default `syn_limit`
 _BAD = {"failed": "failed", "testing": "failed, and is being tested"}
 
 
@@ -123,7 +124,7 @@ def _failures(snapshot: JSONObject) -> Said:
         elif state == "max-capacity":
             what = f"server {name} is full: {row.get('connections')} connections"
             yield "warning", what, "raise its max_connections, or add a server"
-        elif row.get("state") == "in-service" and _number(row, "unanswered"):
+        elif state == "in-service" and _number(row, "unanswered") >= _MANY:
             what = f"server {name} has not answered {row['unanswered']} of its newest connections yet"
             yield "warning", what, f"nfqlb show reals; if that stays so, {name} is too slow or unreachable"
 
