@@ -147,7 +147,7 @@ def test_maglev_heeds_no_order_of_configuration() -> None:
 
 @pytest.mark.parametrize("many", [10, 50])
 def test_maglev_moves_hardly_anybody_else_when_a_server_goes(many: int) -> None:
-    """R099: beside the clients of the server that was taken out, at most 1/N + 2 % of the others."""
+    """R099, F28: beside the clients of the server that was taken out, at most 1/N + 2 % of the others."""
     names = [f"s{number}" for number in range(many)]
     before = served(preset("maglev", dict.fromkeys(names, 0)), MANY)
     after = served(preset("maglev", dict.fromkeys(names[:3] + names[4:], 0)), MANY)

@@ -65,6 +65,7 @@ def answers(lab: Lab, address: str) -> bool:
     ids=["iptables -F", "raw", "everything", "everything of IPv6", "addresses"],
 )
 def test_service_is_back_in_time(lab: Lab, gateway: Appliance, commands: str, address: str) -> None:
+    """F17: clients are served again within five seconds, whatever was flushed."""
     assert answers(lab, address)
     lab.gateway.run("sh", "-c", commands)
     begun = time.monotonic()

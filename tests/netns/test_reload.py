@@ -163,6 +163,7 @@ def test_another_address_is_another_server(lab: Lab, gateway: Appliance) -> None
 
 
 def test_a_bad_file_changes_nothing(lab: Lab, gateway: Appliance) -> None:
+    """F16: the rules stand as before; the error is in the answer, the events and the log."""
     before, good = rules(lab), gateway.config.read_text()
     gateway.config.write_text(good.replace("[[virtual]]", "[[virtual]]\nschedular = 1", 1))
     done = order(lab, "reload")

@@ -97,7 +97,7 @@ def gateway(lab: Lab) -> Iterator[Watched]:
 
 
 def test_a_stopped_worker_is_replaced(lab: Lab, gateway: Watched) -> None:
-    """SIGSTOP under load: in about a second there is another, and every connection goes on where it was."""
+    """F12: SIGSTOP under load: in about a second there is another; connections go on where they were."""
     with holding(lab.client, 20) as held:
         first = held.rounds()[0]
         known = servers_of(gateway)
