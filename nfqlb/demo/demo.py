@@ -16,7 +16,7 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.live import Live
 
-from nfqlb.demo.appliance import Appliance, balancing, configuration, python_path, virtual
+from nfqlb.demo.appliance import Appliance, balancing, configuration, python_path, socket_path, virtual
 from nfqlb.demo.lab import VIP, Lab
 from nfqlb.demo.programs import POLL, LabError, require
 from nfqlb.demo.tally import Reports, look
@@ -71,6 +71,7 @@ class Scenario:
             self._reports.append(Reports(client.start(*argv, environment=python_path()).out))
         self._begun = time.monotonic()
         self._tell(f"{CLIENTS * ADDRESSES} clients start to ask for pages and films")
+        self._tell(f"the gateway itself is to be seen by: nfqlb top --socket {socket_path(self._lab)}")
 
     def _tell(self, text: str) -> None:
         self._scene.story.append((self._scene.elapsed, text))

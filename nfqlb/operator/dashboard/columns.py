@@ -201,7 +201,7 @@ def events(state: State, rows: Sequence[EventRow]) -> list[Column[EventRow]]:
         Column("WHEN", 8, lambda row, _: story.moment(row.at, state.now)[-8:], sort=lambda row: -row.at),
         Column("KIND", 7, lambda row, _: row.kind, rank=1, sort=lambda row: row.kind),
         Column("WHAT", 20, lambda row, _: row.text, grow=1),
-        Column("BY", max(2, min(who, 16)), lambda row, _: row.who, rank=2, sort=lambda row: row.who),
+        Column("BY", max(2, min(who, 24)), lambda row, _: row.who, rank=2, sort=lambda row: row.who),
     ]
 
 

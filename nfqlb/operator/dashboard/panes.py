@@ -176,7 +176,7 @@ def _events(state: State) -> list[AnyPane]:
             lambda row: (row.kind, row.name, row.text, row.who),
             title="events",
             empty="nothing has happened yet" if state.events is not None else "asking ...",
-            about=lambda row: row.text,
+            about=lambda row: f"{row.text}, by {row.who}" if row.who else row.text,
         ),
         _pane(
             "decisions",
