@@ -73,6 +73,7 @@ def test_commands_are_offered_with_what_they_do() -> None:
         (("wait", "real", "web"), ["web1", "web2"]),
         (("wait", "real", "web1", "emp"), ["empty"]),
         (("wait", "connections", "0", "and", "virtual", ""), ["shop", "intranet"]),
+        (("capture", "sh"), ["shop"]),
         (("nonsense", "re"), []),
         (("show", "nonsense", ""), []),
         (("check", "file", ""), []),
