@@ -1,0 +1,78 @@
+"""The doctor where no gateway runs, or one that has had a hard time, and without rights."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from nfqlb.config.load import load
+from nfqlb.demo.appliance import balancing, command, nfqlb_command, python_path
+from nfqlb.demo.lab import Lab
+from nfqlb.demo.programs import run
+from nfqlb.demo.web import serve
+from nfqlb.netfilter import rules
+from tests.netns.asking import wait_until
+from tests.netns.both import REWRITE, Bench, configuration
+from tests.netns.site import entered
+from tests.netns.test_doctor import doctor, wrong
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Bench(REWRITE, servers=2) as lab:
+        for server in lab.servers:
+            serve(lab, server)
+        (lab.directory / "nfqlb.toml").write_text(configuration(lab))
+        yield lab
+
+
+def test_what_others_have_changed_is_told_with_their_name(lab: Lab) -> None:
+    with balancing(lab, configuration(lab)) as gateway:
+        lab.gateway.run("iptables", "-t", "raw", "-F")
+        gateway.kill_worker()
+
+        def areas() -> list[str]:
+            return sorted(row["area"] for row in wrong(lab, "clock"))
+
+        wait_until(lambda: areas() == ["changes", "gateway"], "both findings")
+        rows = {row["area"]: row for row in wrong(lab, "clock")}
+        assert "iptables raw: " in rows["changes"]["what"]
+        assert "by iptables" in rows["changes"]["what"]
+        assert "its worker has died and was replaced once" in rows["gateway"]["what"]
+
+
+def test_without_a_gateway_the_machine_is_looked_at(lab: Lab) -> None:
+    status, rows = doctor(lab)
+    assert status == 0
+    said = {row["area"]: row for row in rows}
+    assert said["gateway"]["level"] == "warning"
+    assert "no gateway is running" in said["gateway"]["what"]
+    assert said["servers"]["what"] == "2 ports taking connections"
+    assert said["rules"]["what"] == "none of an earlier run"
+
+
+def test_rules_that_a_gateway_has_left_behind(lab: Lab) -> None:
+    with entered(lab.gateway.namespace):
+        rules.apply(load(lab.directory / "nfqlb.toml"), force=True)
+        try:
+            found = [row for row in wrong(lab) if row["area"] == "rules"]
+            assert "no gateway runs" in found[0]["what"]
+            done = nfqlb_command(lab, *found[0]["advice"].partition(": nfqlb ")[2].split())
+            assert done.returncode == 0
+            assert [row for row in wrong(lab) if row["area"] == "rules"] == []
+        finally:
+            rules.withdraw()
+
+
+def test_without_rights_it_says_what_it_could_not_look_at(lab: Lab) -> None:
+    argv = ("setpriv", "--bounding-set=-all", "--inh-caps=-all",
+            *command("doctor", "--json", "-c", str(lab.directory / "nfqlb.toml")))  # fmt: skip
+    done = run(lab.gateway.namespace, argv, check=False, extra_environment=python_path())
+    assert "Traceback" not in done.stderr
+    rows = {row["area"]: row for row in json.loads(done.stdout)}
+    assert done.returncode == 1
+    assert rows["rights"]["level"] == "error"
+    for area in ("firewall", "neighbours"):
+        assert rows[area]["level"] == "unseen"
+        assert "permitted" in rows[area]["what"] or "CAP_NET_ADMIN" in rows[area]["what"]
+    assert rows["servers"]["level"] == "ok"
