@@ -152,7 +152,9 @@ def _running(socket: Path) -> Names:
     from nfqlb.runtime.client import Client
 
     with suppress(ControlError, ValueError), Client(socket, timeout=_ANSWER) as client:
-        return {"real": _named(client.call("reals")), "virtual": _named(client.call("virtuals"))}
+        snapshot = client.call("snapshot")  # the supervisor has it, however busy the worker is
+        if isinstance(snapshot, dict):
+            return {"real": _named(snapshot.get("reals")), "virtual": _named(snapshot.get("virtuals"))}
     return {}
 
 

@@ -105,15 +105,13 @@ def config(tmp_path: Path) -> Path:
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[Path]:
     """A running gateway with other servers than the file has."""
-    rows: dict[str, JSON] = {
-        "reals": [{"name": "live1"}, {"name": "live2"}],
-        "virtuals": [{"name": "front"}],
-    }
+    snapshot: JSON = {"reals": [{"name": "live1"}, {"name": "live2"}], "virtuals": [{"name": "front"}]}
     selector = selectors.DefaultSelector()
     path = tmp_path / "live.sock"
 
     def answer(request: Request) -> None:
-        request.reply(rows[request.cmd])
+        assert request.cmd == "snapshot"
+        request.reply(snapshot)
 
     server = Server(path, selector, answer)
     ended = threading.Event()

@@ -47,13 +47,12 @@ def _run(options: argparse.Namespace) -> int:
     style = logs.set_up(options.log)
     source = Source(options.config, options.socket)
     try:
-        config = source.read(options.config)
-    except ConfigError as error:
+        return supervisor.run(source.read(options.config), source)
+    except (ConfigError, OSError) as error:
         if style == "text":
-            raise FailureError(str(error)) from None
+            raise FailureError(str(error) if isinstance(error, ConfigError) else f"nfqlb: {error}") from None
         logs.say_all(str(error))  # who reads the log by machine finds this in it too
         return 1
-    return supervisor.run(config, source)
 
 
 def _check(options: argparse.Namespace) -> int:
