@@ -71,7 +71,7 @@ class Scenario:
             self._reports.append(Reports(client.start(*argv, environment=python_path()).out))
         self._begun = time.monotonic()
         self._tell(f"{CLIENTS * ADDRESSES} clients start to ask for pages and films")
-        self._tell(f"the gateway itself is to be seen by: nfqlb top --socket {socket_path(self._lab)}")
+        self._tell(f"nfqlb top --socket {socket_path(self._lab)} shows the gateway itself")
 
     def _tell(self, text: str) -> None:
         self._scene.story.append((self._scene.elapsed, text))

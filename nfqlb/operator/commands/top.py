@@ -68,7 +68,7 @@ def _watch(options: argparse.Namespace, state: "State") -> int:
 
     path = socket_of(options)
     with Client(path) as client:
-        client.call("summary")  # a wrong path is better said before the screen is taken
+        client.call("snapshot")  # a wrong path is better said before the screen is taken
     try:
         with Terminal(sys.stdin, sys.stdout) as terminal:
             Dashboard(path, terminal, state).run()

@@ -107,6 +107,17 @@ class RealRow:
     virtuals: tuple[str, ...]
     share: float | None = None
     fair: float | None = None
+    classes: Mapping[str, float] = field(default_factory=dict)
+    """How many response times were how long: by the classes' upper bounds in seconds, as text."""
+
+    def within(self, part: float) -> float | None:
+        """The bound in seconds that this part of all response times kept; infinite where there is none."""
+        wanted, counted = part * sum(self.classes.values()), 0.0
+        for bound, count in self.classes.items():
+            counted += count
+            if count and counted >= wanted:
+                return float(bound)
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,10 +275,13 @@ def _place(row: JSONObject) -> Place:
 
 def _reals(whole: JSONObject, virtuals: Sequence[VirtualRow]) -> tuple[RealRow, ...]:
     shares, fairs = _shares(virtuals)
-    return tuple(_real(row, shares, fairs) for row in _rows(whole, "reals"))
+    spreads = _part(whole, "response")
+    return tuple(_real(row, shares, fairs, spreads) for row in _rows(whole, "reals"))
 
 
-def _real(row: JSONObject, shares: Mapping[str, float], fairs: Mapping[str, float]) -> RealRow:
+def _real(
+    row: JSONObject, shares: Mapping[str, float], fairs: Mapping[str, float], spreads: JSONObject
+) -> RealRow:
     name, ditched = read.text(row, "name"), _part(row, "ditched")
     virtuals = row.get("virtuals")
     return RealRow(
@@ -293,6 +307,7 @@ def _real(row: JSONObject, shares: Mapping[str, float], fairs: Mapping[str, floa
         virtuals=tuple(map(str, virtuals)) if isinstance(virtuals, list) else (),
         share=shares.get(name),
         fair=fairs.get(name),
+        classes=_counts(_part(spreads, name), "counts"),
     )
 
 

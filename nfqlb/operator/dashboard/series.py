@@ -1,7 +1,7 @@
 """What sparklines are drawn from: the gateway's own history once, then a value from each snapshot.
 
-So a fresh dashboard is full at once and need not ask again. After a gap (a pause, a gateway that was away, a
-long interval) a line is forgotten and asked for anew where it is seen. Pure.
+So a fresh dashboard is full at once and need not ask again. After a gap (a pause, a long interval) a line is
+asked for anew where it is seen. Pure.
 """
 
 from collections import deque
@@ -30,6 +30,7 @@ class Series:
 
     def __init__(self) -> None:
         self._lines: dict[Key, dict[str, Values]] = {}
+        self._old: set[Key] = set()  # lines that lack what was in a gap
         self._at: float | None = None
 
     def values(self, key: Key, name: str) -> list[float | None]:
@@ -39,11 +40,12 @@ class Series:
 
     def missing(self, wanted: Iterable[Key]) -> list[Key]:
         """Which of these have to be asked for."""
-        return [key for key in wanted if key not in self._lines]
+        return [key for key in wanted if key not in self._lines or key in self._old]
 
     def fill(self, key: Key, document: JSON) -> None:
         """Take the gateway's history of one. Raises ControlError "bad-reply"."""
         whole = read.whole(document)
+        self._old.discard(key)
         self._lines[key] = {
             name: deque(map(_number, found) if isinstance(found := whole.get(name), list) else (), LENGTH)
             for name in _NAMES[key[0]]
@@ -53,7 +55,7 @@ class Series:
         """One moment more of every known line. A snapshot seen already adds nothing."""
         before, self._at = self._at, snapshot.at
         if before is None or not 0 <= snapshot.at - before <= GAP:
-            self._lines.clear()
+            self._old.update(self._lines)
             return
         steps = max(0, round(snapshot.at - before))
         seen = set()
@@ -65,10 +67,12 @@ class Series:
                     line[name].extend([value] * steps)
         for key in self._lines.keys() - seen:
             del self._lines[key]
+            self._old.discard(key)
 
     def forget(self) -> None:
-        """What is known is not what was, or will be."""
+        """The gateway is away: what is known of it goes no further."""
         self._lines.clear()
+        self._old.clear()
         self._at = None
 
 

@@ -155,6 +155,7 @@ class Terminal:
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, self._note)
+        self._signals.discard(signal.SIGCONT)  # that was this
         self._take()
 
     def _leave(self) -> None:

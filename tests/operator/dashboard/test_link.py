@@ -108,6 +108,19 @@ def test_who_waits_is_told_when_the_gateway_goes(desk: Desk, gateway: Gateway) -
     assert desk.link.busy == 0
 
 
+def test_hung_up_on_while_it_asked_nothing(desk: Desk, gateway: Gateway) -> None:
+    """As a gateway does with whoever is idle too long: the next question connects again."""
+    desk.ask("summary")
+    settle(desk, gateway)
+    gateway.stop()
+    gateway.again()
+    settle(desk, gateway)
+    desk.now += RETRY
+    desk.ask("summary")
+    settle(desk, gateway)
+    assert desk.outcomes == [{}, {}]
+
+
 def test_silence_is_given_up(desk: Desk, mute: socket.socket) -> None:
     desk.ask("summary")
     desk.now += TIMEOUT + 0.1

@@ -78,6 +78,19 @@ def test_a_server_behind_two_virtual_servers_is_entitled_to_a_part_of_each() -> 
     assert (web1.share, web1.fair) == (12 / 40, 12.5 / 40)
 
 
+def test_how_long_most_responses_took() -> None:
+    document = sample.snapshot()
+    document["response"]["web1"]["counts"] = {"0.001": 60, "0.0025": 0, "0.005": 35, "0.01": 4, "+Inf": 1}
+    web1, web2 = snapshot(document).reals
+    assert [web1.within(part) for part in (0.5, 0.6, 0.9, 0.99)] == [0.001, 0.001, 0.005, 0.01]
+    assert web1.within(1.0) == float("inf")
+    document["response"]["web2"]["counts"] = dict.fromkeys(("0.001", "+Inf"), 0)
+    assert snapshot(document).reals[1].within(0.5) is None
+    del document["response"]
+    assert snapshot(document).reals[0].within(0.5) is None
+    assert web2.within(0.5) is not None
+
+
 def test_no_share_of_nothing() -> None:
     document = recorded()
     for row in document["virtuals"]:

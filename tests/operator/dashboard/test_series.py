@@ -50,7 +50,17 @@ def test_after_a_gap_or_a_step_back_it_is_asked_for_anew() -> None:
         series = opened()
         series.add(at(later, 7.0))
         assert series.missing([WEB1]) == [WEB1]
-        assert series.values(WEB1, "rate") == []
+        assert series.values(WEB1, "rate") == [None, 4.0, 5.0]  # until the answer comes
+        series.fill(WEB1, {"rate": [8.0]})
+        assert series.missing([WEB1]) == []
+        assert series.values(WEB1, "rate") == [8.0]
+
+
+def test_nothing_is_known_of_a_gateway_that_was_away() -> None:
+    series = opened()
+    series.forget()
+    assert series.missing([WEB1]) == [WEB1]
+    assert series.values(WEB1, "rate") == []
 
 
 def test_it_keeps_as_much_as_the_gateway() -> None:

@@ -240,8 +240,36 @@ def test_a_defect_leaves_the_terminal_as_before(gateway: Gateway, tmp_path: Path
         assert written.index(b"RuntimeError: a defect") > written.rindex(b"\x1b[?1049l")
 
 
-def test_stopped_and_gone_on_with(gateway: Gateway) -> None:
-    """Ctrl-Z gives the terminal back, `fg` takes it again and draws everything."""
+def test_out_of_the_shell_and_back(gateway: Gateway) -> None:
+    """Ctrl-Z gives the shell its terminal as it was, `fg` takes it again and draws everything."""
+    screen = Screen(120, 40, gateway.step)
+    try:
+        screen.start(["bash", "--norc", "--noprofile", "-i"], {**UTF8, "PS1": "prompt> "})
+        screen.shows("prompt>")
+        screen.press(f"{sys.executable} -m nfqlb top --socket {gateway.path}\r")
+        screen.shows("all well", "sticky")
+        screen.press("\x1a")
+        screen.shows("Stopped", "prompt>")
+        screen.press("stty -a; clear\r")
+        screen.until(lambda: b"icanon" in screen.written, "the modes")
+        modes = bytes(screen.written).rpartition(b"stty -a")[2].split()
+        assert {b"icanon", b"echo", b"isig", b"ixon"} <= set(modes)
+        screen.press("fg\r")
+        screen.shows("all well", "sticky")
+        assert "prompt>" not in screen.text
+        screen.press("3")
+        screen.shows("10.0.0.12")
+        screen.press("q")
+        screen.shows("prompt>")
+        screen.press("exit\r")
+        assert screen.ended() == 0
+        assert screen.written.count(b"\x1b[?1049h") == screen.written.count(b"\x1b[?1049l") == 2
+    finally:
+        screen.close()
+
+
+def test_stopped_from_outside_and_gone_on_with(gateway: Gateway) -> None:
+    """After SIGSTOP nothing could be given back; SIGCONT takes the terminal again and draws everything."""
     with top(gateway.path, idle=gateway.step) as screen:
         screen.shows("all well")
         assert screen.process is not None

@@ -1,6 +1,7 @@
 """What is above the lists on the page of one server: everything that is known of it."""
 
 from collections.abc import Sequence
+from math import isinf
 
 from rich.segment import Segment
 
@@ -61,12 +62,22 @@ def real(state: State, row: RealRow | None, width: int) -> Lines:
     lines.append(line.put(state.look.bar(row.share, row.fair, 20)).gap(1).put(share).done())
     bad = f"{short(row.unanswered)} unanswered SYNs; ditched {short(row.no_answer)} without answer, "
     lines.append(_fact(state, "trouble", f"{bad}{short(row.reset)} reset", width))
-    answers = f"{response(row.response)} last, {response(row.predicted)} predicted"
-    lines.append(_fact(state, "response", answers, width))
+    lines.append(_fact(state, "response", _answers(row), width))
     lines.append(_trend(state, "new/s", key, "rate", short(row.rate), width))
     lines.append(_trend(state, "connections", key, "connections", short(row.connections), width))
     lines.append(_trend(state, "response", key, "response_s", response(row.response), width))
     return lines + _failures(state, width)
+
+
+def _answers(row: RealRow) -> str:
+    """A server's response times: the last, what is expected, and how most of them were."""
+    said = f"{response(row.response)} last, {response(row.predicted)} predicted"
+    parts = [
+        f"{part:.0%} {'over 10s' if isinf(bound) else f'within {1000 * bound:g}ms'}"
+        for part in (0.5, 0.9, 0.99)
+        if (bound := row.within(part)) is not None
+    ]
+    return "; ".join([said, ", ".join(parts)]) if parts else said
 
 
 def _failures(state: State, width: int) -> Lines:
