@@ -17,6 +17,7 @@ RANKS = {
     "core": 0,
     "packet": 1,
     "config": 1,
+    "replay": 2,
     "netfilter": 2,
     "runtime": 3,
     "demo": 4,
@@ -24,7 +25,7 @@ RANKS = {
     "operator": 5,  # with the demo at the top; its command `demo` starts it
     "__main__": 6,
 }
-PURE = ("core", "packet", "config")
+PURE = ("core", "packet", "config", "replay")
 #: What a pure package must not import. `importlib` would let anything in unseen.
 IMPURE = frozenset(
     {

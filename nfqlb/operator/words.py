@@ -23,6 +23,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "batch": (),
     "doctor": (),
     "capture": (),
+    "replay": (),
     "install-service": (),
     "demo": (),
 }

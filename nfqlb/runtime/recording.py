@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from nfqlb.core.connection import Connection
 from nfqlb.core.decision import Decision
-from nfqlb.core.destinations import Destinations
 from nfqlb.core.director import Director
 from nfqlb.core.explanation import explain
 from nfqlb.core.keys import client_port_of
@@ -91,7 +90,7 @@ class Recording:
         self._records: deque[Record] = deque()
         self._inbound = director.table.inbound
         self._outbound = director.table.outbound
-        self._destinations = Destinations(director.virtual_servers)
+        self._destinations = director.destinations
 
     # --- between a queue and its judge
 

@@ -1,10 +1,12 @@
 """`nfqlb capture` on the real kernel: what it writes, as other programs read it."""
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from signal import Signals
+from typing import Any
 
 import pytest
 
@@ -17,10 +19,11 @@ from nfqlb.demo.appliance import (
     socket_path,
     virtual,
 )
+from nfqlb.demo.capture import capture
 from nfqlb.demo.lab import VIP, Lab
 from nfqlb.demo.programs import Program, require, run
 from nfqlb.demo.web import serve
-from tests.netns.asking import Answer, ask, rows, wait_until
+from tests.netns.asking import Answer, ask, holding, rows, wait_until
 from tests.netns.both import Bench, Datapath, configuration, offloads
 
 SERVERS = ("web1", "web2")
@@ -37,7 +40,8 @@ def lab(datapath: Datapath) -> Iterator[Lab]:
 
 @pytest.fixture
 def appliance(lab: Lab) -> Iterator[Appliance]:
-    config = configuration(lab, virtual("shop", SERVERS), virtual("other", SERVERS, port=81))
+    shop = virtual("shop", SERVERS, scheduler="weighted-least-connections")
+    config = configuration(lab, shop, virtual("other", SERVERS, port=81))
     with balancing(lab, config) as appliance:
         yield appliance
 
@@ -104,6 +108,37 @@ def test_packets_before_and_after(lab: Lab, appliance: Appliance, tmp_path: Path
     assert events(appliance)[:1] == ["shop: a capture has begun"]
     assert "stopped" in events(appliance)[-1]
     assert int(told(lab, "capinfos", "-M", "-c", "-T", "-r", str(file))[-1].split("\t")[-1]) == len(lines)
+
+
+def replayed(lab: Lab, file: Path, config: Path) -> dict[str, Any]:
+    """What `nfqlb replay` makes of a file."""
+    done = nfqlb_command(lab, "replay", str(file), "-c", str(config), "--json")
+    assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def test_what_was_captured_is_decided_again(lab: Lab, appliance: Appliance, tmp_path: Path) -> None:
+    """R104: with the same settings alike; with others, by the same traffic, otherwise."""
+    file, config = tmp_path / "shop.pcapng", tmp_path / "other.toml"
+    config.write_text(appliance.config.read_text().replace("weighted-least-connections", "source-hash"))
+    with capturing(lab, file), capture(lab, lab.gateway, "any", "port 80") as dump:
+        with holding(lab.client, 3) as held:
+            answers = [answer for each in held.rounds() for answer in each]
+            answers += [ask(lab.client) for _ in range(4)]
+        wait_until(lambda: _is_complete(lab, file, answers), "the requests in the file")
+    # what the kernel carries ends some milliseconds before the worker hears of it, which tcpdump cannot know
+    for source in (file,) if offloads(lab) else (file, dump.path):
+        document = replayed(lab, source, appliance.config)
+        assert document["sides"] == "both"
+        assert [each["replayed"] for each in document["decisions"]] == [
+            f"{answer.server}:80" for answer in answers
+        ]
+        (shop, _) = document["virtuals"]
+        assert (shop["same"], shop["different"], shop["unknown"]) == (7, 0, 0)
+    (shop, _) = replayed(lab, file, config)["virtuals"]
+    assert {each["replayed"] for each in shop["servers"]} == {0, 7}
+    assert sum(each["captured"] for each in shop["servers"]) == 7
 
 
 def test_it_ends_where_it_was_to_end(lab: Lab, appliance: Appliance, tmp_path: Path) -> None:

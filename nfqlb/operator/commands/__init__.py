@@ -36,6 +36,7 @@ ALL: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "batch": ("carry out several orders, all of them or none", script.add_batch),
     "doctor": ("say what is wrong here, and what to do about it", doctor.add_doctor),
     "capture": ("write what a virtual server's packets were, and became, to a file", capture.add_capture),
+    "replay": ("run a capture through other settings: what would have gone where?", capture.add_replay),
     "install-service": ("make it a service of this machine, or remove it", service.add_install_service),
     "demo": ("a gateway with clients and servers, all inside this machine", gateway.add_demo),
 }

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from nfqlb.operator.commands.common import FailureError, add_config, add_socket, socket_of
+from nfqlb.operator.commands.common import FailureError, add_config, add_socket, load, say, socket_of
 from nfqlb.operator.words import positive, seconds
 from nfqlb.runtime.protocol import JSONObject
 
@@ -24,6 +24,16 @@ def add_capture(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=kind, metavar=name[0].upper(), help=what)
     add_socket(parser)
     add_config(parser, required=False)
+
+
+def add_replay(parser: argparse.ArgumentParser) -> None:
+    """The words of `replay`."""
+    parser.set_defaults(command=_replay)
+    about = "a capture, pcap or pcapng; - is standard input"
+    parser.add_argument("file", type=Path, metavar="FILE", help=about)
+    add_config(parser, required=True)
+    parser.add_argument("--all", action="store_true", help="list every decision, not only those that differ")
+    parser.add_argument("--json", action="store_true", help="one JSON document; times are in seconds")
 
 
 _LIMITS: tuple[tuple[str, Callable[[str], float], str], ...] = (
@@ -49,6 +59,36 @@ def _capture(options: argparse.Namespace) -> int:
             capture.write(file, lambda: bool(told))
     print(f"nfqlb: {capture.told()}", file=sys.stderr)  # noqa: T201
     return 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from nfqlb.operator import rerun
+
+    config = load(options.config)
+    try:
+        file = _readable(options.file)
+    except OSError as error:
+        raise FailureError(f"nfqlb: {options.file}: {error.strerror}") from None
+    with file:
+        document = rerun.replayed(config, file, str(options.file))
+    say(rerun.as_json(document) if options.json else rerun.render(document, everything=options.all))
+    return 0
+
+
+def _readable(path: Path) -> BinaryIO:
+    """A file that can be read twice: of a pipe, a copy. Raises OSError."""
+    import os
+    from shutil import copyfileobj
+    from tempfile import TemporaryFile
+    from typing import cast
+
+    file = os.fdopen(os.dup(sys.stdin.fileno()), "rb") if path == _STDOUT else path.open("rb")
+    if file.seekable():
+        return file
+    with file:
+        copy = cast(BinaryIO, TemporaryFile())  # noqa: SIM115  whoever gets it closes it
+        copyfileobj(file, copy)
+    return copy
 
 
 @contextmanager

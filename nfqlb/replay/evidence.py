@@ -1,0 +1,173 @@
+"""What a capture shows: from which side it sees connections, and which server each of them got.
+
+Owns the first reading of a file. A capture may see the client's side of the gateway, the servers' side, or
+both, where every packet is there twice. Which server a connection got is known where the servers' side was
+seen: the translation changes addresses and ports, but no sequence number.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from nfqlb.core.destinations import Destinations
+from nfqlb.core.keys import UDP, flipped, protocol_of, server_of
+from nfqlb.core.segment import ACK, FIN, NO_STAMP, RST, SYN, Stamp
+from nfqlb.core.server import VirtualServer
+from nfqlb.packet.frame import Frame
+from nfqlb.packet.sight import Seen, see
+
+#: A client's address and port with the sequence number of its SYN; of a UDP flow without one.
+Asking = tuple[bytes, bytes]
+
+
+class Sides(NamedTuple):
+    """Which packets of the capture stand for what happened.
+
+    `outside` says that clients' packets are taken as they come to virtual servers, else as they go on to real
+    ones; `answers_inside` that servers' packets are taken as servers send them, else as clients get
+    them. `handshakes` says that clients' ACKs are not in it, so that a SYN-ACK stands for them.
+    """
+
+    outside: bool
+    answers_inside: bool
+    handshakes: bool
+
+
+class Evidence:
+    """What is learned by reading a capture once, for the virtual servers of a configuration."""
+
+    def __init__(self, virtuals: Iterable[VirtualServer]) -> None:
+        virtuals = list(virtuals)
+        self.destinations = Destinations(virtuals)
+        self.packets = 0  # segments and datagrams of these virtual servers
+        self._asked: dict[
+            Asking, list[int]
+        ] = {}  # the numbers of a SYN's packets, on its way to a virtual server
+        self._served: dict[Asking, list[tuple[int, bytes]]] = {}  # by packet, who got it
+        self._inside: set[bytes] = set()  # keys, both ways, between these clients and their servers
+        self._number = 0
+        self._calls_outside = self._calls_inside = 0
+        self._answers_outside = self._answers_inside = 0
+        self._acks = 0
+
+    # --- the first reading
+
+    def note(self, seen: Seen) -> None:
+        """One packet, in the order of the file."""
+        self._number += 1
+        key = seen.key
+        if self.destinations.find(key) is not None:
+            self._from_client(seen)
+        elif self.destinations.find(flipped(key)) is not None:
+            self.packets += 1
+            self._answers_outside += _answers(seen)
+        elif self._is_answer(seen):
+            self.packets += 1
+            self._answers_inside += 1
+        elif seen.opens or protocol_of(key) == UDP:
+            self._going_on(seen)
+        elif key in self._inside:
+            self.packets += 1
+
+    def _from_client(self, seen: Seen) -> None:
+        self.packets += 1
+        if seen.opens or seen.flags is None:
+            self._calls_outside += seen.opens
+            numbers = self._asked.setdefault(_asking(seen), [])
+            if seen.opens or not numbers:
+                numbers.append(self._number)
+        elif seen.flags & (ACK | FIN | RST) == ACK and not seen.size:
+            self._acks += 1
+
+    def _going_on(self, seen: Seen) -> None:
+        """A SYN or datagram to a real server, if a client sent the same to a virtual one."""
+        asking = _asking(seen)
+        if asking in self._asked or self.destinations.behind(flipped(seen.key)) is not None:
+            self.packets += 1
+            self._calls_inside += seen.opens
+            self._serve(asking, server_of(flipped(seen.key)), seen.key)
+
+    def _is_answer(self, seen: Seen) -> bool:
+        """A SYN-ACK, or a datagram, to somebody who asked a virtual server: it tells who got the question."""
+        if not _answers(seen):
+            return False
+        client = server_of(flipped(seen.key))
+        number = b""
+        if seen.flags is not None:
+            number = ((int.from_bytes(seen.numbers[4:], "big") - 1) & 0xFFFF_FFFF).to_bytes(4, "big")
+        if (client, number) not in self._asked and (client, number) not in self._served:
+            return False
+        self._serve((client, number), server_of(seen.key), seen.key)
+        return True
+
+    def _serve(self, asking: Asking, server: bytes, key: bytes) -> None:
+        if key not in self._inside:
+            self._inside |= {key, flipped(key)}
+        found = self._served.setdefault(asking, [])
+        if not found or found[-1][1] != server:
+            found.append((self._number, server))
+
+    # --- what was learned
+
+    @property
+    def sides(self) -> Sides:
+        """Which packets to take."""
+        outside = self._calls_outside > 0 or not self._calls_inside
+        answers = self._answers_outside + self._answers_inside
+        inside = not outside or 2 * self._answers_inside > self._answers_outside
+        return Sides(outside, inside, outside and answers > 0 and 2 * self._acks < answers)
+
+    def server_of(self, seen: Seen, number: int) -> bytes | None:
+        """Who got the SYN or datagram that is packet `number`: address and port, None where nobody tells."""
+        asking = _asking(seen)
+        served = self._served.get(asking)
+        if not served:
+            return None
+        numbers = self._asked.get(asking, [])
+        following = bisect_right(numbers, number)
+        until = numbers[following] if following < len(numbers) else self._number + 1
+        at = bisect_right(served, number, key=lambda each: each[0])
+        if at < len(served) and served[at][0] < until:
+            return served[at][1]
+        return served[at - 1][1] if at else None
+
+    def virtual_behind(self, key: bytes) -> VirtualServer | None:
+        """Whose packet this is, from a client to a real server: where only one virtual server has that."""
+        return self.destinations.behind(flipped(key))
+
+
+def _asking(seen: Seen) -> Asking:
+    return server_of(seen.key), seen.numbers[:4]
+
+
+def _answers(seen: Seen) -> bool:
+    return seen.flags is None or seen.flags & (SYN | ACK) == SYN | ACK
+
+
+class Sightings:
+    """The packets of a capture that can be told, each once.
+
+    A capture of several interfaces may have the same packet twice: of those with one key, those count that
+    were seen where the first of them was. `frames`, `untold` and `repeated` count what there was, what has no
+    segment or datagram, and what was seen twice.
+    """
+
+    def __init__(self) -> None:
+        self.frames = self.untold = self.repeated = 0
+        self.first: Stamp = NO_STAMP
+        self.last: Stamp = NO_STAMP
+        self._places: dict[bytes, int] = {}
+
+    def of(self, frames: Iterable[Frame]) -> Iterator[Seen]:
+        """What these frames are."""
+        for frame in frames:
+            self.frames += 1
+            self.first = self.first or frame.stamp
+            self.last = max(self.last, frame.stamp)
+            seen = see(frame)
+            if seen is None:
+                self.untold += 1
+            elif self._places.setdefault(seen.key, seen.place) != seen.place:
+                self.repeated += 1
+            else:
+                yield seen
