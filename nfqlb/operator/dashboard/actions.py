@@ -52,9 +52,9 @@ Deed = Order | Explain | Do
 
 #: What may be set by a key, and what is asked before.
 SETTINGS: Mapping[str, tuple[str, str]] = {
-    "d": ("sticky-only", "Drain {name}? It gets no new clients, sticky ones still come; it has {live}."),
-    "m": ("maintenance", "Take {name} into maintenance? It gets no new connection; it has {live}."),
-    "o": ("out-of-service", "Take {name} out of service? It gets no new connection; it has {live}."),
+    "d": ("sticky-only", "Drain {name}? It has {live}; sticky clients still come."),
+    "m": ("maintenance", "Take {name} into maintenance? It has {live}."),
+    "o": ("out-of-service", "Take {name} out of service? It has {live}."),
     "i": ("in-service", "Put {name} in service?"),
 }
 

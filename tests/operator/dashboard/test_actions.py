@@ -1,6 +1,8 @@
 """What keys do to the state, without a terminal and without a gateway."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nfqlb.operator.dashboard.actions import Deed, Do, Explain, Order, press
 from nfqlb.operator.dashboard.model import snapshot
@@ -9,6 +11,8 @@ from nfqlb.operator.dashboard.rows import connections, decisions, events
 from nfqlb.operator.dashboard.state import FEW, Confirming, Fetch, Listing, Page, State
 from nfqlb.operator.dashboard.views.frame import frame
 from tests.operator.dashboard.gateway import RECORDED, many, recorded
+
+PRESSED = [*"12345qpsS/+-demoiwyjkgGh?x7", "enter", "esc", "tab", "pgdn", "end", "up", "backspace"]
 
 
 def opened(number: int = 0, *, read_only: bool = False) -> State:
@@ -173,6 +177,16 @@ def test_what_is_asked_for_is_what_is_looked_at() -> None:
     assert state.fetches() == [Fetch("connections", {"limit": 1000})]
 
 
+def test_the_worker_explains_fewer_decisions_where_there_are_many_servers() -> None:
+    """It takes it 1.6 us for each server that stood to choice, and packets wait."""
+    limits = []
+    for number in (3, 50, 200, 1000):
+        state = opened(number)
+        keys(state, "5")
+        limits.append(state.fetches()[1])
+    assert limits == [Fetch("decisions", {"limit": limit}) for limit in (100, 60, 15, 10)]
+
+
 def test_only_rows_in_sight_are_drawn() -> None:
     state = opened(200)
     keys(state, "3")
@@ -191,6 +205,34 @@ def test_every_page_fills_the_screen_exactly(size: tuple[int, int]) -> None:
             lines = frame(state, width, height)
             assert len(lines) == height
             assert {sum(segment.cell_length for segment in line) for line in lines} == {width}, pressed
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from(PRESSED), max_size=25),
+    st.integers(10, 150),
+    st.integers(4, 60),
+    st.booleans(),
+)
+def test_whatever_is_pressed_the_screen_is_whole(
+    pressed: list[str], width: int, height: int, odd: bool
+) -> None:
+    """And nothing is ordered but after a question, by `y`."""
+    state = opened()
+    if odd:
+        document = recorded()
+        document["virtuals"], document["reals"] = [], document["reals"][1:]
+        state.snapshot = snapshot(document)
+    asked = False
+    for key in pressed:
+        deeds = press(state, key)
+        if any(isinstance(deed, Order) for deed in deeds):
+            assert asked
+            assert key == "y"
+        asked = isinstance(state.prompt, Confirming)
+        lines = frame(state, width, height)
+        assert len(lines) == height
+        assert {sum(segment.cell_length for segment in line) for line in lines} == {width}
 
 
 def test_before_the_first_snapshot() -> None:

@@ -376,6 +376,13 @@ def test_orders(gateway: Gateway, keys: str, order: tuple[str, dict[str, object]
         assert gateway.orders == [order]
 
 
+def test_how_to_say_yes_is_seen_whatever_the_name(gateway: Gateway) -> None:
+    gateway.snapshot["reals"][0]["name"] = "w" * 64
+    with top(gateway.path, size=(80, 24), idle=gateway.step) as screen:
+        screen.press("3d")
+        screen.shows("Drain wwwww", "y: yes, others: no")
+
+
 def test_read_only(gateway: Gateway) -> None:
     with top(gateway.path, "--read-only", idle=gateway.step) as screen:
         screen.press("3")

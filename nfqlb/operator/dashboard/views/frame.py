@@ -14,6 +14,7 @@ from nfqlb.operator.text import age, count
 
 Lines = list[list[Segment]]
 
+_ANSWER = " y: yes, others: no "
 _TABS = ("1 Summary", "2 Virtual", "3 Real", "4 Connections", "5 Events")
 _TAB_OF = {"summary": 0, "virtuals": 1, "reals": 2, "connections": 3, "events": 4, "virtual": 1, "real": 2}
 
@@ -163,7 +164,8 @@ def _footer(state: State, width: int) -> list[Segment]:
     line = Line(width, state.look)
     prompt = state.prompt
     if isinstance(prompt, Confirming):
-        return line.put(f" {prompt.question} ", TITLE).put(" y: yes, any other key: no ").done(CHOSEN)
+        line.cell(f" {prompt.question}", max(0, width - len(_ANSWER)), TITLE)
+        return line.put(_ANSWER).done(CHOSEN)
     if isinstance(prompt, Weighing):
         return line.put(f" weight of {prompt.name}: {prompt.text}_ ", TITLE).put("(Enter, Esc)", FAINT).done()
     if isinstance(prompt, Filtering):
