@@ -29,10 +29,10 @@ _MORE_FRAGMENTS_OR_OFFSET = 0x3FFF
 def decode(packet: bytes, size: int) -> Decoded:
     """The facts of an IPv4 packet, or why there are none (A20, A37).
 
-    `packet` holds the first bytes of it, headers and any ICMP quotation at least; `size` is
-    how many bytes the kernel handed over in all.
+    `packet` holds the first bytes of it, headers and any ICMP quotation at least, or it is malformed; `size`
+    is how many bytes the kernel handed over in all.
     """
-    if size < 20 or packet[0] >> 4 != 4:
+    if min(size, len(packet)) < 20 or packet[0] >> 4 != 4:
         return Drop.MALFORMED
     total = int.from_bytes(packet[2:4], "big")
     header = (packet[0] & 0x0F) * 4
@@ -43,7 +43,7 @@ def decode(packet: bytes, size: int) -> Decoded:
     if int.from_bytes(packet[6:8], "big") & _MORE_FRAGMENTS_OR_OFFSET:
         return Drop.FRAGMENT
     if packet[9] == _ICMP:
-        return _decode_icmp(packet, header, total)
+        return _decode_icmp(packet, header, min(total, len(packet)))
     if packet[9] not in (keys.TCP, keys.UDP):
         return Pass.NOT_OURS
     ip = _parse(packet)

@@ -38,10 +38,10 @@ class Payload(NamedTuple):
 def decode6(packet: bytes, size: int) -> Decoded:
     """The facts of an IPv6 packet, or why there are none (A20, A37).
 
-    `packet` holds the first bytes of it, headers and any ICMP quotation at least; `size` is
-    how many bytes the kernel handed over in all. A jumbogram (RFC 2675) is malformed: no queue carries it.
+    `packet` holds the first bytes of it, headers and any ICMP quotation at least, or it is malformed; `size`
+    is how many bytes the kernel handed over in all. A jumbogram (RFC 2675) is malformed: no queue carries it.
     """
-    if size < _HEADER or packet[0] >> 4 != 6:
+    if min(size, len(packet)) < _HEADER or packet[0] >> 4 != 6:
         return Drop.MALFORMED
     total = _HEADER + int.from_bytes(packet[4:6], "big")
     if total != size:

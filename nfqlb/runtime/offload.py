@@ -200,7 +200,7 @@ class OffloadPath:
 
     def _tapped_other(self, buffer: bytearray, start: int, end: int) -> None:
         """A copy of a flow's first answer, or of an error that the rules have eaten."""
-        if _protocol_in(buffer, start) in (_ICMP, _ICMP6):
+        if _protocol_in(buffer, start, end) in (_ICMP, _ICMP6):
             self._eaten(bytes(buffer[start:end]))
             return
         flow = self._outbound.get(_datagram_in(buffer, start, end) or b"")
@@ -361,5 +361,7 @@ def _datagram_in(buffer: bytearray, start: int, end: int) -> bytes | None:
     return None
 
 
-def _protocol_in(buffer: bytearray, start: int) -> int:
-    return buffer[start + (6 if buffer[start] >> 4 == 6 else 9)]
+def _protocol_in(buffer: bytearray, start: int, end: int) -> int:
+    """The protocol of the packet in `buffer[start:end]`; -1 where that is less than its header has."""
+    at = start + (6 if buffer[start] >> 4 == 6 else 9)
+    return buffer[at] if at < end else -1

@@ -10,6 +10,7 @@ from scapy.layers.inet import GRE, ICMP, IP, UDP
 from scapy.packet import Raw
 
 from nfqlb.core.verdict import Drop, Pass, Refusal
+from nfqlb.packet.decode import decode
 from nfqlb.packet.path import ACCEPT, CHANGED, DROP, FORWARD, OUTPUT, PREROUTING
 from tests.packet.packets import (
     ACK,
@@ -179,6 +180,15 @@ def test_every_truncation(packet: bytes) -> None:
         world = World()
         assert world.judge(packet[:size])[0] == DROP
         assert world.refused() == {Drop.CUT if size >= 20 else Drop.MALFORMED: 1}
+
+
+@pytest.mark.parametrize("packet", [SENT, WITH_OPTIONS, error(PLACE.client, PLACE.virtual, SENT)])
+def test_every_beginning_of_a_packet(packet: bytes) -> None:
+    """R114: a copy may hold less than the headers, whatever the length says; then there are no facts."""
+    enough = 28 + 28 if packet[9] == 1 else (packet[0] & 15) * 4 + 20
+    for kept in range(len(packet)):
+        found = decode(packet[:kept], len(packet))
+        assert isinstance(found, Drop) == (kept < enough), kept
 
 
 SEEDS = [

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nfqlb.core.verdict import Drop, Pass
+from nfqlb.packet.decode6 import decode6
 from nfqlb.packet.path import ACCEPT, CHANGED, DROP, FORWARD, OUTPUT, PREROUTING
 from tests.packet.others import (
     ATOMIC,
@@ -175,6 +176,14 @@ def test_quotes_are_not_unwrapped(quoted: bytes) -> None:
     packet = error6(PLACE6.client, PLACE6.virtual, quoted)
     assert world.judge(packet) == (ACCEPT, packet)
     assert world.refused() == {Pass.NOT_OURS: 1}
+
+
+@pytest.mark.parametrize("packet", [SENT6, CHAINED, ERROR6])
+def test_every_beginning_of_a_packet(packet: bytes) -> None:
+    """R114: a copy may hold less than the headers, whatever the length says; then there are no facts."""
+    enough = {id(SENT6): 60, id(CHAINED): len(CHAINED) - 5, id(ERROR6): 48 + 48}[id(packet)]
+    for kept in range(len(packet)):
+        assert isinstance(decode6(packet[:kept], len(packet)), Drop) == (kept < enough), kept
 
 
 @pytest.mark.parametrize(

@@ -579,3 +579,17 @@ def test_without_a_scheduler_that_goes_by_it_nothing_is_measured(gateway: Worker
     gateway.syn()
     (connection,) = gateway.director.table.inbound.values()
     assert connection.interval is None
+
+
+@pytest.mark.parametrize("whole", [
+    bytes(packet((VIP, 80), (CLIENT, 5000), RST, 1)),
+    bytes(datagram((VIP, 53), (CLIENT, 5000))),
+    b"\x45\0\0\x38" + bytes(5) + b"\1" + bytes(46),
+    b"\x60\0\0\0\0\x38\x3a" + bytes(89),
+])  # fmt: skip
+def test_a_copy_that_was_cut_short_anywhere_tells_nothing(gateway: Worker, whole: bytes) -> None:
+    """What an earlier packet has left in the buffer is not read for it."""
+    gateway.syn()
+    for size in range(len(whole)):
+        gateway.path.tapped(bytearray(whole) + bytes(64), 0, size, FORWARD, ())
+    assert gateway.states() == ["syn-sent"]
