@@ -199,7 +199,43 @@ class Conntrack:
 OnEnd = Callable[[bytes, int], None]
 
 
-class Endings:
+class EndingMessages:
+    """The message layer of `Endings`, without its socket."""
+
+    def __init__(self, on_end: OnEnd, on_loss: Callable[[int], None]) -> None:
+        self.on_end = on_end
+        self.on_loss = on_loss
+        self.on_error: Callable[[Exception], None] = _ignore
+        self.events = 0
+        self.failed = 0  # endings that `on_end` raised at
+
+    def read(self, buffer: bytearray, got: int) -> int:
+        """Put every ending in the first `got` bytes to `on_end`; how many there were."""
+        count = 0
+        for kind, _, at, end in netlink.messages(buffer, got):
+            if kind == _DELETE:
+                count += 1
+                self._ended(buffer, at, end)
+        self.events += count
+        return count
+
+    def _ended(self, buffer: bytearray, at: int, end: int) -> None:
+        first = at + FIRST_ATTRIBUTE
+        if first + 4 > end:
+            return
+        size, kind = attribute_header(buffer, first)  # the kernel puts the original tuple first
+        if kind & netlink.TYPE == _TUPLE_ORIGINAL and first + size <= end:
+            key, protocol = _tuple_in(buffer, first, size)
+            if not key:
+                return
+            try:
+                self.on_end(key, protocol)
+            except Exception as error:  # noqa: BLE001  one ending must not cost those behind it
+                self.failed += 1
+                self.on_error(error)
+
+
+class Endings(EndingMessages):
     """Listens to the table: which connections it has forgotten.
 
     A connection makes such an event only if it was told to when it began, as our rules do (`CT --ctevents
@@ -209,11 +245,7 @@ class Endings:
     """
 
     def __init__(self, on_end: OnEnd, on_loss: Callable[[int], None]) -> None:
-        self.on_end = on_end
-        self.on_loss = on_loss
-        self.on_error: Callable[[Exception], None] = _ignore
-        self.events = 0
-        self.failed = 0  # endings that `on_end` raised at
+        super().__init__(on_end, on_loss)
         self.overruns = 0
         self._buffer = bytearray(0)
         self._socket = netlink.connect(receive_buffer=_RECEIVE_BUFFER)
@@ -249,27 +281,8 @@ class Endings:
                 self.overruns += 1
                 self.on_loss(0)
                 continue
-            for kind, _, at, end in netlink.messages(buffer, got):
-                if kind == _DELETE:
-                    count += 1
-                    self._ended(buffer, at, end)
-        self.events += count
+            count += self.read(buffer, got)
         return count
-
-    def _ended(self, buffer: bytearray, at: int, end: int) -> None:
-        first = at + FIRST_ATTRIBUTE
-        if first + 4 > end:
-            return
-        size, kind = attribute_header(buffer, first)  # the kernel puts the original tuple first
-        if kind & netlink.TYPE == _TUPLE_ORIGINAL:
-            key, protocol = _tuple_in(buffer, first, size)
-            if not key:
-                return
-            try:
-                self.on_end(key, protocol)
-            except Exception as error:  # noqa: BLE001  one ending must not cost those behind it
-                self.failed += 1
-                self.on_error(error)
 
 
 def _ignore(_error: Exception) -> None:

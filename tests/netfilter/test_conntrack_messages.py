@@ -4,6 +4,7 @@ import socket
 from ipaddress import ip_address
 from pathlib import Path
 from struct import pack
+from sys import byteorder
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from nfqlb.netfilter.conntrack import (
     DESTINATION_NAT,
     ESTABLISHED,
     TIME_WAIT,
+    EndingMessages,
     Entry,
     entry_in,
     room,
@@ -108,6 +110,22 @@ def test_an_entry_of_a_protocol_without_ports_is_none() -> None:
 def test_nonsense_is_survived(noise: bytes, cut: int) -> None:
     entry_in(ENTRY_IPV4[:20] + noise, 0, 20 + len(noise))
     entry_in(ENTRY_IPV4, 0, cut)
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_an_ending_cut_anywhere_tells_of_nothing_behind_its_end(first: int) -> None:
+    """The tuple's own length may point past the message: what is there is not its, or not there at all."""
+    told: list[tuple[bytes, int]] = []
+    endings = EndingMessages(lambda key, protocol: told.append((key, protocol)), lambda _: None)
+    whole = bytearray(ENDED_IPV4)
+    assert endings.read(whole, len(whole)) == 1
+    assert len(told) == 1
+    for size in range(20, 20 + 52):
+        cut = whole[:size] + b"\xff" * first
+        cut[:4] = size.to_bytes(4, byteorder)
+        endings.read(cut, size)
+    assert len(told) == 1
+    assert endings.failed == 0
 
 
 def test_the_room_is_what_the_kernel_says(tmp_path: Path) -> None:
