@@ -12,7 +12,7 @@ require_root
 # shellcheck disable=SC2086 # lists of words
 install_packages $build_packages $gateway_packages nginx-light curl wrk iperf3 tcpdump iputils-ping conntrack \
     dnsmasq-base bind9-dnsutils prometheus tshark systemd zsh mandoc
-install_project test
+install_project test,fuzz
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
