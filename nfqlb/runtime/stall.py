@@ -32,7 +32,8 @@ from nfqlb.runtime.protocol import JSON, JSONObject
 LOOK = 0.2
 """Seconds between two looks of the supervisor."""
 STOPPED, LOOPING, HANGING, BIRTH = 0.6, 3.0, 6.0, 20.0
-MOST, YOUNG = 4, 60.0  # seconds
+MOST = 4  # times as long, at the end
+YOUNG = 60.0  # seconds that a worker has lived at most
 IDLE = 4  # snapshots, of which there is one a second
 _AWAY = 1.0  # seconds without a look, after which the supervisor was away itself
 
