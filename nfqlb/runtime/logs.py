@@ -117,7 +117,7 @@ class _Json(logging.Formatter):
         if exception := _exception(self, record):
             document["exception"] = exception
         if isinstance(fields, Mapping):
-            document = {**fields, **document}
+            document |= {name: value for name, value in fields.items() if name not in document}
         return json.dumps(document, default=str)
 
 
