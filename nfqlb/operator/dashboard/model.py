@@ -113,9 +113,9 @@ class RealRow:
     def within(self, part: float) -> float | None:
         """The bound in seconds that this part of all response times kept; infinite where there is none."""
         wanted, counted = part * sum(self.classes.values()), 0.0
-        for bound, count in self.classes.items():
-            counted += count
-            if count and counted >= wanted:
+        for bound in sorted(self.classes, key=float):
+            counted += self.classes[bound]
+            if counted >= wanted:
                 return float(bound)
         return None
 

@@ -135,7 +135,7 @@ def test_explained_are_connections_and_decisions() -> None:
     state = opened()
     keys(state, "4")
     state.connections = connections(RECORDED["connections"])
-    assert keys(state, "e") == keys(state, "enter") == [Explain("192.0.2.21:59079", "shop")]
+    assert keys(state, "e") == keys(state, "enter") == [Explain("192.0.2.21:44367", "www")]
     found = keys(state, "5", "tab", "e")[-1]
     assert isinstance(found, Explain)
     assert found.virtual == RECORDED["decisions"][0]["virtual"]

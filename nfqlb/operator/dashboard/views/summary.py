@@ -101,20 +101,17 @@ def _plane(state: State, snapshot: Snapshot, width: int) -> Lines:
 
 
 def _rules(state: State, snapshot: Snapshot) -> str:
-    """Whether the rules are in place, and whether they had to be repaired."""
+    """Whether the rules are in place, whether they had to be repaired, and who is against them."""
     rules = snapshot.rules
     if not rules:
         return ""
-    present = {True: "in place", False: "NOT in place"}.get(rules.get("present") is True, "")
-    if rules.get("present") is None:
-        present = "not looked at yet"
-    repairs, at, why = rules.get("repairs"), rules.get("repaired_at"), rules.get("why")
-    told = [present]
+    present = rules.get("present")
+    told = ["not looked at yet" if present is None else "in place" if present is True else "NOT in place"]
+    repairs, at = rules.get("repairs"), rules.get("repaired_at")
     if isinstance(repairs, int) and repairs:
         when = f", last at {story.moment(at, state.now)}" if isinstance(at, int | float) else ""
-        told.append(f"repaired {repairs} time{'' if repairs == 1 else 's'}{when}")
-    if isinstance(why, str) and why:
-        told.append(why)
+        told.append(f"repaired {'once' if repairs == 1 else f'{repairs} times'}{when}")
+    told += [said for name in ("why", "contested") if isinstance(said := rules.get(name), str) and said]
     return "; ".join(told)
 
 
