@@ -165,6 +165,23 @@ def test_a_module_that_is_not_installed_cannot_be_started_by_a_unit(
     assert this_command() == tmp_path / "nfqlb"
 
 
+def test_without_the_right_one_line_says_so(root: Path) -> None:
+    """Nobody but root may write there; what is missing is said, and nothing is half done."""
+    root.chmod(0o755)
+    environment = {**os.environ, "PYTHONPATH": str(Path(nfqlb.__file__).parents[1])}
+    entry = (
+        "import os, sys; from nfqlb.service import install; from nfqlb.operator.cli import main\n"
+        "install.this_command = lambda: install.LINK\n"
+        f"os.chdir({str(root)!r}); os.seteuid(65534); sys.exit(main(['install-service', '--root', '.']))"
+    )
+    words = [sys.executable, "-c", entry]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("permission denied; run as root")
+    assert contents(root).keys() == {"etc/group"}
+
+
 def test_the_command_says_each_file_and_what_is_next(root: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(nfqlb.__file__).parents[1])}
     words = [sys.executable, "-P", "-m", "nfqlb", "install-service", "--root", str(root)]

@@ -35,6 +35,8 @@ def _install_service(options: argparse.Namespace) -> int:
             say(next_steps(installation))
     except InstallError as error:
         raise FailureError(f"nfqlb: {error}") from None
+    except PermissionError as error:
+        raise FailureError(f"nfqlb: {error.filename}: permission denied; run as root") from None
     return 0
 
 
