@@ -1,6 +1,6 @@
 """What can be seen: immutable pictures, true at their moment."""
 
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -84,9 +84,14 @@ def test_pictures_do_not_change() -> None:
     lab.wait(5000)
     assert [repr(each) for each in pictures] == before
     for each in pictures:
-        with pytest.raises(FrozenInstanceError):
-            setattr(each, fields(each)[0].name, None)
+        with pytest.raises(AttributeError):
+            setattr(each, _first_field(each), None)
     assert lab.drops() == {"no-connection": 2}
+
+
+def _first_field(picture: Any) -> str:
+    """Pictures are dataclasses or, where there are many of them, named tuples."""
+    return str(picture._fields[0] if isinstance(picture, tuple) else fields(picture)[0].name)
 
 
 def test_nothing_has_happened_yet() -> None:
