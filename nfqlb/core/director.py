@@ -349,8 +349,10 @@ class Director:
         state = TRANSITIONS[before].get(event)
         if state is not None:
             self.table.move(connection, state, now)
-            if before is State.SYN_SENT and state is State.SYN_RECEIVED:
+            if state is State.SYN_RECEIVED:
                 self.watch.answered(connection, now)
+            elif state is State.ESTABLISHED or state is State.UDP_FLOW:
+                self.placement.made(connection, now)
 
     # --- a successor takes over
 

@@ -6,6 +6,9 @@ than the scope's interval has passed since its last assignment (R154-R156, A10),
 that is `active` since the client's last packet (A6). All entries of a scope have the same
 interval, so the least recently used one also runs out first.
 
+Anybody can send SYNs in anybody's name. So an entry is loose until a connection of its client has been
+made, and a table that is full gives up loose ones first: a flood pushes out its own entries.
+
 Packets pay nothing for `active`: such an entry holds on to its live connections, and when it would
 run out looks when each was last seen. That is at most once an interval. A connection that ends leaves
 the entry the time of its last packet.
@@ -24,17 +27,18 @@ from nfqlb.core.server import RealServer
 _CHANCES = 8
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Fpa:
     """A sticky entry (fig 3D, R062-R064): the real server, and when the client was last assigned to it.
 
-    `live` are, in an active scope, the client's connections to it; `assigned` is then its last use, as far
-    as that has been looked up.
+    `loose` says that no connection of the client's has been made yet. `live` are, in an active scope, the
+    client's connections to it; `assigned` is then its last use, as far as that has been looked up.
     """
 
     real: RealServer
     assigned: float
     live: dict[Connection, None] | None = None
+    loose: bool = False
 
     def used(self) -> float:
         """When it was last used: the last assignment, or the last packet of its live connections."""
@@ -44,12 +48,19 @@ class Fpa:
 
 
 class FpaTable:
-    """All sticky entries, at most `limit`; a full table gives up the least recently used one."""
+    """All sticky entries, at most `limit`.
+
+    A full table gives up the loose entry that was assigned longest ago, and where there is none the least
+    recently used one; `evicted` counts both.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.evicted = 0
         self._scopes: dict[Scope, OrderedDict[bytes, Fpa]] = {}
         self._count = 0
+        # loose entries, the one assigned longest ago first, and where each is
+        self._loose: OrderedDict[Fpa, tuple[OrderedDict[bytes, Fpa], bytes]] = OrderedDict()
 
     def __len__(self) -> int:
         return self._count
@@ -65,8 +76,13 @@ class FpaTable:
                 return None
         return entry.real
 
-    def assign(self, scope: Scope, client: bytes, real: RealServer, now: float) -> None:
-        """Bind the client to `real` from now on: once it is known (A9), and anew each time (A6)."""
+    def assign(
+        self, scope: Scope, client: bytes, real: RealServer, now: float, *, loose: bool = False
+    ) -> None:
+        """Bind the client to `real` from now on: once it is known (A9), and anew each time (A6).
+
+        `loose`: no connection has been made yet; an entry that is there already stays what it is.
+        """
         entries = self._scopes.setdefault(scope, OrderedDict())
         key = masked(client, scope.prefix)
         entry = entries.get(key)
@@ -76,13 +92,28 @@ class FpaTable:
                 entry.live = None
             entry.assigned = now
             entries.move_to_end(key)
+            if entry.loose and loose:
+                self._loose.move_to_end(entry)
+            elif entry.loose:
+                self._firm(entry)
             return
         if self._count >= self.limit:
             self._evict()
-        entries[key] = Fpa(real, now)
+        entry = entries[key] = Fpa(real, now, None, loose)
         self._count += 1
+        if loose:
+            self._loose[entry] = entries, key
 
-    def restore(self, scope: Scope, client: bytes, real: RealServer, assigned: float) -> None:
+    def confirm(self, scope: Scope, client: bytes) -> bool:
+        """A connection of the client's has been made: its entry is loose no longer. False if it has none."""
+        entry = self._entry(scope, client)
+        if entry is not None and entry.loose:
+            self._firm(entry)
+        return entry is not None
+
+    def restore(
+        self, scope: Scope, client: bytes, real: RealServer, assigned: float, *, loose: bool = False
+    ) -> None:
         """Bind the client as of an earlier moment, unless it is known to have been assigned later.
 
         Entries that are restored in another order than that of their moments may be forgotten
@@ -90,7 +121,7 @@ class FpaTable:
         """
         entry = self._entry(scope, client)
         if entry is None or entry.assigned <= assigned:
-            self.assign(scope, client, real, assigned)
+            self.assign(scope, client, real, assigned, loose=loose)
 
     def follow(self, scope: Scope, client: bytes, connection: Connection) -> None:
         """In an active scope: the client's connection, whose packets count from now on."""
@@ -116,10 +147,7 @@ class FpaTable:
         """Drop every entry that binds to this server; returns how many (A7). Looks at all entries."""
         before = self._count
         for entries in self._scopes.values():
-            bound = [client for client, entry in entries.items() if entry.real is real]
-            for client in bound:
-                del entries[client]
-            self._count -= len(bound)
+            self._unbind(entries, real)
         return before - self._count
 
     def rescope(self, limit: int, sources: Mapping[Scope, Scope]) -> None:
@@ -138,27 +166,28 @@ class FpaTable:
                 entries = OrderedDict((key, _moved(entry, scope)) for key, entry in entries.items())
             self._scopes[scope] = entries
         self._count = sum(map(len, self._scopes.values()))
+        kept = {id(entries) for entries in self._scopes.values()}
+        loose, self._loose = self._loose, OrderedDict()  # what had to be made anew is not looked for
+        self._loose.update((entry, place) for entry, place in loose.items() if id(place[0]) in kept)
 
     def unbind(self, scope: Scope, real: RealServer) -> None:
         """Drop a scope's entries that bind to this server, as it has no place there any more."""
-        entries = self._scopes.get(scope, OrderedDict())
-        bound = [client for client, entry in entries.items() if entry.real is real]
-        for client in bound:
-            del entries[client]
-        self._count -= len(bound)
+        self._unbind(self._scopes.get(scope, OrderedDict()), real)
+
+    def _unbind(self, entries: OrderedDict[bytes, Fpa], real: RealServer) -> None:
+        for client in [client for client, entry in entries.items() if entry.real is real]:
+            self._drop(entries, client)
 
     def clear(self, scope: Scope, client: bytes | None = None) -> int:
         """Drop a scope's entries, or the one of a client (packed address); returns how many there were."""
         entries = self._scopes.get(scope)
         if entries is None:
             return 0
-        if client is None:
-            dropped = len(entries)
-            entries.clear()
-        else:
-            dropped = int(entries.pop(masked(client, scope.prefix), None) is not None)
-        self._count -= dropped
-        return dropped
+        keys = list(entries) if client is None else [masked(client, scope.prefix)]
+        found = [key for key in keys if key in entries]
+        for key in found:
+            self._drop(entries, key)
+        return len(found)
 
     def expire(self, now: float, budget: int) -> int:
         """Drop entries whose interval has passed, looking at `budget` at most; returns how many it looked at.
@@ -179,8 +208,7 @@ class FpaTable:
                 if now - entry.assigned < scope.interval:
                     entries.move_to_end(key)
                 else:
-                    del entries[key]
-                    self._count -= 1
+                    self._drop(entries, key)
         return looked
 
     def entries(self) -> Iterator[tuple[Scope, bytes, Fpa]]:
@@ -200,8 +228,22 @@ class FpaTable:
         entries = self._scopes.get(scope)
         return entries.get(masked(client, scope.prefix)) if entries else None
 
+    def _firm(self, entry: Fpa) -> None:
+        entry.loose = False
+        del self._loose[entry]
+
+    def _drop(self, entries: OrderedDict[bytes, Fpa], key: bytes) -> None:
+        entry = entries.pop(key)
+        self._count -= 1
+        if entry.loose:
+            del self._loose[entry]
+
     def _evict(self) -> None:
-        """Give up the entry that was used longest ago, whichever scope it is in."""
+        """Give up a loose entry, else the one that was used longest ago, whichever scope it is in."""
+        self.evicted += 1
+        if self._loose:
+            self._drop(*next(iter(self._loose.values())))
+            return
         oldest = self._oldest()
         for _ in range(_CHANCES):
             key, entry = next(iter(oldest.items()))
@@ -211,8 +253,7 @@ class FpaTable:
             entry.assigned = used
             oldest.move_to_end(key)
             oldest = self._oldest()
-        oldest.popitem(last=False)
-        self._count -= 1
+        self._drop(oldest, next(iter(oldest)))
 
     def _oldest(self) -> OrderedDict[bytes, Fpa]:
         """The scope whose first entry was used longest ago, as far as is known."""

@@ -88,7 +88,7 @@ class Placement:
         if choice.by not in (STICKY, TEST, BACKUP):
             virtual.actual = choice.by
         if virtual.scope is not None and (choice.by != STICKY or virtual.scope.refreshed):
-            self._fpas.assign(virtual.scope, client_of(connection.inbound), link.real, now)
+            self._fpas.assign(virtual.scope, client_of(connection.inbound), link.real, now, loose=True)
             if virtual.scope.active:
                 self._fpas.follow(virtual.scope, client_of(connection.inbound), connection)
 
@@ -103,10 +103,20 @@ class Placement:
             return
         live = scope.active and not connection.state.ended
         if live or now - opened < scope.interval:
-            client = client_of(connection.inbound)
-            self._fpas.restore(scope, client, link.real, opened)
+            client, state = client_of(connection.inbound), connection.state
+            loose = state.half_open or state is State.UDP_NEW
+            self._fpas.restore(scope, client, link.real, opened, loose=loose)
             if live:
                 self._fpas.follow(scope, client, connection)
+
+    def made(self, connection: Connection, now: float) -> None:
+        """Client and server have both been heard: this is no forgery, and the client's binding holds.
+
+        One that a flood has pushed out meanwhile is made again.
+        """
+        scope = connection.link.virtual.scope
+        if scope is not None and not self._fpas.confirm(scope, client_of(connection.inbound)):
+            self.rebind(connection, now)
 
     def gone(self, connection: Connection) -> None:
         """A connection is forgotten; its client's binding remembers its last packet (A6)."""

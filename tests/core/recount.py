@@ -154,6 +154,8 @@ def _doomed(director: Director) -> None:
 def _followed(director: Director) -> None:
     """Sticky entries hold on to live connections of their own clients to their own servers."""
     assert len(director.fpas) == len(list(director.fpas.entries()))
+    loose = [entry for _, _, entry in director.fpas.entries() if entry.loose]
+    assert set(map(id, director.fpas._loose)) == set(map(id, loose))
     for scope, _, entry in director.fpas.entries():
         assert scope.active or entry.live is None
         for connection in entry.live or ():

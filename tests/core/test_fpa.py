@@ -22,7 +22,7 @@ LIMIT = 5
 
 _steps = st.lists(
     st.tuples(
-        st.sampled_from(["assign", "assign", "find", "expire"]),
+        st.sampled_from(["assign", "assign", "loose", "loose", "confirm", "find", "expire"]),
         st.sampled_from(SCOPES),
         st.integers(0, 7),
         st.sampled_from(SERVERS),
@@ -33,10 +33,11 @@ _steps = st.lists(
 
 
 class Oracle:
-    """A list of entries, the one assigned longest ago first."""
+    """A list of entries, the one assigned longest ago first; of `firm` ones a connection has been made."""
 
     def __init__(self) -> None:
         self.entries: list[tuple[Scope, bytes, RealServer, float]] = []
+        self.firm: set[tuple[Scope, bytes]] = set()
 
     def _holding(self, scope: Scope, client: bytes) -> list[tuple[Scope, bytes, RealServer, float]]:
         return [each for each in self.entries if each[:2] == (scope, _network(client, scope.prefix))]
@@ -50,11 +51,24 @@ class Oracle:
         if known:
             self.entries.remove(known[0])
         elif len(self.entries) == LIMIT:
-            del self.entries[0]
+            loose = (each for each in self.entries if not self._is_firm(each))
+            self.entries.remove(next(loose, self.entries[0]))
         self.entries.append((scope, _network(client, scope.prefix), server, now))
+        self._forget()
+
+    def confirm(self, scope: Scope, client: bytes) -> bool:
+        self.firm.update(each[:2] for each in self._holding(scope, client))
+        return bool(self._holding(scope, client))
 
     def expire(self, now: float) -> None:
         self.entries = [each for each in self.entries if now - each[3] < each[0].interval]
+        self._forget()
+
+    def _is_firm(self, entry: tuple[Scope, bytes, RealServer, float]) -> bool:
+        return entry[:2] in self.firm
+
+    def _forget(self) -> None:
+        self.firm &= {each[:2] for each in self.entries}
 
 
 def _network(client: bytes, prefix: int) -> bytes:
@@ -64,7 +78,7 @@ def _network(client: bytes, prefix: int) -> bytes:
 @TRIES
 @given(_steps)
 def test_any_order_of_steps(steps: list[tuple[str, Scope, int, RealServer, int]]) -> None:
-    """R063-R066, R151-R157 (A6, A8, A10): find, assign, run out, LRU, the bound, masks and groups."""
+    """R063-R066, R151-R157 (A6, A8, A10), F25: find, assign, run out, LRU, the bound, masks and groups."""
     table, oracle = FpaTable(LIMIT), Oracle()
     now = 100.0
     for step, scope, number, server, wait in steps:
@@ -73,6 +87,12 @@ def test_any_order_of_steps(steps: list[tuple[str, Scope, int, RealServer, int]]
         if step == "assign":
             table.assign(scope, client, server, now)
             oracle.assign(scope, client, server, now)
+            oracle.confirm(scope, client)
+        elif step == "loose":
+            table.assign(scope, client, server, now, loose=True)
+            oracle.assign(scope, client, server, now)
+        elif step == "confirm":
+            assert table.confirm(scope, client) is oracle.confirm(scope, client)
         elif step == "expire":
             before = len(table)
             dropped = table.expire(now, budget=100)
@@ -82,6 +102,7 @@ def test_any_order_of_steps(steps: list[tuple[str, Scope, int, RealServer, int]]
         kept = sorted((each.name, each.grouped, held, fpa.assigned) for each, held, fpa in table.entries())
         assert kept == sorted((each.name, each.grouped, held, at) for each, held, _, at in oracle.entries)
         assert len(table) == len(kept) <= LIMIT
+        assert {(each, held) for each, held, fpa in table.entries() if not fpa.loose} == oracle.firm
 
 
 @TRIES
