@@ -123,6 +123,9 @@ def _blocks(row: JSONObject) -> bytes:
     """A packet's block, or its two."""
     inbound = row.get("inbound") is True
     size, at = int(read.number(row, "size")), int(read.number(row, "at"))
+    if read.text(row, "became") == "told":
+        said = "made by the gateway: no packet of a server"
+        return pcapng.packet(_OUT[False], at, _data(row, "sent"), size, comment=said, inbound=False)
     found = pcapng.packet(_IN[inbound], at, _data(row, "data"), size, comment=comment(row))
     if row.get("sent") is not None:
         judged = int(read.number(row, "judged"))

@@ -24,6 +24,7 @@ _MOST_TAGS = 4
 #: Where the ethertype of a cooked packet stands, and where its payload begins.
 _COOKED = {_SLL: (14, 16), _SLL2: (0, 20)}
 _FRAGMENT_OFFSET = 0x1FFF
+_PLAIN, _TCP = 0x45, bytes((keys.TCP,))  # an IPv4 header without options
 
 
 class Seen(NamedTuple):
@@ -113,6 +114,8 @@ def key_of(packet: bytes, size: int) -> bytes | None:
     """
     if not packet:
         return None
+    if packet[0] == _PLAIN and packet[9:10] == _TCP and not packet[6] & 0x1F and not packet[7]:
+        return packet[12:24] if len(packet) >= 24 else None  # the same, for what most packets are
     found = _transport4(packet, size) if packet[0] >> 4 == 4 else _transport6(packet, size)
     if found is not None:
         addresses, protocol, at, _ = found

@@ -17,13 +17,13 @@ from nfqlb.core.connection import Connection
 from nfqlb.core.decision import Decision
 from nfqlb.core.director import Director
 from nfqlb.core.explanation import explain
-from nfqlb.core.keys import client_port_of
+from nfqlb.core.keys import client_port_of, flipped
 from nfqlb.core.segment import Stamp
 from nfqlb.core.server import VirtualServer
 from nfqlb.core.verdict import Drop
 from nfqlb.packet.sight import key_of
 from nfqlb.packet.stamps import read_stamp
-from nfqlb.packet.verdicts import CHANGED, DROP, PREROUTING
+from nfqlb.packet.verdicts import CHANGED, DROP, FORWARD, PREROUTING
 from nfqlb.runtime.decision_view import decision as decision_row
 from nfqlb.runtime.protocol import ControlError, JSONObject, Result
 from nfqlb.runtime.views import bad, suggest
@@ -55,9 +55,10 @@ class Limits(NamedTuple):
 class Record(NamedTuple):
     """A packet: when it came (wall clock, microseconds), at which hook, its first bytes, and its size.
 
-    `became` is "translated", "marked", "passed", "dropped" or "copy"; `sent` are the first bytes of what it
-    was changed to, `judged` when that was. `real`, `port` and `state` are its connection's, "" and 0 where
-    there is none. `reason` is why it was dropped, `decision` the one that was made on it.
+    `became` is "translated", "marked", "passed", "dropped" or "copy"; "told" is no packet that came, but one
+    that the gateway itself sends. `sent` begins what was sent, `judged` is when that was. `real`,
+    `port` and `state` are its connection's, "" and 0 where there is none. `reason` is why it was dropped,
+    `decision` the one that was made on it.
     """
 
     at: int
@@ -138,6 +139,13 @@ class Recording:
             tapped(buffer, start, end, hook, stamp)
 
         return told
+
+    def told(self, packet: bytes) -> None:
+        """The gateway tells a client something: a reset, an ICMP error."""
+        key = key_of(packet, len(packet))
+        if not self.ended and key is not None and self._destinations.find(flipped(key)) is self.virtual:
+            sent = packet[: self.limits.snaplen]
+            self._keep(key, FORWARD, b"", len(packet), _wall(), "told", sent=sent)
 
     def _concerns(self, key: bytes, hook: int) -> bool:
         """Whether a packet is of this virtual server, or can be of no other."""
@@ -229,6 +237,13 @@ class Recorder:
             self._attach(None)
         if not wanted:
             self.recording = None
+
+    def saw(self, replies: list[bytes]) -> list[bytes]:
+        """The same packets, which the gateway is about to send to clients."""
+        if self.recording is not None:
+            for packet in replies:
+                self.recording.told(packet)
+        return replies
 
     def answer(self, args: JSONObject, now: float) -> Result:
         """The answer to `capture`: `start` begins one, `take` takes away its packets, `stop` ends it."""

@@ -147,7 +147,7 @@ class Worker:
 
     def _reply(self, sockets: ReplySockets) -> None:
         """Send what is to go to clients; what the kernel does not take is lost, as any packet may be."""
-        for packet in self._paths.take_replies():
+        for packet in self._recorder.saw(self._paths.take_replies()):
             if not sockets.send(packet):
                 self.director.tally.reply(Reply.NOT_SENT)
 

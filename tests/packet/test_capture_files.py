@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nfqlb.packet import pcapng
 from nfqlb.packet.frame import DamagedError, Frame
 from nfqlb.packet.pcap import CaptureFile
-from nfqlb.packet.sight import Seen, ip_at, see
+from nfqlb.packet.sight import Seen, ip_at, key_of, see
 from tests.core.properties import TRIES
 
 #: A SYN from 192.0.2.7:40000 to 192.0.2.10:80, its sequence number 1,000.
@@ -260,3 +260,23 @@ def test_fragments_have_no_ports() -> None:
 
 def test_flags_that_no_segment_has_are_none() -> None:
     assert see(Frame((0, 0), 101, SYN4[:33] + b"\x03" + SYN4[34:], 40)) is None
+
+
+@TRIES
+@given(data=st.binary(min_size=1, max_size=80), start=st.sampled_from([b"", SYN4[:10], SYN4[:24], SYN4]))
+def test_a_key_is_that_of_what_is_seen(data: bytes, start: bytes) -> None:
+    """By whichever way it is found; a packet whose ports cannot be told has none."""
+    packet = start + data
+    seen = see(Frame((0, 0), 101, packet, len(packet)))
+    key = key_of(packet, len(packet))
+    if seen is not None:
+        assert key == seen.key
+    if len(packet) < 20:
+        assert key is None
+
+
+def test_the_key_of_an_error_is_that_of_the_answer_to_what_it_quotes() -> None:
+    error = bytes.fromhex("4500003800010000400100000a000001c0000207") + b"\3\1\0\0\0\0\0\0" + SYN4[:28]
+    assert key_of(error, 56) == bytes((192, 0, 2, 10, 192, 0, 2, 7)) + b"\x00\x50\x9c\x40"
+    echo = error[:20] + b"\x08" + error[21:]
+    assert key_of(echo, 56) is None

@@ -1,6 +1,8 @@
 """A capture in the worker and at the supervisor: what is kept, what is lost, and when it ends."""
 
+import io
 import json
+import struct
 from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,8 +10,11 @@ from typing import Any
 
 import pytest
 
-from nfqlb.core.segment import ACK, RST, SYN
+from nfqlb.core.segment import ACK, RST, SYN, Reset
+from nfqlb.operator.capturing import _INTERFACES, _blocks
+from nfqlb.packet import pcapng, reply
 from nfqlb.packet.path import CHANGED, DROP, FORWARD, PREROUTING, PacketPath
+from nfqlb.packet.pcap import CaptureFile
 from nfqlb.runtime import recording as module
 from nfqlb.runtime.captures import Captures
 from nfqlb.runtime.events import Events
@@ -99,6 +104,34 @@ def test_why_a_packet_was_dropped_is_kept() -> None:
     decision = refused["decision"]
     assert isinstance(decision, dict)
     assert decision["refused"] == "no-server"
+
+
+def test_what_the_gateway_tells_clients_is_kept() -> None:
+    """Resets and ICMP errors that it makes itself: no server sent them."""
+    site = Site()
+    number = site.ask(start="web")["capture"]
+    reset = reply.reset(Reset(_key(VIP, CLIENT, 80, 5000), 7, None))
+    asked = segment(CLIENT, 5001, VIP, 80, SYN, 1000, 0)
+    unreachable = reply.unreachable_for(_key(CLIENT, VIP, 5001, 80), asked)
+    other = reply.reset(Reset(_key(OTHER, CLIENT, 80, 5000), 7, None))
+    assert site.recorder.saw([reset, other, unreachable]) == [reset, other, unreachable]
+    head, *rows = site.ask(take=number)
+    assert head["seen"] == 2
+    assert [b64decode(row["sent"]) for row in rows] == [reset, unreachable]
+    assert {(row["became"], row["inbound"]) for row in rows} == {("told", False)}
+    (frame,) = CaptureFile(io.BytesIO(_file(rows[0]))).frames()
+    assert (frame.data, frame.interface) == (reset, 3)
+    assert frame.comment == "made by the gateway: no packet of a server"
+
+
+def _key(source: int, target: int, port: int, other: int) -> bytes:
+    return struct.pack("!IIHH", source, target, port, other)
+
+
+def _file(row: JSONObject) -> bytes:
+    """What the command writes of a packet."""
+    head = pcapng.section("", "") + b"".join(pcapng.interface(*each, 256, 4) for each in _INTERFACES)
+    return head + _blocks(row)
 
 
 def test_a_judge_that_fails_still_fails() -> None:
