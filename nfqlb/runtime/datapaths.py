@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from nfqlb.config.marks import OFFLOAD, LinkMarks
 from nfqlb.config.numbers import offload_queue, tap_group
+from nfqlb.core.chronicle import Kind
 from nfqlb.core.director import Director
 from nfqlb.core.spec import Config, Server
 from nfqlb.netfilter.conntrack import Conntrack, Endings
@@ -202,6 +203,7 @@ class Paths:
     def __init__(self, config: Config, datapaths: Datapaths, journal: Journal) -> None:
         now = time.monotonic()
         self._datapaths = datapaths
+        self._journal = journal
         table = Conntrack() if datapaths.offloading is not None else None
         self._carrier = KernelCarrier(table, config.timeouts.udp) if table is not None else None
         self.director = Director(config, now=now, recorder=journal, keeper=journal, carrier=self._carrier)
@@ -232,6 +234,10 @@ class Paths:
     def follow(self, config: Config, now: float) -> None:
         """Judge by another configuration from the next packet on; its datapaths must be bound."""
         self.director.reconfigure(config, now)
+        self._journal.retain(
+            {(Kind.REAL, each.name) for each in config.reals}
+            | {(Kind.VIRTUAL, each.name) for each in config.virtuals}
+        )
         if self._carrier is not None:
             self._carrier.udp = config.timeouts.udp
         if self._offload is not None:

@@ -15,12 +15,12 @@ many there may be and how many are reserved so far. Numbers are in the machine's
 import logging
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
 
-from nfqlb.core.chronicle import Kept
+from nfqlb.core.chronicle import Kept, Kind
 from nfqlb.core.connection import Connection
 from nfqlb.core.keys import is_ipv4, key_end, server_of
 from nfqlb.netfilter.errors import KernelError
@@ -206,6 +206,10 @@ class Journal:
     def forget_name(self, kept: Kept) -> None:
         """Free the record of a server that is gone."""
         self._ledger.forget(kept)
+
+    def retain(self, names: Container[tuple[Kind, str]]) -> None:
+        """Free the records of all servers but these: the configuration has no others any more."""
+        self._ledger.retain(names)
 
     # --- the keeper of settings and failures
 

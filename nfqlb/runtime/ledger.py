@@ -10,7 +10,7 @@ own byte order, times in seconds of the monotonic clock, which is the same for a
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from mmap import mmap
 from struct import Struct
 from zlib import crc32
@@ -101,6 +101,11 @@ class Ledger:
         place = self._places.pop((kept.kind, kept.name))
         self._whole[place : place + PAIR] = bytes(PAIR)
         self._free.append(place)
+
+    def retain(self, names: Container[tuple[Kind, str]]) -> None:
+        """There are no servers but these any more."""
+        for kind, name in [each for each in self._places if each not in names]:
+            self.forget(Kept(kind, name))
 
     def _newest(self, place: int) -> tuple[int, Kept] | None:
         size = _RECORD.size

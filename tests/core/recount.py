@@ -34,13 +34,13 @@ COUNTED: Mapping[str, set[State]] = {
 }
 
 
-def audit(director: Director) -> None:
+def audit(director: Director, *, reloaded: bool = False) -> None:
     """Fail if a counter of any real server, link or the table differs from what the table holds.
 
     Also: both indexes hold the same connections under the right keys, every scheduler that compares
     chooses what a plain search over the recounted numbers chooses, and whoever remembers connections or
     servers for a purpose of its own (sticky entries, records of decisions, start-up, `on_failure`) remembers
-    the right ones.
+    the right ones. `reloaded`: what becomes of a failed server's connections may have been said since.
     """
     table, gateway = director.table, director.config.gateway
     found = list(table.inbound.values())
@@ -84,7 +84,7 @@ def audit(director: Director) -> None:
             _chooses(virtual, on_real)
         _starting_up(virtual, on_real)
         _stale(virtual)
-    _doomed(director)
+    _doomed(director, reloaded=reloaded)
     _followed(director)
 
 
@@ -131,7 +131,7 @@ def _stale(virtual: VirtualServer) -> None:
             assert link.position in decisions.stale, real.spec.name
 
 
-def _doomed(director: Director) -> None:
+def _doomed(director: Director, *, reloaded: bool) -> None:
     """Where a failure ends connections, they are found by their link, or are about to end.
 
     A failed server has none from before it failed, but one whose client asked once more.
@@ -143,7 +143,8 @@ def _doomed(director: Director) -> None:
         if members is not None and not connection.state.ended:
             assert connection in members or id(connection) in about_to_end
             health = connection.link.real.health
-            if health.condition is not Condition.WELL and connection.opened < health.failed_at - 1:
+            down = health.condition is not Condition.WELL and not reloaded
+            if down and connection.opened < health.failed_at - 1:
                 assert connection.state is State.SYN_SENT or id(connection) in about_to_end
     for virtual in director.virtual_servers:
         for link in (*virtual.everybody, *virtual.leaving):

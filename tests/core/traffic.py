@@ -306,7 +306,7 @@ class Traffic(RuleBasedStateMachine):
         for connection in list(self.lab.director.table.inbound.values())[::2]:
             if not connection.state.udp and not connection.state.ended:
                 _cut(self.lab, connection)
-        audit(self.lab.director)
+        self.books_are_right()
         self.lab.wait(400)
         self.lab.wait(400)
         director = self.lab.director
@@ -319,7 +319,7 @@ class Traffic(RuleBasedStateMachine):
         assert not any(link.members for link in everybody)
         assert not director._outage._doomed
         assert self.remembered() == []
-        audit(director)
+        self.books_are_right()
 
 
 def _same_afterwards(old: Director, new: Director) -> None:

@@ -150,6 +150,15 @@ def test_names_that_are_gone_make_room(open_journal: Open) -> None:
     assert list(open_journal().kept()) == [WEB1, SHOP]
 
 
+def test_names_that_a_reload_has_taken_away_make_room(open_journal: Open) -> None:
+    journal = open_journal()
+    list(journal.kept())
+    for kept in (WEB1, SHOP, SHOP._replace(name="gone"), WEB1._replace(kind=Kind.VIRTUAL)):
+        journal.keep(kept)
+    journal.retain({(Kind.REAL, "web1"), (SHOP.kind, SHOP.name)})
+    assert list(open_journal().kept()) == [WEB1, SHOP]
+
+
 def test_forgetting_everything_forgets_this_too(open_journal: Open) -> None:
     """R187: a journal that kills those who read it is not believed in any part."""
     journal = open_journal()
