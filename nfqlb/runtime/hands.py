@@ -8,7 +8,7 @@ from collections.abc import Callable
 from selectors import BaseSelector
 
 from nfqlb.core.spec import Config
-from nfqlb.netfilter import address, repair, rules, sysctl
+from nfqlb.netfilter import address, host, repair, rules, sysctl
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.state import Record
 from nfqlb.runtime.course import Done, Failed, Step
@@ -26,6 +26,10 @@ class Hands:
     def __init__(self, selector: BaseSelector) -> None:
         self._selector = selector
         self._errand: Errand | None = None
+
+    def findings(self, before: Config, after: Config) -> Step:
+        """What stands against running `after` on this machine and did not before: lists of level and text."""
+        return self._step(lambda: _fresh(before, after), log=False)
 
     def rules(self, config: Config) -> Step:
         """Settings and rules as a configuration needs them; where that fails the rules are as before."""
@@ -67,6 +71,12 @@ class Hands:
                 failed(KernelError(f"no process can be started: {error.strerror}"))
 
         return begin
+
+
+def _fresh(before: Config, after: Config) -> JSON:
+    known = {str(finding) for finding in host.check(before)}
+    fresh = [finding for finding in host.check(after) if str(finding) not in known]
+    return [[each.level, each.what + (f"; {each.advice}" if each.advice else "")] for each in fresh]
 
 
 def _change_rules(config: Config) -> JSON:

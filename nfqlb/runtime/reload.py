@@ -2,7 +2,8 @@
 
 Owns the order of things, which is such that no packet of a connection that stays meets half of a change:
 
-1. The file is read and compared. Where it is bad, or asks for what needs a restart, nothing has happened.
+1. The file is read and compared. Where it is bad, or asks for what needs a restart or for what this machine
+   cannot do (`host`), nothing has happened.
 2. Settings and rules for what is and what was: whatever either needs is there. Marks keep their meaning.
 3. From here on a worker that is forked has the new configuration, so it may die at any moment.
 4. The running worker takes it between two packets.
@@ -37,11 +38,22 @@ from nfqlb.runtime.protocol import JSON, ControlError, JSONObject, Request
 logger = logging.getLogger(__name__)
 
 _LOOK = 2.0  # seconds between looks at what drains
+_WHY = {
+    "needs-restart": "cannot be taken while the gateway runs",
+    "host-refused": "is nothing for this machine",
+}
 _LISTED = 5  # so many differences are in the event; the log has all
+
+
+class _RefusedError(ControlError):
+    """Nothing has been changed yet."""
 
 
 class Kernel(Protocol):
     """What is done in the kernel (`hands.Hands`). Raises KernelError into the course."""
+
+    def findings(self, before: Config, after: Config) -> Step:
+        """What stands against running `after` on this machine and did not before: lists of level and text."""
 
     def rules(self, config: Config) -> Step:
         """Settings and rules as a configuration needs them."""
@@ -187,7 +199,7 @@ class Reload:
     def _refused(self, name: str, who: str, error: ControlError) -> None:
         """Nothing has changed: say why."""
         first, *more = error.message.split("\n")
-        what = "is refused" if error.code == "bad-config" else "cannot be taken while the gateway runs"
+        what = _WHY.get(error.code, "is refused")
         self._desk.reload.update(at=round(self._wall(), 3), ok=False, error=first)
         text = f"{name} {what}; nothing is changed: {first}"
         self._desk.events.add("reload", name, text, who=who, level="error")
@@ -204,7 +216,13 @@ class Reload:
             self._begins()
             undo.callback(self._over)
             try:
+                warnings = yield from self._examine(before, wanted)
                 yield from self._change(wanted)
+            except _RefusedError as error:
+                self._refused(name, who, error)
+                if request is not None:
+                    request.refuse(error)
+                return
             except (KernelError, ControlError) as error:
                 self._failed(name, who, error, request)
                 return
@@ -212,11 +230,25 @@ class Reload:
         said = difference.lines(found)
         self._desk.reload.update(at=round(self._wall(), 3), ok=True, error="")
         self._tell(name, who, said)
+        for line in warnings:
+            logger.warning("%s", line)
         if request is not None:
             documents: list[JSON] = [each.document() for each in found]
             lines: list[JSON] = list(said)
             names: list[JSON] = list(draining)
-            request.reply({"differences": documents, "said": lines, "draining": names})
+            warned: list[JSON] = list(warnings)
+            request.reply(
+                {"differences": documents, "said": lines, "draining": names, "warnings": warned}
+            )
+
+    def _examine(self, before: Config, wanted: Config) -> Generator[Step, JSON, list[str]]:
+        """What this machine warns of that it did not before; an error is one of which a start would fail."""
+        found = yield self._kernel.findings(before, wanted)
+        rows = [row for row in found if isinstance(row, list)] if isinstance(found, list) else []
+        errors = [str(text) for level, text in rows if level == "error"]
+        if errors:
+            raise _RefusedError("host-refused", "\n".join(errors))
+        return [str(text) for _, text in rows]
 
     def _change(self, wanted: Config) -> Course:
         """Steps 2 to 6. Raises KernelError or ControlError, with everything as it was before."""

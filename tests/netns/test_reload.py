@@ -210,6 +210,20 @@ def test_what_needs_a_restart_is_refused_whole(lab: Lab, gateway: Appliance) -> 
     assert rows(gateway, "virtuals")[0]["scheduler"]["desired"] == "round-robin"
 
 
+def test_what_this_machine_cannot_serve_is_refused(lab: Lab, gateway: Appliance) -> None:
+    """As a start would refuse it: no route leads to a server there."""
+    before = rules(lab)
+    extra = '[[real]]\nname = "far"\naddress = "192.0.2.77"\n'
+    config = web(lab, "web1", "web2", "far").replace("[[virtual]]", f"{extra}[[virtual]]", 1)
+    gateway.config.write_text(config)
+    done = order(lab, "reload")
+    assert done.returncode == 1
+    assert "nothing is changed" in done.stderr
+    assert "192.0.2.77" in done.stderr
+    assert rules(lab) == before
+    assert set(states(gateway)) == {"web1", "web2", "web3"}
+
+
 def test_diff_before(lab: Lab, gateway: Appliance) -> None:
     other = lab.directory / "other.toml"
     other.write_text(web(lab, "web1", "web2"))
@@ -232,7 +246,7 @@ def test_again_and_again_under_load(lab: Lab, gateway: Appliance) -> None:
     """Servers, ports of theirs, virtual servers and weights come and go in a load: no socket error."""
     closing = ("-H", "Connection: close")
     loads = [
-        lab.client.start("wrk", "-t1", "-c10", "-d8", "--timeout", "10s", *words, f"http://{VIP}/")
+        lab.client.start("wrk", "-t1", "-c10", "-d16", "--timeout", "10s", *words, f"http://{VIP}/")
         for words in ((), closing)
     ]
     configs = [
@@ -249,7 +263,7 @@ def test_again_and_again_under_load(lab: Lab, gateway: Appliance) -> None:
         gateway.ask("reload")
     assert any(load.running for load in loads)
     for load in loads:
-        assert load.wait(30) == 0
+        assert load.wait(40) == 0
         assert "Socket errors" not in load.stdout, load.stdout
         assert "requests in" in load.stdout
     assert summary(gateway)["worker"]["restarts"] == 0
@@ -283,7 +297,7 @@ def test_a_change_that_the_kernel_refuses_is_undone(lab: Lab, gateway: Appliance
     before = rules(lab)
     names = [f"r{number}" for number in range(70)]
     extra = "".join(
-        f'[[real]]\nname = "{name}"\naddress = "10.9.0.{number + 1}"\nidle_timeout = {100 + number}\n'
+        f'[[real]]\nname = "{name}"\naddress = "10.0.0.{number + 100}"\nidle_timeout = {100 + number}\n'
         for number, name in enumerate(names)
     )
     config = gateway.config.read_text().replace("[[virtual]]", f"{extra}[[virtual]]", 1)

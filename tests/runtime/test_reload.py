@@ -84,6 +84,11 @@ class Gateway:
         finally:
             self.did.append("work")
 
+    def findings(self, _before: Config, after: Config) -> Step:
+        outcome = self.outcome("findings")
+        assert not isinstance(outcome, Exception)
+        return self.step(f"findings {servers(after)}", "", outcome or [])
+
     def rules(self, config: Config) -> Step:
         return self.step(f"rules {servers(config)}", "rules", None)
 
@@ -159,8 +164,8 @@ def test_the_order_of_things(gateway: Gateway) -> None:
     answer = gateway.ask()
     assert isinstance(answer, dict)
     assert gateway.did == [
-        "rest", "begins", "prepare", "rules web1 (web2)", "in force web1 (web2)", "worker web1 (web2)",
-        "addresses web1 (web2)", "over", "work",
+        "rest", "begins", "findings web1", "prepare", "rules web1 (web2)", "in force web1 (web2)",
+        "worker web1 (web2)", "addresses web1 (web2)", "over", "work",
     ]  # fmt: skip
     assert answer["said"] == ["virtual server shop: servers: -web2:80"]
     assert gateway.desk.reload == {"at": 1000.0, "ok": True, "error": ""}
@@ -173,7 +178,7 @@ def test_the_order_of_things(gateway: Gateway) -> None:
 def test_what_has_no_connections_is_let_go_of_at_once(gateway: Gateway) -> None:
     gateway.write(ONE)
     gateway.ask()
-    assert gateway.did[5:] == [
+    assert gateway.did[6:] == [
         "worker web1 (web2)", "addresses web1", "in force web1", "worker web1", "rules web1", "over", "work",
     ]  # fmt: skip
     assert servers(gateway.reload.config) == "web1"
@@ -222,6 +227,26 @@ def test_what_needs_a_restart_moves_nothing(gateway: Gateway) -> None:
     ]
     assert gateway.did == []
     assert servers(gateway.reload.config) == "web1 web2"
+
+
+def test_what_this_machine_cannot_do_moves_nothing(gateway: Gateway) -> None:
+    gateway.write(ONE)
+    gateway.next["findings"] = [[["error", "no route to web1"], ["warning", "odd"], ["error", "no web2"]]]
+    answer = gateway.ask()
+    assert isinstance(answer, ControlError)
+    assert (answer.code, answer.message) == ("host-refused", "no route to web1\nno web2")
+    assert gateway.did == ["rest", "begins", "findings web1", "over", "work"]
+    assert gateway.events()[0] == (
+        f"{gateway.file} is nothing for this machine; nothing is changed: no route to web1"
+    )
+
+
+def test_what_this_machine_warns_of_is_told(gateway: Gateway) -> None:
+    gateway.write(ONE)
+    gateway.next["findings"] = [[["warning", "odd"]]]
+    answer = gateway.ask()
+    assert isinstance(answer, dict)
+    assert answer["warnings"] == ["odd"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`reload` and `diff`: another configuration for the running gateway, and what it would change."""
 
 import argparse
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ def _reload(options: argparse.Namespace) -> int:
     answer = _ask(options, "reload")
     said = answer["said"]
     say(map(clean, said or ["nothing is different"]))
+    for line in answer["warnings"]:
+        print(f"nfqlb: warning: {clean(str(line))}", file=sys.stderr)  # noqa: T201 - what an operator reads
     if draining := answer["draining"]:
         say([f"until their connections have ended: {clean(', '.join(map(str, draining)))}"])
     return 0
@@ -69,7 +72,7 @@ def _ask(options: argparse.Namespace, cmd: str) -> Any:
         except ControlError as error:
             if error.code == "bad-config":
                 raise FailureError(clean_lines(error.message)) from None
-            if error.code == "needs-restart":
+            if error.code in ("needs-restart", "host-refused"):
                 text = f"nfqlb: nothing is changed:\n{error.message}"
                 raise FailureError(clean_lines(text)) from None
             raise
