@@ -5,10 +5,11 @@ Owns the child. iptables may have to wait for somebody, and the supervisor has a
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from selectors import BaseSelector
 
 from nfqlb.core.spec import Config
-from nfqlb.netfilter import address, host, repair, rules, sysctl
+from nfqlb.netfilter import address, facts, host, repair, rules, sysctl
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.state import Record
 from nfqlb.runtime.course import Done, Failed, Step
@@ -74,8 +75,11 @@ class Hands:
 
 
 def _fresh(before: Config, after: Config) -> JSON:
-    known = {str(finding) for finding in host.check(before)}
-    fresh = [finding for finding in host.check(after) if str(finding) not in known]
+    virtuals = (*before.virtuals, *after.virtuals)
+    everybody = replace(after, reals=(*before.reals, *after.reals), virtuals=virtuals)
+    found = facts.read(everybody)  # it takes long: once for both
+    known = {str(finding) for finding in host.judge(before, found)}
+    fresh = [finding for finding in host.judge(after, found) if str(finding) not in known]
     return [[each.level, each.what + (f"; {each.advice}" if each.advice else "")] for each in fresh]
 
 
