@@ -68,7 +68,8 @@ class Dashboard:
         self._draw_at = min(self._draw_at, time.monotonic() + SETTLE)
 
     def _woken(self, _mask: int) -> None:
-        self._terminal.woken()
+        if self._terminal.woken():
+            self._asking.pace()  # the gateway does not wait for who reads nothing
         self._draw_at = 0.0
 
     def _typed(self, _mask: int) -> None:

@@ -93,8 +93,8 @@ class Terminal:
             raise EndedError(signal.SIGHUP)
         return data
 
-    def woken(self) -> None:
-        """Act upon signals. Raises EndedError where one of them ends the program."""
+    def woken(self) -> bool:
+        """Act upon signals; whether the program had been stopped. Raises EndedError where one ends it."""
         with contextlib.suppress(BlockingIOError):
             self.wakeup.recv(4096)
         signals, self._signals = self._signals, set()
@@ -105,6 +105,7 @@ class Terminal:
             self._stop()
         elif signal.SIGCONT in signals:  # it was stopped by SIGSTOP, and who knows what came meanwhile
             self._take()
+        return bool(signals & {signal.SIGTSTP, signal.SIGCONT})
 
     def redraw(self) -> None:
         """Forget what is on the screen: the next picture is drawn whole."""

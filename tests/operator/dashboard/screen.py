@@ -45,7 +45,7 @@ class Screen:
             stderr=self.slave,
             env={**kept, "PYTHONPATH": str(Path(nfqlb.__file__).parents[1]), **environment},
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_own_terminal,
         )
 
     @property
@@ -122,6 +122,12 @@ class Screen:
             self.process.wait()
         os.close(self.fd)
         os.close(self.slave)
+
+
+def _own_terminal() -> None:
+    """In the new process: stdin is its terminal, and SIGHUP ends it, also where tests run by nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 @contextmanager
