@@ -42,6 +42,14 @@ class Iptables:
         base = self.program.split("-")[0]
         return Iptables(f"{base}-legacy" if self.kind() == "nf_tables" else f"{base}-nft")
 
+    def has(self, table: str) -> bool:
+        """Whether there is such a table here."""
+        try:
+            self._run([self.program, "-w", str(LOCK_WAIT), "-t", table, "-S"], "")
+        except KernelError:
+            return False
+        return True
+
     def save(self) -> str:
         """All tables there are, as text. Raises KernelError."""
         return self._run([f"{self.program}-save"], "")

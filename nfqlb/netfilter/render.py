@@ -77,12 +77,15 @@ class Bundle:
         return self.ipv4 if family is IPV4 else self.ipv6
 
 
-def render(config: Config, *, policies: bool = True) -> Bundle:
+def render(config: Config, *, policies: bool = True, behind: bool = True) -> Bundle:
     """The rules that `config` needs. Raises KernelError for a name that cannot stand in a rule.
 
     `policies`: this kernel can keep time-outs of ours (see `timeouts`), which datapath offload asks for.
+    `behind`: it has a table `security`.
     """
-    ipv4, ipv6 = (_render_family(config, family, policies=policies) for family in FAMILIES)
+    ipv4, ipv6 = (
+        _render_family(config, family, policies=policies, behind=behind) for family in FAMILIES
+    )
     return Bundle(ipv4, ipv6, queue_numbers(config))
 
 
@@ -143,8 +146,11 @@ def _squeeze(lines: Iterable[str]) -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines).strip("\n") + "\n")
 
 
-def _render_family(config: Config, family: Family, *, policies: bool) -> str:
+def _render_family(config: Config, family: Family, *, policies: bool, behind: bool) -> str:
     texts = []
+    if behind and (virtuals := _virtuals(config, family)):
+        lists = _lists_behind(config, family, virtuals)
+        texts.append(fill(read_template("behind.rules"), _words(config.gateway, family), lists))
     if virtuals := _virtuals(config, family, "rewrite"):
         lists = _lists(config, family, virtuals)
         texts.append(fill(read_template("rewrite.rules"), _words(config.gateway, family), lists))
@@ -156,11 +162,12 @@ def _render_family(config: Config, family: Family, *, policies: bool) -> str:
     return join(texts)
 
 
-def _virtuals(config: Config, family: Family, datapath: str) -> list[Virtual]:
+def _virtuals(config: Config, family: Family, datapath: str = "") -> list[Virtual]:
+    """The virtual servers of a family, and of a datapath where one is given."""
     return [
         virtual
         for virtual in config.virtuals
-        if virtual.address.version == family.version and virtual.datapath == datapath
+        if virtual.address.version == family.version and datapath in ("", virtual.datapath)
     ]
 
 
@@ -235,6 +242,21 @@ def _lists(config: Config, family: Family, virtuals: Sequence[Virtual]) -> dict[
         "TCP server": [server for server in servers if server["protocol"] == "tcp"],
         "open server": () if gateway.secure else servers,
         "guarded real": _reals(config, virtuals) if gateway.secure else (),
+    }
+
+
+def _lists_behind(config: Config, family: Family, virtuals: Sequence[Virtual]) -> dict[str, Items]:
+    """For the template `behind.rules`: what concerns all virtual servers, and what only those of rewrite."""
+    outside = [{"outside": _safe(name)} for name in config.gateway.outside]
+    inside = [{"inside": _safe(name)} for name in config.gateway.inside]
+    rewriting = _virtuals(config, family, "rewrite")
+    return {
+        "outside": outside,
+        "virtual": [_virtual_words(virtual) for virtual in virtuals],
+        "rewriting family": [{}] if rewriting else (),
+        "rewriting outside": outside if rewriting else (),
+        "rewriting way out": [i | o for i in inside for o in outside] if rewriting else (),
+        "rewriting vip": _vips(rewriting),
     }
 
 

@@ -7,6 +7,7 @@ addresses and the record of changed settings.
 """
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 from nfqlb.config.marks import OFFLOAD
@@ -19,8 +20,8 @@ from nfqlb.netfilter.render import FAMILIES, IPV4, Bundle, Family, render
 from nfqlb.netfilter.ruleset import Table, differences, ours, parse, replacement
 from nfqlb.netfilter.state import DIRECTORY, Record
 
-_REMOVAL_ORDER = ("raw", "mangle", "nat", "filter")
-"""The way in first: no packet is let in whose answer nobody catches."""
+_REMOVAL_ORDER = ("raw", "mangle", "nat", "filter", "security")
+"""The way in first: no packet is let in whose answer nobody catches. What stands behind all, last."""
 
 
 def show(config: Config) -> str:
@@ -36,7 +37,7 @@ def apply(config: Config, *, force: bool = False) -> None:
     packet of the virtual servers. Raises KernelError, with everything as it was before.
     """
     policies = _keeps_timeouts(config)
-    bundle = render(config, policies=policies)
+    bundle = render(config, policies=policies, behind=_has_last_table())
     live = {family: _live(family, bundle) for family in FAMILIES}
     if not force:
         _refuse_unread(bundle)
@@ -60,7 +61,7 @@ def apply(config: Config, *, force: bool = False) -> None:
 def verify(config: Config) -> list[str]:
     """How the live rules differ from those of `config`, one line each; [] where they are as meant."""
     policies = _keeps_timeouts(config)
-    bundle = render(config, policies=policies)
+    bundle = render(config, policies=policies, behind=_has_last_table())
     found = []
     for family in FAMILIES:
         found += _compare(family, bundle, _live(family, bundle))
@@ -74,7 +75,7 @@ def mend(config: Config, families: Iterable[Family], *, change: bool) -> Iterato
     nothing is corrected. Raises KernelError, after it has yielded what it could not correct.
     """
     policies = _keeps_timeouts(config)
-    bundle = render(config, policies=policies)
+    bundle = render(config, policies=policies, behind=_has_last_table())
     if policies and (missing := _missing_timeouts(config)):
         yield from missing
         if change:
@@ -118,6 +119,12 @@ def withdraw() -> list[str]:
             done += _clear(other)
     done += [f"conntrack time-outs {name}" for name in timeouts.remove()]
     return done + accounting.remove()
+
+
+@cache
+def _has_last_table() -> bool:
+    """Whether the kernel has the table `security`, behind all others; legacy ones may lack it."""
+    return Iptables().has("security")
 
 
 def _keeps_timeouts(config: Config) -> bool:

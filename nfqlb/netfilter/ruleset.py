@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from itertools import pairwise
 
@@ -106,11 +107,12 @@ def options(rule: str) -> Iterator[tuple[str, ...]]:
     return _parts(shlex.split(rule))
 
 
+@lru_cache(maxsize=2048)
 def canonical(rule: str) -> Rule:
     """What a rule says, whichever of iptables' spellings it is written in.
 
     The matches of a rule are a conjunction, so their order is not kept. `-m` matters where options
-    of two modules have one name (mark, connmark).
+    of two modules have one name (mark, connmark). Kept, as a gateway compares the same rules again and again.
     """
     parts = map(_normal, options(rule))
     return frozenset(part for part in parts if part[0] != "-m" or part[1] not in _IMPLIED)

@@ -2,13 +2,17 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
 
 import pytest
 
 from nfqlb.core.spec import Config, Gateway, Real, Server, Virtual
+from nfqlb.netfilter import render as rendering
 from nfqlb.netfilter.errors import KernelError
-from nfqlb.netfilter.render import FAMILIES, IPV4, IPV6, fill, read_template, render
+from nfqlb.netfilter.render import FAMILIES, IPV4, IPV6, fill, read_template
+
+render = partial(rendering.render, behind=False)  # what is behind has tests of its own
 
 GATEWAY = Gateway(outside=("eth0",), inside=("eth1",), queue=4)
 WEB1 = Real("web1", ip_address("10.0.0.11"))

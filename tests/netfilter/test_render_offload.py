@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
 
 import pytest
@@ -10,11 +11,14 @@ import pytest
 from nfqlb.config.marks import LinkMarks
 from nfqlb.config.numbers import idle_times, queue_numbers, tap_group
 from nfqlb.core.spec import Config, Gateway, Real, Server, Timeouts, Virtual
+from nfqlb.netfilter import render as rendering
 from nfqlb.netfilter.errors import KernelError
-from nfqlb.netfilter.render import FAMILIES, IPV4, join, read_template, render
+from nfqlb.netfilter.render import FAMILIES, IPV4, join, read_template
 from nfqlb.netfilter.render_offload import SAMPLES, policy_name
 from nfqlb.netfilter.ruleset import parse
 from nfqlb.netfilter.timeouts import wanted
+
+render = partial(rendering.render, behind=False)  # what is behind has tests of its own
 
 WEB1 = Real("web1", ip_address("10.0.0.11"))
 WEB2 = Real("web2", ip_address("10.0.0.12"))

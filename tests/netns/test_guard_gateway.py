@@ -15,7 +15,7 @@ from nfqlb.demo.web import document, serve
 from nfqlb.netfilter.messages import MSG_CONFIG
 from nfqlb.runtime.datapaths import Datapaths
 from tests.netns.asking import ask, rows, wait_until
-from tests.netns.both import Bench, Datapath, configuration
+from tests.netns.both import REWRITE, Bench, Datapath, configuration, only
 from tests.netns.site import Site, built, entered
 
 IN_TIME = 5.0
@@ -76,16 +76,36 @@ def test_service_is_back_in_time(lab: Lab, gateway: Appliance, commands: str, ad
         assert ask(lab.client, address=address).server.startswith("web"), server
 
 
-def test_a_download_goes_on_after_iptables_f(lab: Lab, gateway: Appliance) -> None:
+@pytest.mark.parametrize("table", ["filter", "raw", "mangle"])
+def test_a_download_goes_on_whatever_is_flushed(lab: Lab, gateway: Appliance, table: str) -> None:
+    """What would reset it is dropped behind all tables, until the rules are back and TCP repeats it."""
     digest = document(lab, "film", 60)
     fetch = f"curl -sS --limit-rate 20M --max-time 20 http://{VIP}/files/film | sha256sum"
     program = lab.client.start("sh", "-c", fetch)
     wait_until(lambda: any(row["virtual"] == "web" for row in rows(gateway, "connections")), "the download")
     for _ in range(3):
-        lab.gateway.run("iptables", "-F")
-        time.sleep(0.3)
+        lab.gateway.run("iptables", "-t", table, "-F")
+        time.sleep(0.5)
     assert program.wait(25) == 0
     assert program.stdout.split()[0] == digest
+
+
+@only(REWRITE, "where the kernel translates, its translations go with the table nat")
+def test_a_download_goes_on_when_everything_is_flushed(lab: Lab, gateway: Appliance) -> None:
+    digest = document(lab, "film", 60)
+    fetch = f"curl -sS --limit-rate 20M --max-time 20 http://{VIP}/files/film | sha256sum"
+    program = lab.client.start("sh", "-c", fetch)
+    wait_until(lambda: any(row["virtual"] == "web" for row in rows(gateway, "connections")), "the download")
+    lab.gateway.run("sh", "-c", FLUSH)
+    assert program.wait(25) == 0
+    assert program.stdout.split()[0] == digest
+
+
+def test_nobody_is_refused_while_rules_are_missing(lab: Lab, gateway: Appliance) -> None:
+    """A SYN that comes just then is lost, and repeated by its client: no "connection refused"."""
+    for _ in range(3):
+        lab.gateway.run("iptables", "-t", "raw", "-F")
+        assert lab.client.run("curl", "-sS", "--max-time", "8", f"http://{VIP}/").returncode == 0
 
 
 def test_who_did_it_is_in_the_log_the_events_and_the_snapshot(lab: Lab, gateway: Appliance) -> None:

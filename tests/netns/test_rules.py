@@ -120,9 +120,11 @@ def test_a_removal_leaves_no_trace_and_the_rules_of_others_in_order(site: Site) 
         "iptables raw",
         "iptables mangle",
         "iptables nat",
+        "iptables security",
         "ip6tables raw",
         "ip6tables mangle",
         "ip6tables nat",
+        "ip6tables security",
     ]
 
 
@@ -219,10 +221,10 @@ def test_another_configuration_replaces_the_rules_of_the_last_one(site: Site) ->
 
 @pytest.mark.usefixtures("kind")
 def test_a_refused_table_takes_the_others_back_with_it(site: Site) -> None:
-    """The impossible port stands in the last table only, so the first is in by then."""
-    impossible = replace(CONFIG, virtuals=(replace(CONFIG.virtuals[0], port=70000),))
+    """The impossible queue stands in the last table only, so the others are in by then."""
+    impossible = replace(CONFIG, gateway=replace(CONFIG.gateway, queue=-1))
     with entered(site.gateway):
-        with pytest.raises(KernelError, match=r'rule "-A NFQLB-OUTSIDE .*--dport 70000.*: invalid port'):
+        with pytest.raises(KernelError, match=r'rule "-A NFQLB-SYNS .*--queue-num -1"'):
             rules.apply(impossible, force=True)
         assert site.rules_of(site.saved()) == []
         rules.apply(CONFIG, force=True)
