@@ -25,6 +25,7 @@ _FLAGS = 2  # of a packet
 _RECEIVED, _DROPPED = 4, 5  # of statistics
 _TEXT_MOST = 65_532  # what an option can say
 _BLOCK_MOST = 16 << 20
+_LATEST = 1 << 37  # seconds since 1970: the year 6325, and still a date
 
 _head = Struct("<II").pack
 _option = Struct("<HH").pack
@@ -237,6 +238,6 @@ def _options(data: bytes, part: _Section) -> Iterator[tuple[int, bytes]]:
 def _stamp(ticks: int, clock: _Clock) -> tuple[int, int]:
     whole, part = divmod(ticks, clock.parts)
     seconds = whole + clock.offset
-    if not 0 <= seconds < 1 << 40:
+    if not 0 <= seconds < _LATEST:
         raise ValueError("a packet of no time that can be")
     return seconds, part * 1_000_000 // clock.parts

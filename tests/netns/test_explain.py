@@ -97,3 +97,22 @@ def test_a_failed_server_is_explained(lab: Lab) -> None:
         lines = explain(lab).splitlines()
         assert re.fullmatch(r"    web2   \d connections?, weight 1 +chosen", lines[2]), lines
         assert re.fullmatch(r"    web1   had failed (\d+\.\ds|just) before +passed over", lines[3]), lines
+
+
+def test_a_shadow_is_asked_and_not_obeyed(lab: Lab) -> None:
+    """R098: by real response times, which are measured for it under both datapaths."""
+    turns = virtual("shop", SERVERS, scheduler="round-robin", shadow="fastest-response")
+    with balancing(lab, configuration(lab, turns)) as appliance:
+        answers = [ask(lab.client).server for _ in range(8)]
+        assert answers == ["web1", "web2"] * 4
+        (shop,) = rows(appliance, "virtuals")
+        assert shop["shadow"]["scheduler"] == "fastest-response"
+        assert shop["shadow"]["evaluated"] == 8
+        assert 0 <= shop["shadow"]["differed"] <= 8
+        wait_until(
+            lambda: all(each["response_s"] for each in rows(appliance, "reals")), "response times"
+        )
+        assert "In shadow, fastest-response would have taken " in " ".join(explain(lab).split())
+        shown = nfqlb_command(lab, "show", "virtuals", "--socket", str(socket_path(lab))).stdout
+        said = r"^  shadow fastest-response: another server in [\d.]+% of 8 decisions$"
+        assert re.search(said, shown, re.M)

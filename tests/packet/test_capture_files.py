@@ -112,6 +112,13 @@ def test_every_clock_is_read(resolution: bytes, ticks: int, stamp: tuple[int, in
     assert [each.stamp for each in frames(data)] == [(stamp[0] + 100, stamp[1])] * 2
 
 
+@pytest.mark.parametrize("at", [-1, 1 << 37, 1 << 50])
+def test_a_time_that_is_none_is_damage(at: int) -> None:
+    data = pcapng.section("", "") + pcapng.interface("a", "", 1, 4)
+    with pytest.raises(DamagedError, match="a packet of no time that can be"):
+        frames(data + pcapng.packet(0, at * 1_000_000, b"", 0))
+
+
 def test_sections_have_interfaces_of_their_own() -> None:
     one = written(SYN4)
     assert [each.interface for each in frames(one + one)] == [0, 1]

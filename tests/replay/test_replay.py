@@ -1,5 +1,7 @@
 """A capture run through other settings: the same settings decide the same, others what they would."""
 
+import json
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -10,7 +12,7 @@ from nfqlb.core import spec
 from nfqlb.core.schedulers import SCHEDULERS
 from nfqlb.core.segment import ACK, RST
 from nfqlb.packet import pcapng
-from nfqlb.packet.frame import Frame
+from nfqlb.packet.frame import DamagedError, Frame
 from nfqlb.replay.outcome import replay
 from tests.core.properties import TRIES
 from tests.core.scenario import real, virtual
@@ -262,3 +264,27 @@ def test_frames_of_nobody_are_passed_over() -> None:
     odd = [Frame((1, 1), 147, b"?", 1), Frame((1, 1), 228, b"\x45", 40)]
     document = replay(town.config, lambda: odd)
     assert (document["frames"], document["untold"], document["packets"]) == (2, 2, 0)
+
+
+def _files() -> list[bytes]:
+    town = Town(config("fastest-response"))
+    for port in range(1, 4):
+        town.close(town.fetch("192.0.2.7", port))
+    return [town.file(), town.dump(lambda frame: frame.interface == 0)]
+
+
+@settings(TRIES, max_examples=200)
+@given(
+    file=st.sampled_from(_files()),
+    changes=st.lists(st.tuples(st.integers(0, 6000), st.integers(0, 255)), min_size=1, max_size=8),
+    length=st.integers(0, 6000),
+)
+def test_a_hostile_file_gives_a_document_or_one_line(
+    file: bytes, changes: list[tuple[int, int]], length: int
+) -> None:
+    """Whatever its packets say: times that leap, ports and addresses of others, numbers that do not fit."""
+    data = bytearray(file[: max(length, 300)])
+    for at, value in changes:
+        data[at % len(data)] = value
+    with suppress(DamagedError):
+        json.dumps(rerun(bytes(data), config("fastest-response", shadow="round-robin")), allow_nan=False)
