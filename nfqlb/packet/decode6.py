@@ -32,7 +32,7 @@ class Payload(NamedTuple):
 
     protocol: int
     at: int
-    fragment: int  # the fragment header's offset and flag, 0 if this is no fragment
+    fragment: int  # the fragment headers' offsets and flags together, 0 if this is no fragment
 
 
 def decode6(packet: bytes, size: int) -> Decoded:
@@ -75,7 +75,7 @@ def walk(packet: bytes, start: int) -> Payload | None:
         if kind == _ROUTING and header[3]:
             return None  # it is on its way to somewhere else, and the sums say so already
         if kind == _FRAGMENT:
-            fragment = int.from_bytes(header[2:4], "big") & (_FRAGMENT_OFFSET | _MORE_FRAGMENTS)
+            fragment |= int.from_bytes(header[2:4], "big") & (_FRAGMENT_OFFSET | _MORE_FRAGMENTS)
         at += 8 if kind == _FRAGMENT else 8 + 8 * header[1]
         kind = header[0]
     return None

@@ -95,6 +95,10 @@ MALFORMED: dict[str, tuple[bytes, Drop]] = {
     "middle fragment": (_fragment(SENT6, "middle"), Drop.FRAGMENT),
     "last fragment": (_fragment(DATAGRAM6, "last"), Drop.FRAGMENT),
     "fragment of an error": (_fragment(ERROR6, "last"), Drop.FRAGMENT),
+    "first fragment of an atomic one": (
+        with_extensions(SENT6, ((FRAGMENT, FRAGMENT_AT["first"] + b"\0\0\0\7"), (FRAGMENT, ATOMIC))),
+        Drop.FRAGMENT,
+    ),
     "source route": (with_extensions(SENT6, ((ROUTING, b"\0\2\0\1" + bytes(20)),)), Drop.MALFORMED),
     "hop-by-hop options second": (
         with_extensions(SENT6, ((DESTINATION_OPTIONS, PADDING), (HOP_BY_HOP, PADDING))), Drop.MALFORMED
