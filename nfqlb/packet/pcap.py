@@ -66,4 +66,4 @@ def _records(source: Source, order: str, parts: int) -> Iterator[Frame]:
         if kept > LONGEST or kept > max(size, snaplen) or fraction >= parts:
             raise DamagedError(f"damaged at byte {source.at - 16}: no packet has such a header")
         data = source.take(kept)
-        yield Frame((seconds, fraction * 1_000_000 // parts), link & _LINK, data, size)
+        yield Frame((seconds, fraction * 1_000_000 // parts), link & _LINK, data, max(kept, size))

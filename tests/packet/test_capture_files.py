@@ -173,6 +173,12 @@ def test_a_packet_longer_than_any_is_not_waited_for() -> None:
         frames(OLD + pack("<IIII", 1, 1, 1 << 30, 1 << 30))
 
 
+def test_a_record_that_says_it_kept_more_than_there_was_had_that_much() -> None:
+    """Old writers have mixed the two numbers up; a frame is never shorter than what is there of it."""
+    (frame,) = frames(OLD + pack("<IIII", 1, 1, len(SYN4), 20) + SYN4)
+    assert (frame.data, frame.size) == (SYN4, len(SYN4))
+
+
 def _sources() -> list[bytes]:
     return [
         written(SYN4, SYN4[:20]),
