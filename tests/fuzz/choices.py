@@ -32,7 +32,11 @@ class Choices:
 
     def below(self, limit: int) -> int:
         """A number from 0 to `limit` - 1."""
-        size = 1 if limit <= 1 << 8 else 2 if limit <= 1 << 16 else 4
+        if limit <= 1 << 8:  # nearly always
+            at = self._at
+            self._at = at + 1
+            return self._data[at] % limit if at < len(self._data) else 0
+        size = 2 if limit <= 1 << 16 else 4
         return int.from_bytes(self.take(size), "little") % limit
 
     def one_in(self, number: int) -> bool:

@@ -175,7 +175,7 @@ def _whole(choices: Choices, way: Way, info: int) -> bytes:
 
 
 def _payload(choices: Choices) -> bytes:
-    size = choices.pick((0, 0, 0, 1, 2, 7, 40, 536, 1460, 1500, 9000))
+    size = choices.pick((0, 1, 2, 7, 40) * 4 + (536, 1460, 1500, 9000))
     return (choices.take(3) * (size // 3 + 1))[:size]
 
 
@@ -226,7 +226,7 @@ def _error(choices: Choices, way: Way) -> bytes:
     """An ICMP error about what its receiver has sent, or another message of ICMP."""
     inner = _whole(choices, way.back, 0) if choices.below(12) else _ip(choices, way.back, ICMP, bytes(40))
     header = (inner[0] & 15) * 4 if way.version == 4 else 40
-    amount = choices.pick((header + 8, header + 8, len(inner), header + 20, 548, 1232, header + 7, header, 0))
+    amount = choices.pick((header + 8, header + 8, len(inner), header + 17, 548, header + 7, header, 0))
     protocol = ICMP if way.version == 4 else ICMP6
     kind, code = choices.pick(_ERRORS[protocol])
     body = pack("!BBHI", kind, code, 0, choices.pick((0, 1400))) + inner[:amount]

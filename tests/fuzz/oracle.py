@@ -30,13 +30,20 @@ class Ends(NamedTuple):
 
 
 class Spot(NamedTuple):
-    """Where an IP packet has its transport, and its addresses; `header` is 0 where no sum covers it."""
+    """Where an IP packet has its transport, and its addresses; `header` is 0 where no sum covers it.
+
+    `later` says that it is a fragment without the transport's header, `fragment` that it is any;
+    `extensions` are IPv6's headers in between.
+    """
 
     protocol: int
     at: int
     source: int
     size: int
     header: int
+    fragment: bool
+    later: bool
+    extensions: int = 0
 
 
 def summed(data: bytes) -> int:
@@ -53,14 +60,36 @@ def spot(packet: bytes) -> Spot | None:
     """Where the transport is; None where the headers lead nowhere."""
     if len(packet) >= 20 and packet[0] >> 4 == 4:
         header = (packet[0] & 15) * 4
-        return Spot(packet[9], header, 12, 4, header)
+        word = _word(packet, 6)
+        return Spot(packet[9], header, 12, 4, header, bool(word & 0x3FFF), bool(word & 0x1FFF))
     if len(packet) < 40 or packet[0] >> 4 != 6:
         return None
-    kind, at = packet[6], 40
+    kind, at, word, count = packet[6], 40, 0, 0
     while kind in _SKIPPED and at + 8 <= len(packet):
         size = 8 if kind == 44 else 8 + 8 * packet[at + 1]
-        kind, at = packet[at], at + size
-    return Spot(kind, at, 8, 16, 0)
+        word |= _word(packet, at + 2) if kind == 44 else 0
+        kind, at, count = packet[at], at + size, count + 1
+    return Spot(kind, at, 8, 16, 0, bool(word & 0xFFF9), bool(word & 0xFFF8), count)
+
+
+def vanishing(packet: bytes, hook: int, ends: Ends) -> bytes:
+    """The packet with the very sum that a translation makes 0: UDP's own, or that of what is quoted.
+
+    Other packets come back as they are.
+    """
+    found, begin = spot(packet), 0
+    if found is not None and found.protocol in (1, 58):
+        begin = found.at + 8
+        found = spot(packet[begin:])
+    if found is None or found.protocol != _UDP or begin + found.at + 8 > len(packet):
+        return packet
+    difference = summed(ends.real) - summed(ends.virtual)
+    if ends.real_port is not None and ends.virtual_port is not None:
+        difference += ends.real_port - ends.virtual_port
+    if hook != _PREROUTING:
+        difference = -difference
+    at = begin + found.at + 6
+    return packet[:at] + (difference % 0xFFFF or 0xFFFF).to_bytes(2, "big") + packet[at + 2 :]
 
 
 def check(before: bytes, after: bytes, hook: int, info: int, ends: Ends) -> None:
@@ -68,12 +97,40 @@ def check(before: bytes, after: bytes, hook: int, info: int, ends: Ends) -> None
     assert len(before) == len(after)
     found = spot(before)
     assert found is not None
+    _check_form(before, found, hook)
     expected = bytearray(before)
     if found.protocol in (_TCP, _UDP):
         _check_transport(before, after, expected, found, hook, info, ends)
     else:
         _check_error(before, after, expected, found, hook, ends)
     assert bytes(expected) == after
+
+
+def _check_form(packet: bytes, found: Spot, hook: int) -> None:
+    """Fail if a packet that was translated is one that nobody should touch."""
+    size, at, inbound = len(packet), found.at, hook == _PREROUTING
+    assert not found.fragment
+    assert found.extensions <= 8
+    assert size == (_word(packet, 2) if found.header else _word(packet, 4) + 40)
+    assert not found.header or found.header >= 20
+    if found.protocol == _TCP:
+        word = _word(packet, at + 12)
+        assert 20 <= (word >> 12) * 4 <= size - at
+        assert not (word & 2 and word & 5), "SYN with FIN or RST"
+        assert _word(packet, at)
+    elif found.protocol == _UDP:
+        assert 8 <= _word(packet, at + 4) <= size - at
+    else:
+        assert (found.protocol, packet[at]) in _ERRORS
+        return
+    # a datagram may come from port 0, which asks for no answer (RFC 768); whoever answers all the same
+    assert _word(packet, at + 2) or (found.protocol == _UDP and not inbound)
+    middle = found.source + found.size
+    source, target = packet[found.source : middle], packet[middle : middle + found.size]
+    assert source != target or not inbound, "to itself"
+
+
+_ERRORS = {(1, 3), (1, 11), (1, 12), (58, 1), (58, 2), (58, 3), (58, 4)}
 
 
 def _take(expected: bytearray, after: bytes, at: int) -> int:
@@ -132,6 +189,7 @@ def _check_error(
     inbound, quoted = hook == _PREROUTING, found.at + 8
     inside = spot(before[quoted:])
     assert inside is not None
+    assert not inside.later, "it has no ports"
     address, port = (ends.real, ends.real_port) if inbound else (ends.virtual, ends.virtual_port)
     if hook != _OUTPUT:
         _put(expected, found.source + (found.size if inbound else 0), address)

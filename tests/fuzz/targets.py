@@ -23,6 +23,7 @@ from nfqlb.packet.translate import (
     translate_inbound,
     translate_outbound,
 )
+from nfqlb.packet.verdicts import absurd
 from tests.fuzz import documents, oracle, wires
 from tests.fuzz.choices import Choices
 from tests.fuzz.mutants import nobody, opening, packet
@@ -72,8 +73,11 @@ def translation(data: bytes) -> int:
         # the packet is of these ends: what was there before is what they say
         _address(buffer, ends, hook)
         made = bytes(buffer)
+        if choices.one_in(8):
+            made = oracle.vanishing(made, hook, ends)
+            buffer[:] = made
         found = (decode if size == 4 else decode6)(made, len(made))
-        if isinstance(found, Drop | Pass):
+        if isinstance(found, Drop | Pass) or (isinstance(found, TcpPacket) and absurd(found.flags)):
             continue
         change = rewritings(ends.virtual, ends.virtual_port, ends.real, ends.real_port)[not inbound]
         if isinstance(found, IcmpError):
@@ -119,6 +123,8 @@ def rewriting(data: bytes, *, scapy: bool = False) -> int:
         if choices.one_in(8):
             gateway.open(choices)
         made = packet(choices, gateway.known, inbound=hook == PREROUTING, info=info)
+        if choices.one_in(16):
+            made = gateway.vanishing(made, hook)
         gateway.put(made, hook, info, stamp=stamp, scapy=scapy)
     gateway.check()
     return count

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.fuzz.targets import TARGETS, rewriting
 
 STEADY = settings(derandomize=True, database=None, deadline=None, max_examples=300)
-_PACKETS = 6000
+_PACKETS = 3000
 _ROOT = Path(__file__).parent.parent.parent
 
 

@@ -25,7 +25,7 @@ from nfqlb.runtime.offload import KernelCarrier, OffloadPath
 from tests.core.recount import audit
 from tests.fuzz import mutants, oracle
 from tests.fuzz.choices import Choices
-from tests.fuzz.mutants import TCP, UDP, Made, Way
+from tests.fuzz.mutants import SUPER, TCP, UDP, Made, Way
 
 NUMBER = 7
 BUFFER = 131_072
@@ -203,8 +203,8 @@ class RewritingGateway(Gatekeeper):
         With `scapy`, that has its say too on packets that were not damaged.
         """
         before, counted = made.data, self.counted()
-        start, end = self.receive(before, hook, info, stamp=stamp)
         concerned = self._concerned(before, hook)
+        start, end = self.receive(before, hook, info, stamp=stamp)
         place = self.judging.find(self.buffer, end)
         assert place is not None
         assert place[0] == start - 4
@@ -222,6 +222,8 @@ class RewritingGateway(Gatekeeper):
             connection = self._concerned(before, hook) or concerned
             assert connection is not None
             oracle.check(before, after, hook, info, ends_of(connection))
+            udp = oracle.spot(before)
+            assert hook != PREROUTING or not info & SUPER or udp is None or udp.protocol != UDP
             if scapy and not made.damaged and not info:
                 oracle.check_by_scapy(after)
         else:
@@ -229,6 +231,13 @@ class RewritingGateway(Gatekeeper):
             assert self.counted() == counted + 1
         self.check_replies()
         return CHANGED if changed else verdict
+
+    def vanishing(self, made: Made, hook: int) -> Made:
+        """The packet, if its connection is known, with a sum that must not become 0."""
+        connection = self._concerned(made.data, hook)
+        if connection is None:
+            return made
+        return Made(oracle.vanishing(made.data, hook, ends_of(connection)), damaged=True)
 
     def open(self, choices: Choices) -> None:
         """Let a client open a connection or a flow; mostly the server answers, and the client goes on."""
@@ -309,6 +318,9 @@ class OffloadGateway(Gatekeeper):
         assert (mark in self._marks) == (int.from_bytes(answer[24:28], "big") == 4)  # NF_REPEAT
         assert self.counted() == counted + (not mark)
         if mark:
+            found = oracle.spot(before)
+            assert found is not None
+            assert len(before) >= found.at + (8 if found.protocol == UDP else 14)
             connection = next(reversed(self.director.table.inbound.values()))
             self.ledger.translate(connection, mark)
         self.check_replies()
