@@ -52,7 +52,7 @@ Deed = Order | Explain | Do
 
 #: What may be set by a key, and what is asked before.
 SETTINGS: Mapping[str, tuple[str, str]] = {
-    "d": ("sticky-only", "Drain {name}? It has {live}; sticky clients still come."),
+    "d": ("sticky-only", "Drain {name}? It has {live}; sticky ones still come."),
     "m": ("maintenance", "Take {name} into maintenance? It has {live}."),
     "o": ("out-of-service", "Take {name} out of service? It has {live}."),
     "i": ("in-service", "Put {name} in service?"),

@@ -107,7 +107,7 @@ def reals(state: State, rows: Sequence[RealRow]) -> list[Column[RealRow]]:
         Column("WT", 4, lambda row, _: _weight(row.weight), True, rank=2, sort=lambda row: _less(row.weight),
                falling=True),
         _number("CONN", 5, lambda row: row.connections, 0),
-        _number("LIMIT", 5, lambda row: row.limit or None, 4),
+        _number("LIMIT", 5, lambda row: row.limit or None, 2 if any(row.limit for row in rows) else 7),
         _number("NEW/s", 6, lambda row: row.rate, 1),
         Column("SHARE", _BAR, lambda row, width: look.bar(row.share, row.fair, width), rank=3, grow=1,
                most=20),

@@ -378,6 +378,14 @@ def test_orders(gateway: Gateway, keys: str, order: tuple[str, dict[str, object]
         assert gateway.orders == [order]
 
 
+def test_a_limit_is_beside_the_connections_on_a_narrow_screen_too(gateway: Gateway) -> None:
+    gateway.snapshot["reals"][1]["max_connections"] = 77
+    with top(gateway.path, size=(80, 24), idle=gateway.step) as screen:
+        screen.press("3")
+        screen.shows("CONN LIMIT", "web3")
+        assert screen.row("web2").split()[4:6] == ["4", "77"]
+
+
 def test_how_to_say_yes_is_seen_whatever_the_name(gateway: Gateway) -> None:
     gateway.snapshot["reals"][0]["name"] = "w" * 64
     with top(gateway.path, size=(80, 24), idle=gateway.step) as screen:
