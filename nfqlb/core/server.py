@@ -226,7 +226,7 @@ class Link:
 
 #: What of a virtual server a scheduler or the startup scheme is made from.
 _SCHEDULING = (
-    "scheduler", "ageing", "predict", "shadow", "startup", "startup_share", "startup_time", "startup_test",
+    "scheduler", "ageing", "predict", "startup", "startup_share", "startup_time", "startup_test",
 )  # fmt: skip
 
 
@@ -319,14 +319,17 @@ class VirtualServer:
         keys = [getattr(virtual, key) for key in _SCHEDULING]
         links = [(id(link), link.real.spec.name, link.stands_for) for link in self.everybody]
         signature = (*keys, *links, len(self.links))
-        if signature == self._signature:
+        same = signature == self._signature
+        if same and virtual.shadow == (self.shadow.scheduler.name if self.shadow is not None else ""):
+            return
+        self.shadow = Shadow(self) if virtual.shadow else None
+        self.decisions = None
+        if same:  # another shadow, or none any more, is nothing to the scheduler
             return
         self._signature = signature
         self.scheduler: Scheduler = make_scheduler(virtual, self.links)
         self.startup = Startup(self) if virtual.startup == RoundRobin.name else None
-        self.shadow = Shadow(self) if virtual.shadow else None
         self.actual = self.scheduler.name
-        self.decisions = None
 
     @property
     def everybody(self) -> list[Link]:

@@ -51,11 +51,6 @@ class Seen(NamedTuple):
         return self.flags is not None and self.flags & 0x12 == SYN
 
 
-def known_link(link: int) -> bool:
-    """Whether frames of this link type can be read."""
-    return link in _BARE or link in _COOKED or link in (_ETHERNET, _NULL, _LOOP)
-
-
 def ip_at(frame: Frame) -> int | None:
     """Where a frame's IP packet begins; None where it holds none."""
     data, link = frame.data, frame.link

@@ -131,10 +131,6 @@ class Evidence:
             return served[at][1]
         return served[at - 1][1] if at else None
 
-    def virtual_behind(self, key: bytes) -> VirtualServer | None:
-        """Whose packet this is, from a client to a real server: where only one virtual server has that."""
-        return self.destinations.behind(flipped(key))
-
 
 def _asking(seen: Seen) -> Asking:
     return server_of(seen.key), seen.numbers[:4]

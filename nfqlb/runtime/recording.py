@@ -7,6 +7,8 @@ Datapath `offload`: a recording sees what the worker does, which is each connect
 tap's copies of headers.
 """
 
+import logging
+import os
 import time
 from base64 import b64encode
 from collections import deque
@@ -27,6 +29,8 @@ from nfqlb.packet.verdicts import CHANGED, DROP, FORWARD, PREROUTING
 from nfqlb.runtime.decision_view import decision as decision_row
 from nfqlb.runtime.protocol import ControlError, JSONObject, Result
 from nfqlb.runtime.views import bad, suggest
+
+logger = logging.getLogger(__name__)
 
 #: What waits to be taken may have so many bytes.
 ROOM = 4 << 20
@@ -75,6 +79,19 @@ class Record(NamedTuple):
     decision: Decision | None
 
 
+class _Glimpse(NamedTuple):
+    """A packet before it is judged, and what will tell afterwards what became of it."""
+
+    key: bytes
+    hook: int
+    data: bytes
+    start: int
+    end: int
+    at: int
+    mark: object
+    drops: dict[Drop, int]
+
+
 class Recording:
     """One capture. `ended` says why nothing is recorded any more, "" while something may be."""
 
@@ -98,47 +115,77 @@ class Recording:
     def judging(self, judge: Judge, accepted: str) -> Judge:
         """The same judge, looked over its shoulder.
 
-        `accepted` is what a packet became that is accepted and not changed.
+        `accepted` is what a packet became that is accepted and not changed. Whatever goes wrong in looking
+        ends the recording; the packet gets its verdict.
         """
 
         def judged(buffer: bytearray, start: int, end: int, hook: int, info: int, stamp_at: int) -> int:
-            if self.ended:
-                return judge(buffer, start, end, hook, info, stamp_at)
-            at = _micro(read_stamp(buffer, stamp_at)) if stamp_at else _wall()
-            data = bytes(memoryview(buffer)[start : min(end, start + max(self.limits.snaplen, 256))])
-            key = key_of(data, end - start)
-            if key is None or not self._concerns(key, hook):
-                return judge(buffer, start, end, hook, info, stamp_at)
-            decisions, drops = self.virtual.decisions, dict(self.virtual.drops)
-            mark = decisions.mark if decisions is not None else None
+            glimpse = self._glimpse(buffer, start, end, hook, stamp_at)
             verdict = judge(buffer, start, end, hook, info, stamp_at)
-            changed = verdict == CHANGED and accepted == "passed"
-            made = decisions is not None and decisions.mark is not mark
-            kept = min(end, start + self.limits.snaplen)
-            self._keep(
-                key, hook, data, end - start, at,
-                "dropped" if verdict == DROP else "translated" if changed else accepted,
-                sent=bytes(memoryview(buffer)[start:kept]) if changed else b"",
-                reason=_reason(drops, self.virtual) if verdict == DROP else "",
-                decision=decisions.newest() if made and decisions is not None else None,
-            )  # fmt: skip
+            if glimpse is not None:
+                self._judged(glimpse, buffer, verdict, accepted)
             return verdict
 
         return judged
+
+    def _glimpse(
+        self, buffer: bytearray, start: int, end: int, hook: int, stamp_at: int
+    ) -> "_Glimpse | None":
+        """A packet before it is judged, if it is one to be recorded."""
+        if self.ended:
+            return None
+        try:
+            data = bytes(memoryview(buffer)[start : min(end, start + max(self.limits.snaplen, 256))])
+            key = key_of(data, end - start)
+            if key is None or not self._concerns(key, hook):
+                return None
+            at = _micro(read_stamp(buffer, stamp_at)) if stamp_at else _wall()
+            decisions = self.virtual.decisions
+            mark = decisions.mark if decisions is not None else None
+            return _Glimpse(key, hook, data, start, end, at, mark, dict(self.virtual.drops))
+        except Exception:  # noqa: BLE001  see `_failed`
+            self._failed()
+            return None
+
+    def _judged(self, glimpse: "_Glimpse", buffer: bytearray, verdict: int, accepted: str) -> None:
+        """What became of it."""
+        try:
+            start, end, decisions = glimpse.start, glimpse.end, self.virtual.decisions
+            changed = verdict == CHANGED and accepted == "passed"
+            made = decisions is not None and decisions.mark is not glimpse.mark
+            kept = min(end, start + self.limits.snaplen)
+            self._keep(
+                glimpse.key, glimpse.hook, glimpse.data, end - start, glimpse.at,
+                "dropped" if verdict == DROP else "translated" if changed else accepted,
+                sent=bytes(memoryview(buffer)[start:kept]) if changed else b"",
+                reason=_reason(glimpse.drops, self.virtual) if verdict == DROP else "",
+                decision=decisions.newest() if made and decisions is not None else None,
+            )  # fmt: skip
+        except Exception:  # noqa: BLE001  see `_failed`
+            self._failed()
+
+    def _failed(self) -> None:
+        """A defect: it shall cost this recording, and nothing else."""
+        logger.exception("a packet could not be recorded; the capture ends")
+        self.ended = "internal error"
 
     def tapping(self, tapped: Tapped) -> Tapped:
         """The same, for whoever is told of copies."""
 
         def told(buffer: bytearray, start: int, end: int, hook: int, stamp: Stamp) -> None:
-            data = bytes(memoryview(buffer)[start : min(end, start + max(self.limits.snaplen, 256))])
-            size = _length(data)
-            key = key_of(data, size)
-            if not self.ended and key is not None and self._concerns(key, hook):
-                at = _micro(stamp) if stamp else _wall()
-                self._keep(key, hook, data, size, at, "copy")
+            try:
+                self._copied(bytes(memoryview(buffer)[start:end]), hook, stamp)
+            except Exception:  # noqa: BLE001  see `_failed`
+                self._failed()
             tapped(buffer, start, end, hook, stamp)
 
         return told
+
+    def _copied(self, data: bytes, hook: int, stamp: Stamp) -> None:
+        size = _length(data)
+        key = key_of(data, size)
+        if not self.ended and key is not None and self._concerns(key, hook):
+            self._keep(key, hook, data, size, _micro(stamp) if stamp else _wall(), "copy")
 
     def told(self, packet: bytes) -> None:
         """The gateway tells a client something: a reset, an ICMP error."""
@@ -225,7 +272,7 @@ class Recorder:
         self.recording: Recording | None = None
         self._director = director
         self._attach = attach
-        self._number = 0
+        self._number = os.getpid() << 16  # so that no other worker has the same
 
     def look(self, now: float) -> None:
         """To be called now and then."""

@@ -163,6 +163,21 @@ def test_a_server_that_it_would_have_tried_was_not_tried() -> None:
     assert {lab.dial("fast").server for _ in range(4)} == set(SERVERS)
 
 
+@pytest.mark.parametrize("after", ["", "least-connections"])
+def test_another_shadow_is_nothing_to_the_scheduler(after: str) -> None:
+    """R099: a reload that changes the shadow alone leaves everybody's turn as it is."""
+    lab = site("weighted-round-robin", "round-robin")
+    plain = site("weighted-round-robin", "")
+    before = [(lab.connect().server, plain.connect().server) for _ in range(3)]
+    web = replace(lab.config.virtuals[0], shadow=after)
+    lab.director.reconfigure(replace(lab.config, virtuals=(web,)), lab.now)
+    later = [(lab.connect().server, plain.connect().server) for _ in range(5)]
+    assert all(one == other for one, other in before + later)
+    found = lab.virtual("web").shadow
+    assert (found.scheduler if found else "") == after
+    assert (would(lab) is not None) is bool(after)
+
+
 # --- properties
 
 _steps = st.lists(

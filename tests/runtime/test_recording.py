@@ -196,6 +196,18 @@ def test_no_more_than_the_snaplen_is_kept() -> None:
     assert row["size"] == 40
 
 
+def test_a_defect_of_the_recording_costs_no_packet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the verdict or after it: the packet gets it, the capture ends."""
+    for name in ("key_of", "_served"):
+        queue = Queue()
+        with monkeypatch.context() as broken:
+            broken.setattr(module, name, lambda *_: 1 // 0)
+            assert queue.syn(1) == CHANGED
+        assert queue.recording.ended == "internal error"
+        assert queue.syn(2) == CHANGED
+        assert queue.take()[1] == []
+
+
 # --- begun and ended by the supervisor
 
 
