@@ -235,6 +235,16 @@ def test_diff_before(lab: Lab, gateway: Appliance) -> None:
     assert rows(gateway, "virtuals")[0]["servers"][2]["real"] == "web3", "nothing is changed"
 
 
+def test_clients_are_told_from_a_reload_on(lab: Lab, gateway: Appliance) -> None:
+    """reject = "reset" needs sockets that nobody had opened: now the worker has them, and its successor."""
+    reload(gateway, web(lab, "web1", reject="reset"))
+    assert order(lab, "set", "real", "web1", "out-of-service").returncode == 0
+    for _ in range(2):
+        asked = lab.client.run("curl", "-sS", "--max-time", "10", f"http://{VIP}/", check=False)
+        assert asked.returncode == 7, asked  # could not connect, at once
+        replace_worker(gateway)
+
+
 def test_a_hang_up_reloads(lab: Lab, gateway: Appliance) -> None:
     gateway.config.write_text(web(lab, "web3"))
     os.kill(gateway.program.pid, signal.SIGHUP)
