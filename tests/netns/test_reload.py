@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from subprocess import CompletedProcess
 from typing import Any
@@ -233,6 +234,56 @@ def test_diff_before(lab: Lab, gateway: Appliance) -> None:
     (difference,) = json.loads(order(lab, "diff", "-c", str(other), "--json").stdout)["differences"]
     assert (difference["table"], difference["name"], difference["what"]) == ("virtual", "web", "changed")
     assert rows(gateway, "virtuals")[0]["servers"][2]["real"] == "web3", "nothing is changed"
+
+
+_SERVE = """
+import socket, sys
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.bind((sys.argv[1], 53))
+print("bound", flush=True)
+while True:
+    _, client = udp.recvfrom(100)
+    udp.sendto(sys.argv[2].encode(), client)
+"""
+_ASK = """
+import socket, sys
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.settimeout(5)
+udp.bind(("", int(sys.argv[2])))
+udp.sendto(b"who?", (sys.argv[1], 53))
+print(udp.recv(100).decode())
+"""
+
+
+def test_flows_go_on(lab: Lab, gateway: Appliance) -> None:
+    """A virtual server for UDP comes; one of its servers goes, and keeps the flows that it has."""
+    programs = [
+        server.start(sys.executable, "-c", _SERVE, str(server.address), server.name) for server in lab.servers
+    ]
+    for program in programs:
+        program.wait_for(program.out, "bound")
+
+    def who(port: int) -> str:
+        return lab.client.run(sys.executable, "-c", _ASK, VIP, str(port)).stdout.strip()
+
+    def config(*names: str) -> str:
+        dns = virtual("dns", names, port=53, protocol="udp", scheduler="round-robin")
+        return web(lab, "web1", "web2", "web3", more=dns)
+
+    try:
+        reload(gateway, config("web1", "web2", "web3"))
+        flows = {port: who(port) for port in range(7001, 7007)}
+        assert set(flows.values()) == {"web1", "web2", "web3"}
+        reload(gateway, config("web1", "web2"))
+        assert {port: who(port) for port in flows} == flows
+        assert {who(port) for port in range(7011, 7015)} == {"web1", "web2"}
+        replace_worker(gateway)
+        assert {port: who(port) for port in flows} == flows
+        reload(gateway, web(lab, "web1", "web2", "web3"))
+        assert {port: who(port) for port in flows} == flows
+    finally:
+        for program in programs:
+            program.stop()
 
 
 def test_clients_are_told_from_a_reload_on(lab: Lab, gateway: Appliance) -> None:
