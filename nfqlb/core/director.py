@@ -13,7 +13,7 @@ from nfqlb.core.decision import KEPT, start_recording
 from nfqlb.core.destinations import Destinations
 from nfqlb.core.explanation import Wanted
 from nfqlb.core.failure import FailureWatch
-from nfqlb.core.fpa import FpaTable
+from nfqlb.core.fpa import FpaTable, StickyRecorder
 from nfqlb.core.keys import client_of, flipped, inbound_key, protocol_of, server_of
 from nfqlb.core.meaning import believable, client_event, server_event
 from nfqlb.core.operation import Operation
@@ -21,6 +21,7 @@ from nfqlb.core.outage import Outage
 from nfqlb.core.placement import Placement
 from nfqlb.core.reconfigure import reconfigure, remaining
 from nfqlb.core.reject import Action, Rejection
+from nfqlb.core.scope import Scope
 from nfqlb.core.segment import NO_STAMP, Probe, Reset, Segment, Stamp
 from nfqlb.core.server import RealServer, VirtualServer
 from nfqlb.core.snapshot import (
@@ -33,7 +34,7 @@ from nfqlb.core.snapshot import (
     VirtualSnapshot,
 )
 from nfqlb.core.states import TRANSITIONS, Event, State
-from nfqlb.core.succession import restore
+from nfqlb.core.succession import Stickies, restore
 from nfqlb.core.table import Carrier, ConnectionTable, Recorder
 from nfqlb.core.verdict import Drop, Outcome, Refusal, Tally
 
@@ -51,7 +52,8 @@ class Director:
 
     def __init__(
         self, config: spec.Config, *, now: float, recorder: Recorder | None = None,
-        keeper: Keeper | None = None, carrier: Carrier | None = None, decisions: int = KEPT,
+        keeper: Keeper | None = None, carrier: Carrier | None = None, stickies: StickyRecorder | None = None,
+        decisions: int = KEPT,
     ) -> None:  # fmt: skip
         self.config = config
         self.tally = Tally()
@@ -72,7 +74,7 @@ class Director:
             for virtual in config.virtuals
         ]  # fmt: skip
         start_recording(self.virtual_servers, decisions)
-        self.fpas = FpaTable(config.gateway.max_sticky)
+        self.fpas = FpaTable(config.gateway.max_sticky, stickies)
         self.chronicle = Chronicle(self.virtual_servers, keeper)
         self.watch = FailureWatch(
             on_change=self.chronicle.real_changed, on_failure=lambda real: self._outage.failed(real)
@@ -357,16 +359,21 @@ class Director:
     # --- a successor takes over
 
     def restore(
-        self, inbound: bytes, server: bytes, code: int, place: int, *, opened: float, now: float
-    ) -> bool:
+        self, inbound: bytes, server: bytes, code: int, place: int, *, opened: float, now: float,
+        bind: bool = True,
+    ) -> bool:  # fmt: skip
         """Enter a connection that a journal remembers; False if there is no place for it any more.
 
         `inbound` is its key, `server` the real server's address and port (network order),
-        `code` its state's and `place` its record. Its client is bound to its server again where
-        stickiness is on. What was kept of servers comes first (`operation.restore`), and `restored`
-        must follow the last one.
+        `code` its state's and `place` its record. With `bind` its client is bound to its server again where
+        stickiness is on. What was kept of servers comes first (`operation.restore`), then sticky entries
+        (`stickies`), and `restored` must follow the last one.
         """
-        return restore(self, inbound, server, code, place, opened=opened, now=now)
+        return restore(self, inbound, server, code, place, opened=opened, now=now, bind=bind)
+
+    def stickies(self, identity: Callable[[Scope], bytes]) -> Stickies:
+        """Where sticky entries that a journal remembers are entered; `identity` is how it knows scopes."""
+        return Stickies(self.virtual_servers, self.fpas, identity)
 
     def restored(self, now: float) -> None:
         """All that a journal remembers is entered: let the schedulers see it.

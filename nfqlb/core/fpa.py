@@ -12,11 +12,14 @@ made, and a table that is full gives up loose ones first: a flood pushes out its
 Packets pay nothing for `active`: such an entry holds on to its live connections, and when it would
 run out looks when each was last seen. That is at most once an interval. A connection that ends leaves
 the entry the time of its last packet.
+
+Whoever keeps entries for a successor (`StickyRecorder`) is told of each that is written, and of no packet.
 """
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from nfqlb.core.connection import Connection
 from nfqlb.core.scope import Scope
@@ -32,19 +35,63 @@ class Fpa:
     """A sticky entry (fig 3D, R062-R064): the real server, and when the client was last assigned to it.
 
     `loose` says that no connection of the client's has been made yet. `live` are, in an active scope, the
-    client's connections to it; `assigned` is then its last use, as far as that has been looked up.
+    client's connections to it; `assigned` is then its last use, as far as that has been looked up. `place` is
+    where it is recorded, -1 where it is not.
     """
 
     real: RealServer
     assigned: float
     live: dict[Connection, None] | None = None
     loose: bool = False
+    place: int = -1
 
     def used(self) -> float:
         """When it was last used: the last assignment, or the last packet of its live connections."""
         if not self.live:
             return self.assigned
         return max(self.assigned, max(connection.seen for connection in self.live))
+
+
+class StickyRecorder(Protocol):
+    """Who is told of entries, so that a successor can have them: the journal.
+
+    What is told of an entry at place -1 is not kept.
+    """
+
+    def bound(self, scope: Scope, client: bytes, entry: Fpa) -> int:
+        """A new entry, of a masked client address; returns its place."""
+
+    def renewed(self, entry: Fpa) -> None:
+        """It was assigned anew, to the same server."""
+
+    def changed(self, entry: Fpa) -> None:
+        """It was assigned to another server, or is loose no longer."""
+
+    def rescoped(self, scope: Scope, entry: Fpa) -> None:
+        """It belongs to another scope."""
+
+    def unbound(self, entry: Fpa) -> None:
+        """It is no more."""
+
+
+class NoStickyRecorder:
+    """Keeps nothing."""
+
+    def bound(self, scope: Scope, client: bytes, entry: Fpa) -> int:
+        """Nowhere."""
+        return -1
+
+    def renewed(self, entry: Fpa) -> None:
+        """Nothing."""
+
+    def changed(self, entry: Fpa) -> None:
+        """Nothing."""
+
+    def rescoped(self, scope: Scope, entry: Fpa) -> None:
+        """Nothing."""
+
+    def unbound(self, entry: Fpa) -> None:
+        """Nothing."""
 
 
 class FpaTable:
@@ -54,8 +101,9 @@ class FpaTable:
     recently used one; `evicted` counts both.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, recorder: StickyRecorder | None = None) -> None:
         self.limit = limit
+        self._recorder = recorder or NoStickyRecorder()
         self.evicted = 0
         self._scopes: dict[Scope, OrderedDict[bytes, Fpa]] = {}
         self._count = 0
@@ -87,10 +135,13 @@ class FpaTable:
         key = masked(client, scope.prefix)
         entry = entries.get(key)
         if entry is not None:
+            entry.assigned = now
             if entry.real is not real:
                 entry.real = real
                 entry.live = None
-            entry.assigned = now
+                self._recorder.changed(entry)
+            else:
+                self._recorder.renewed(entry)
             entries.move_to_end(key)
             if entry.loose and loose:
                 self._loose.move_to_end(entry)
@@ -100,9 +151,28 @@ class FpaTable:
         if self._count >= self.limit:
             self._evict()
         entry = entries[key] = Fpa(real, now, None, loose)
+        entry.place = self._recorder.bound(scope, key, entry)
         self._count += 1
         if loose:
             self._loose[entry] = entries, key
+
+    def recorded(
+        self, scope: Scope, client: bytes, real: RealServer, assigned: float, *, loose: bool, place: int
+    ) -> bool:
+        """Enter what a predecessor has recorded, the least recently used first; False if it is there.
+
+        `client` is the masked address.
+        """
+        entries = self._scopes.setdefault(scope, OrderedDict())
+        if client in entries:
+            return False
+        if self._count >= self.limit:
+            self._evict()
+        entry = entries[client] = Fpa(real, assigned, None, loose, place)
+        self._count += 1
+        if loose:
+            self._loose[entry] = entries, client
+        return True
 
     def confirm(self, scope: Scope, client: bytes) -> bool:
         """A connection of the client's has been made: its entry is loose no longer. False if it has none."""
@@ -141,6 +211,7 @@ class FpaTable:
             entry.live = None
         if connection.seen > entry.assigned:
             entry.assigned = connection.seen
+            self._recorder.renewed(entry)
             self._scopes[scope].move_to_end(masked(client, scope.prefix))
 
     def forget(self, real: RealServer) -> int:
@@ -162,13 +233,37 @@ class FpaTable:
             if source not in before or scope.prefix != source.prefix:
                 continue
             entries = before[source]
-            if wanted[source] > 1 or source.active:
-                entries = OrderedDict((key, _moved(entry, scope)) for key, entry in entries.items())
+            wanted[source] -= 1
+            if wanted[source]:
+                entries = self._copied(entries, scope)
+            else:
+                del before[source]
+                self._move(entries, source, scope)
             self._scopes[scope] = entries
+        for entries in before.values():
+            for entry in entries.values():
+                self._recorder.unbound(entry)
         self._count = sum(map(len, self._scopes.values()))
         kept = {id(entries) for entries in self._scopes.values()}
         loose, self._loose = self._loose, OrderedDict()  # what had to be made anew is not looked for
         self._loose.update((entry, place) for entry, place in loose.items() if id(place[0]) in kept)
+
+    def _copied(self, entries: Mapping[bytes, Fpa], scope: Scope) -> OrderedDict[bytes, Fpa]:
+        """Entries as one more scope has them."""
+        copies: OrderedDict[bytes, Fpa] = OrderedDict()
+        for key, entry in entries.items():
+            copy = copies[key] = Fpa(entry.real, entry.used(), _live_in(entry, scope))
+            copy.place = self._recorder.bound(scope, key, copy)
+        return copies
+
+    def _move(self, entries: Mapping[bytes, Fpa], source: Scope, scope: Scope) -> None:
+        """Entries become those of another scope."""
+        if source.active:
+            for entry in entries.values():
+                entry.assigned, entry.live = entry.used(), _live_in(entry, scope)
+        if (source.name, source.grouped) != (scope.name, scope.grouped):
+            for entry in entries.values():
+                self._recorder.rescoped(scope, entry)
 
     def unbind(self, scope: Scope, real: RealServer) -> None:
         """Drop a scope's entries that bind to this server, as it has no place there any more."""
@@ -206,6 +301,7 @@ class FpaTable:
                 looked += 1
                 entry.assigned = entry.used()
                 if now - entry.assigned < scope.interval:
+                    self._recorder.renewed(entry)
                     entries.move_to_end(key)
                 else:
                     self._drop(entries, key)
@@ -231,10 +327,12 @@ class FpaTable:
     def _firm(self, entry: Fpa) -> None:
         entry.loose = False
         del self._loose[entry]
+        self._recorder.changed(entry)
 
     def _drop(self, entries: OrderedDict[bytes, Fpa], key: bytes) -> None:
         entry = entries.pop(key)
         self._count -= 1
+        self._recorder.unbound(entry)
         if entry.loose:
             del self._loose[entry]
 
@@ -263,11 +361,10 @@ class FpaTable:
         )
 
 
-def _moved(entry: Fpa, scope: Scope) -> Fpa:
-    """An entry as its new scope has it."""
+def _live_in(entry: Fpa, scope: Scope) -> dict[Connection, None] | None:
+    """The live connections that an entry has in its new scope."""
     mine = (one for one in entry.live or () if one.link.virtual.scope == scope)
-    live = dict.fromkeys(mine) if scope.active else {}
-    return Fpa(entry.real, entry.used(), live or None)
+    return (dict.fromkeys(mine) or None) if scope.active else None
 
 
 def masked(address: bytes, prefix: int) -> bytes:

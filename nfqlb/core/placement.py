@@ -92,9 +92,10 @@ class Placement:
             if virtual.scope.active:
                 self._fpas.follow(virtual.scope, client_of(connection.inbound), connection)
 
-    def rebind(self, connection: Connection, now: float) -> None:
+    def rebind(self, connection: Connection, now: float, *, bind: bool = True) -> None:
         """Bind the client of a restored connection to its server again, where that still holds (A7).
 
+        Without `bind` it is bound already, or is not to be.
         When its last packet was nobody knows, so with `activity` the interval runs from now.
         """
         link, opened = connection.link, connection.opened
@@ -105,7 +106,8 @@ class Placement:
         if live or now - opened < scope.interval:
             client, state = client_of(connection.inbound), connection.state
             loose = state.half_open or state is State.UDP_NEW
-            self._fpas.restore(scope, client, link.real, opened, loose=loose)
+            if bind:
+                self._fpas.restore(scope, client, link.real, opened, loose=loose)
             if live:
                 self._fpas.follow(scope, client, connection)
 

@@ -206,7 +206,10 @@ class Paths:
         self._journal = journal
         table = Conntrack() if datapaths.offloading is not None else None
         self._carrier = KernelCarrier(table, config.timeouts.udp) if table is not None else None
-        self.director = Director(config, now=now, recorder=journal, keeper=journal, carrier=self._carrier)
+        self.director = Director(
+            config, now=now, recorder=journal, keeper=journal, carrier=self._carrier,
+            stickies=journal.stickies,
+        )  # fmt: skip
         self._rewrite = PacketPath(self.director, now)
         self._offload = OffloadPath(self.director, table, now, journal) if table is not None else None
         self.now = now

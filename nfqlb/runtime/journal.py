@@ -5,11 +5,10 @@ one record while it lives: written before its first packet is answered, its stat
 as the connection moves on, and zeroed at its end, so the file never has to be compacted. The
 supervisor opens the file before it forks; the kernel keeps what a killed worker wrote. It is
 valid for one boot and one network namespace only. What was set and what failed, by name, has a section
-of its own (see `ledger`).
+of its own (see `ledger`), and so have sticky entries (see `bindings`).
 
-Layout: a header of one page (magic, boot id, namespace cookie, a table of sections), then the
-sections, one for each kind of record. A section says its records' size, where it begins, how
-many there may be and how many are reserved so far. Numbers are in the machine's own byte order.
+`layout` says where in the file is what. A file with room for other numbers of records, or without one of the
+sections, as another version has left it, is copied into a new one, which takes its place.
 """
 
 import logging
@@ -26,24 +25,18 @@ from nfqlb.core.keys import is_ipv4, key_end, server_of
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.procfs import Namespace, namespace
 from nfqlb.netfilter.state import DIRECTORY
-from nfqlb.runtime import ledger
+from nfqlb.runtime import bindings, layout, ledger
+from nfqlb.runtime.bindings import Binding, Bindings
+from nfqlb.runtime.layout import RESERVED, Section, Wanted
 from nfqlb.runtime.ledger import Ledger
 
 logger = logging.getLogger(__name__)
-
-_MAGIC = b"nfqlb journal 1\n"
-_PAGE = 4096
-_HEADER = Struct("=16s36s4xQ")
-_SECTION = Struct("=IIQQQ")  # kind, record size, offset, capacity, records reserved
-_SECTIONS_AT = 64
-_RESERVED = Struct("=Q")
-_RESERVED_AT = _SECTION.size - _RESERVED.size
 
 #: By kind: connections over IPv4, over IPv6. State, protocol, opened (seconds), inbound key without what
 #: the protocol adds at its end, and the real server's address and port. The state comes first: 0 is a free
 #: record.
 _KINDS = {1: Struct("=BBxxI12s6s6x"), 2: Struct("=BBxxI36s18s2x")}
-_NAMES = 3  # the kind of the ledger's section
+_NAMES, _STICKY = 3, 4  # the kinds of the sections of the ledger and of sticky entries
 _CHUNK = 1 << 20  # bytes reserved at a time
 _NAMES_CHUNK = 1 << 16
 _RETRY = 1024  # asking in vain takes 0.1 ms: once storage is used up, not for every connection
@@ -65,75 +58,45 @@ class Record(NamedTuple):
     server: bytes
 
 
-class _Section:
-    """The records of one kind. A record's place is its offset in the file."""
-
-    def __init__(
-        self, kind: int, record: Struct, start: int, capacity: int, entry_at: int, chunk: int = _CHUNK
-    ) -> None:
-        self.kind = kind
-        self.record = record
-        self.chunk = chunk
-        self.start = start
-        self.capacity = capacity
-        self.entry_at = entry_at  # of this section's entry in the header
-        self.end = start + capacity * self.record.size
-        self.reserved_to = start
-        self.next = start
-        self.free: list[int] = []
-
-    @property
-    def header(self) -> bytes:
-        """The fixed part of this section's entry in the header."""
-        return _SECTION.pack(self.kind, self.record.size, self.start, self.capacity, 0)[:_RESERVED_AT]
-
-
 class Journal:
     """The open journal: the recorder of the connection table, the keeper of settings and failures.
 
     See `core.table.Recorder` and `core.chronicle.Keeper`. `capacity` is how many connections of each kind it
-    has room for. Raises KernelError where the file cannot be made or mapped.
+    has room for, `sticky` how many sticky entries, whose recorder is `stickies`. What a file has already
+    stays, whatever room is asked for. `whole` says that every sticky entry of its connections is there, too.
+    Raises KernelError where the file cannot be made or mapped.
     """
 
     def __init__(
-        self, capacity: int, *, directory: Path | None = None, where: Namespace | None = None
-    ) -> None:
+        self, capacity: int, *, sticky: int | None = None, directory: Path | None = None,
+        where: Namespace | None = None,
+    ) -> None:  # fmt: skip
         where = where or namespace()
         directory = directory or storage()
         self.path = directory / f"journal-{where.inode}"
         self.lost = 0  # connections that found no room; they do not survive the worker
-        self._sections: list[_Section] = []
-        start = _PAGE
-        for number, (kind, record) in enumerate(_KINDS.items()):
-            section = _Section(kind, record, start, capacity, _SECTIONS_AT + number * _SECTION.size)
-            self._sections.append(section)
-            start = -(-section.end // _PAGE) * _PAGE
-        self._names = _Section(
-            _NAMES, Struct(f"={ledger.PAIR}x"), start, ledger.CAPACITY,
-            _SECTIONS_AT + len(_KINDS) * _SECTION.size, _NAMES_CHUNK,
-        )  # fmt: skip
-        start = -(-self._names.end // _PAGE) * _PAGE
+        wanted = [Wanted(kind, record, capacity, _CHUNK) for kind, record in _KINDS.items()]
+        wanted.append(Wanted(_NAMES, Struct(f"={ledger.PAIR}x"), ledger.CAPACITY, _NAMES_CHUNK))
+        wanted.append(Wanted(_STICKY, bindings.RECORD, capacity if sticky is None else sticky, _CHUNK))
         try:
             directory.mkdir(mode=0o755, parents=True, exist_ok=True)
             _own(directory.stat(follow_symlinks=False), directory)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             _own(os.fstat(self._file), self.path)
             os.fchmod(self._file, 0o600)
-            self._open(start, _HEADER.pack(_MAGIC, where.boot.encode(), where.cookie))
+            self._open(wanted, layout.header(where))
         except OSError as error:
             raise KernelError(f"{self.path}: the journal cannot be opened: {error.strerror}") from None
 
-    def _open(self, size: int, header: bytes) -> None:
-        """Map the file; whatever is of another boot, namespace or size counts as empty."""
-        page = os.pread(self._file, _PAGE, 0)
-        known = os.fstat(self._file).st_size == size and page.startswith(header)
-        sections = [*self._sections, self._names]
-        if not known or any(page.find(each.header, each.entry_at) != each.entry_at for each in sections):
-            os.ftruncate(self._file, 0)
-            os.ftruncate(self._file, size)
-            for section in sections:
-                os.pwrite(self._file, section.header + bytes(_RESERVED.size), section.entry_at)
-            os.pwrite(self._file, header, 0)
+    def _open(self, wanted: list[Wanted], beginning: bytes) -> None:
+        """Map the file; whatever is of another boot or namespace counts as empty."""
+        found = layout.found_in(self._file, beginning)
+        self.whole = not found or _STICKY in found
+        *self._sections, self._names, self._sticky = sections = layout.laid_out(wanted, found)
+        size = layout.aligned(sections[-1].end)
+        same = all(section.is_as(found.get(section.kind)) for section in sections)
+        if not same or os.fstat(self._file).st_size != size:
+            self._file = layout.made_anew(self.path, self._file, beginning, sections, found)
         self._map = mmap.mmap(self._file, size)
         self._read_reserved()
         names = self._names
@@ -143,18 +106,24 @@ class Journal:
             reserved_to=lambda: names.reserved_to,
             reserve=lambda: self._reserve(names),
         )
+        sticky = self._sticky
+        self.stickies = Bindings(self._map, lambda: self._take(sticky), sticky.free.append)
         if names.reserved_to == names.start:
             self._reserve(names)  # an operator's word has its place, whatever connections use up by then
 
+    @property
+    def _all(self) -> tuple[Section, ...]:
+        return *self._sections, self._names, self._sticky
+
     def _read_reserved(self) -> None:
-        for section in (*self._sections, self._names):
-            (reserved,) = _RESERVED.unpack_from(self._map, section.entry_at + _RESERVED_AT)
+        for section in self._all:
+            (reserved,) = RESERVED.unpack_from(self._map, section.reserved_at)
             section.reserved_to = section.start + min(reserved, section.capacity) * section.record.size
 
     def clear(self) -> None:
         """Forget everything."""
         self._read_reserved()
-        for section in (*self._sections, self._names):
+        for section in self._all:
             for start in range(section.start, section.reserved_to, _CHUNK):
                 end = min(start + _CHUNK, section.reserved_to)
                 self._map[start:end] = bytes(end - start)
@@ -176,7 +145,7 @@ class Journal:
         for section in self._sections:
             yield from self._records(section)
 
-    def _records(self, section: _Section) -> Iterator[Record]:
+    def _records(self, section: Section) -> Iterator[Record]:
         size = section.record.size
         section.free.clear()
         section.next = place = section.start
@@ -193,6 +162,21 @@ class Journal:
         self._map[place] = 0
         self._sections[place >= self._sections[1].start].free.append(place)
 
+    def bound(self) -> list[Binding]:
+        """The sticky entries, the one used longest ago first; the others' places become free."""
+        self._read_reserved()
+        section = self._sticky
+        section.free.clear()
+        section.next = section.start
+        found = []
+        with memoryview(self._map) as file, file[section.start : section.reserved_to] as used:
+            for binding in bindings.read(used, section.start):
+                section.free.extend(range(section.next, binding.place, section.record.size))
+                section.next = binding.place + section.record.size
+                found.append(binding)
+        found.sort(key=lambda binding: binding.assigned)
+        return found
+
     def kept(self) -> Iterator[Kept]:
         """What was kept of each server. To be read to its end before anything is kept."""
         self._read_reserved()
@@ -200,8 +184,8 @@ class Journal:
 
     @property
     def unkept(self) -> int:
-        """Records that found no room, of connections and of servers."""
-        return self.lost + self._ledger.lost
+        """Records that found no room, of connections, servers and sticky entries."""
+        return self.lost + self._ledger.lost + self.stickies.lost
 
     def forget_name(self, kept: Kept) -> None:
         """Free the record of a server that is gone."""
@@ -222,18 +206,24 @@ class Journal:
     def opened(self, connection: Connection) -> int:
         """Write a connection's record; -1 where there is no room for it."""
         section = self._section_of(connection)
-        if section.free:
-            place = section.free.pop()
-        elif section.next < section.reserved_to or self._reserve(section):
-            place = section.next
-            section.next += section.record.size
-        else:
+        place = self._take(section)
+        if place < 0:
             self.lost += 1
             return -1
         self._write(connection, section, place)
         return place
 
-    def _write(self, connection: Connection, section: _Section, place: int) -> None:
+    def _take(self, section: Section) -> int:
+        """A place for one more record; -1 where there is none."""
+        if section.free:
+            return section.free.pop()
+        if section.next < section.reserved_to or self._reserve(section):
+            place = section.next
+            section.next += section.record.size
+            return place
+        return -1
+
+    def _write(self, connection: Connection, section: Section, place: int) -> None:
         protocol, server = connection.link.virtual.protocol, server_of(connection.outbound)
         section.record.pack_into(
             self._map, place, 0, protocol, int(connection.opened), connection.inbound, server
@@ -256,14 +246,15 @@ class Journal:
         if connection.place >= 0:
             self.forget(connection.place)
 
-    def _section_of(self, connection: Connection) -> _Section:
+    def _section_of(self, connection: Connection) -> Section:
         return self._sections[not is_ipv4(connection.inbound)]
 
-    def _reserve(self, section: _Section) -> bool:
+    def _reserve(self, section: Section) -> bool:
         """Have the storage set aside for more records: writing to a mapping without room would be fatal."""
         size = section.record.size
         end = min(section.reserved_to + section.chunk // size * size, section.end)
-        if end == section.reserved_to or (section is not self._names and self.lost % _RETRY):
+        lost = self.stickies.lost if section is self._sticky else self.lost
+        if end == section.reserved_to or (section is not self._names and lost % _RETRY):
             return False
         try:
             os.posix_fallocate(self._file, section.reserved_to, end - section.reserved_to)
@@ -272,7 +263,7 @@ class Journal:
                 logger.warning("%s: %s; what is new would not survive the worker", self.path, error.strerror)
             return False
         section.reserved_to = end
-        _RESERVED.pack_into(self._map, section.entry_at + _RESERVED_AT, (end - section.start) // size)
+        RESERVED.pack_into(self._map, section.reserved_at, (end - section.start) // size)
         return True
 
 

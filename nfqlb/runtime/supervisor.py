@@ -88,7 +88,7 @@ class Supervisor:
         undo.enter_context(Claim())
         record = Record()
         undo.callback(_log_all, sysctl.restore, record)
-        self._journal = Journal(config.gateway.max_connections)
+        self._journal = Journal(config.gateway.max_connections, sticky=config.gateway.max_sticky)
         undo.callback(self._journal.close, remove=True)
         self._listen_to_signals()
         self._datapaths = Datapaths(config)

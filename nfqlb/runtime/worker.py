@@ -20,6 +20,7 @@ from nfqlb.core.verdict import Drop, Reply
 from nfqlb.netfilter.reply import ReplySockets, open_replies, replies_to_clients
 from nfqlb.runtime import orders
 from nfqlb.runtime.beat import Beat
+from nfqlb.runtime.bindings import identity_of
 from nfqlb.runtime.channel import WorkerChannel
 from nfqlb.runtime.datapaths import Datapaths, Paths
 from nfqlb.runtime.handover import Handover
@@ -98,12 +99,14 @@ class Worker:
         for kept in self._journal.kept():
             if not self.director.operation.restore(kept, now):
                 self._journal.forget_name(kept)
+        self._restore_stickies(now)
+        bind = not self._journal.whole
         restored = 0
         restore, forget = self.director.restore, self._journal.forget
         for number, (place, code, opened, inbound, server) in enumerate(self._journal.records()):
             if not number % _AT_A_TIME:
                 self._heart.ask(BIRTH)
-            if restore(inbound, server, code, place, opened=opened, now=now):
+            if restore(inbound, server, code, place, opened=opened, now=now, bind=bind):
                 restored += 1
             else:
                 forget(place)
@@ -111,6 +114,15 @@ class Worker:
         if restored:
             took = (time.monotonic() - begun) * 1000
             logger.info("%d connections taken over from the journal in %.0f ms", restored, took)
+
+    def _restore_stickies(self, now: float) -> None:
+        """Take over sticky entries."""
+        stickies, free = self.director.stickies(identity_of), self._journal.stickies.free
+        for number, (place, assigned, loose, scope, client, server) in enumerate(self._journal.bound()):
+            if not number % _AT_A_TIME:
+                self._heart.ask(BIRTH)
+            if not stickies.restore(scope, client, server, assigned, now, loose=loose, place=place):
+                free(place)
 
     def _serve(self) -> None:
         poll = select.poll()
