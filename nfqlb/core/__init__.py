@@ -5,8 +5,8 @@
 - `placement`: which server a connection gets, first and, where that does not answer, again.
 - `selection`, `startup`: the order of the questions by which a server is chosen (figs 7A, 7B, 8).
 - `server`: virtual servers, real servers and the links between them. `destinations`: which one is meant.
-- `connection`, `states`, `table`: connections, their states as a table, and the bounded index. `meaning`: what
-  a segment means for one.
+- `connection`, `states`, `table`: connections, their states as a table, and the bounded index.
+- `meaning`: what a segment means for its connection.
 - `reject`: what becomes of packets without a connection. `outage`: of a failed server's connections.
 - `health`, `failure`: what real connections tell of a server. `response`: how long it takes to answer.
 - `admission`, `operation`: states and what they admit; what operators set. `chronicle`: what has changed.
