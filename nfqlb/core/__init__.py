@@ -12,7 +12,7 @@
 - `admission`, `operation`: states and what they admit; what operators set. `chronicle`: what has changed.
 - `fpa`, `scope`: stickiness.
 - `succession`, `reconfigure`: a new director takes over, and one follows another configuration (`former`).
-- `schedulers`: one scheduler a file, behind one base class and a registry.
+- `schedulers`: one scheduler a file, behind one base class and a registry. `shadow`: one that is not obeyed.
 - `decision`, `explanation`: what every choice was made from, and the reasons, derived when asked for.
 - `snapshot`: immutable pictures of all that, the only thing that is shown.
 

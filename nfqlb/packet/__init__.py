@@ -4,5 +4,6 @@
 - `segments6`, `datagrams`: the short paths of TCP over IPv6 and of UDP.
 - `decode`, `decode6`: everything unusual, to `facts`.
 - `translate`: addresses, ports and checksums, changed in place.
+- `frame`, `pcap`, `pcapng`, `sight`: capture files, and what their frames say.
 - `reply`: resets and ICMP errors to clients whose packets are refused.
 """
