@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from struct import Struct
 from typing import NamedTuple
 
+from nfqlb.config.marks import OFFLOAD
 from nfqlb.core.spec import Config, Virtual
 from nfqlb.netfilter import netlink
 from nfqlb.netfilter.errors import KernelError
@@ -44,6 +45,10 @@ _IN, _OUT = "in-", "out-"
 #: Hooks as nft calls them: before everything but the reassembly of fragments (-400); after the translation
 #: of addresses (100).
 _FIRST, _LAST = "prerouting priority -305", "postrouting priority 150"
+
+#: Empty chains: as long as there is one for NAT on either side, the kernel goes on translating what datapath
+#: offload has placed, whoever deletes those of iptables (`iptables -t nat -X` does).
+_HOLDING = (("hold-in", "prerouting priority -100"), ("hold-out", "postrouting priority 100"))
 
 
 class Counter(NamedTuple):
@@ -82,6 +87,9 @@ def script(config: Config, present: Mapping[str, Counters] | None = None) -> str
             f"add chain inet {TABLE} {chain} {{ type filter hook {hook}; policy accept; }}",
             f"flush chain inet {TABLE} {chain}",
         ]
+    if any(virtual.datapath == OFFLOAD for virtual in config.virtuals):
+        lines += [f"add chain inet {TABLE} {chain} {{ type nat hook {hook}; policy accept; }}"
+                  for chain, hook in _HOLDING]  # fmt: skip
     for version in (4, 6):
         for every_port in (False, True):
             virtuals = [

@@ -6,7 +6,7 @@ repairing is done in a child (`Errand`), for iptables may have to wait for someb
 changes is told of as well: it is known by the child that did it, and looked at once more at most.
 
 Two who put the same thing right in turn would never end. So repairs are counted out (`Patience`): a
-firewall's start-up script may flush a dozen times, whoever goes on gets one repair in four seconds, and
+firewall's start-up script may flush a dozen times, whoever goes on gets one repair in three seconds, and
 it is said that there is somebody.
 """
 
@@ -40,7 +40,7 @@ _LISTED = 12  # of so many the log does
 
 _OUR_PROGRAMS = ("iptables-restor", "ip6tables-resto")  # as the kernel cuts their names
 
-_BURST, _INTERVAL = 12, 4.0
+_BURST, _INTERVAL = 12, 3.0
 
 
 class Patience:

@@ -19,7 +19,7 @@ REWRITE = {
     "INPUT": ["-j NFQLB-B-INPUT"],
     "FORWARD": ["-j NFQLB-B-FORWARD"],
     "NFQLB-B-INPUT": ["-i eth0 -j NFQLB-B-MISSED"],
-    "NFQLB-B-MISSED": [MISSED],
+    "NFQLB-B-MISSED": ["-m conntrack --ctstate UNTRACKED -j RETURN", MISSED],
     "NFQLB-B-FORWARD": [
         "-i eth0 -j NFQLB-B-INWARD",
         f"-i eth1 -o eth0 {JUDGED} -m conntrack ! --ctstatus EXPECTED -j NFQLB-B-OUTWARD",
@@ -48,7 +48,7 @@ def test_offload_needs_them_for_what_reaches_the_gateway_itself_alone() -> None:
 
 def test_both_share_the_table_and_each_address_stands_in_it_once() -> None:
     found = behind(SHOP, replace(SHOP, name="tls", port=443, datapath="offload"), replace(SHOP, port=81))
-    assert len(found["NFQLB-B-MISSED"]) == 3
+    assert len(found["NFQLB-B-MISSED"]) == 1 + 3
     assert len(found["NFQLB-B-INWARD"]) == 2
     assert len(found["NFQLB-B-OUTWARD"]) == 3
 

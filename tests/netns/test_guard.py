@@ -119,7 +119,7 @@ TAKEN = {
     "chains deleted": ("iptables -w -t raw -F; iptables -w -t raw -X",),
     "IPv6": ("ip6tables -w -t mangle -F",),
     "all of a firewall script": (
-        "for t in filter nat mangle raw; do iptables -w -t $t -F; iptables -w -t $t -X; done",
+        "for t in filter nat mangle raw; do iptables -w -t $t -F; iptables -w -t $t -X; done; true",
     ),
     "somebody's set restored": (f"printf '{FOREIGN}' | iptables-restore -w",),
     "a rule in front": ("iptables -w -t mangle -I FORWARD -j ACCEPT",),
@@ -221,7 +221,7 @@ def test_who_goes_on_is_not_fought(told: Guarded) -> None:
         assert isinstance(count, int)
         assert isinstance(told.state["repairs"], int)
         made = told.state["repairs"] - count
-        assert 1 <= made <= 1 + (time.monotonic() - begun) / 4
+        assert 1 <= made <= 1 + (time.monotonic() - begun) / 3
     finally:
         others.kill()
         others.wait()

@@ -95,7 +95,7 @@ def test_rules_and_address_of_both_families_are_removed_without_a_configuration(
     with entered(site.gateway):
         rules.apply(SIX, force=True)
         address.bring_up(SIX)
-        assert len(rules.remove(site.directory)) == 8
+        assert len(rules.remove(site.directory)) == 10
     assert (site.rules_of(site.saved()), addresses(site)) == before
 
 
