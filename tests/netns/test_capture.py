@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -188,3 +189,16 @@ def _is_complete(lab: Lab, file: Path, answers: list[Answer]) -> bool:
     """Whether the ends of all connections are in the file."""
     ended = fields(lab, file, "tcp.srcport", "tcp.dstport", only="tcp.flags.fin == 1")
     return all(any(str(answer.client_port) in ports for ports in ended) for answer in answers)
+
+
+def test_into_a_pipe(lab: Lab, appliance: Appliance) -> None:
+    """tcpdump reads along; where it has seen enough, the capture ends as well."""
+    argv = shlex.join(command("capture", "shop", "--socket", str(socket_path(lab))))
+    program = lab.gateway.start("sh", "-c", f"{argv} | tcpdump -n -c 1 -r -", environment=python_path())
+    program.wait_for(program.err, "capturing shop")
+    for _ in range(3):
+        ask(lab.client)
+    wait_until(lambda: f" > {VIP}.80: Flags [S]" in program.stdout, "a packet")
+    wait_until(lambda: ask(lab.client) is not None and len(events(appliance)) == 2, "the end of the capture")
+    assert program.wait() == 0
+    assert "Traceback" not in program.stderr
