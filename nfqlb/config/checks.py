@@ -130,6 +130,15 @@ def _response_times(draft: Draft) -> Iterator[Problem]:
                 yield Problem((*virtual.path, key), message, "any other scheduler will do")
 
 
+def _syn_guards(draft: Draft) -> Iterator[Problem]:
+    """Only TCP has connections that are half-open."""
+    for virtual in draft.virtuals:
+        for key in ("synguard", "synguard_rate"):
+            if virtual.values.protocol == "udp" and getattr(virtual.values, key):
+                message = f"{key} guards against floods of SYNs, which UDP has not"
+                yield Problem((*virtual.path, key), message, "leave it out here")
+
+
 def _metrics(draft: Draft) -> Iterator[Problem]:
     """Metrics are asked for at an address of this machine, which has no server's and no service's."""
     if not draft.gateway.good("metrics") or not draft.gateway.values.metrics:
@@ -300,6 +309,7 @@ _CHECKS: tuple[Check, ...] = (
     _overlaps,
     _every_port,
     _response_times,
+    _syn_guards,
     _metrics,
     _servers,
     _backups,

@@ -21,6 +21,7 @@ from nfqlb.config.values import (
     NameOrNothing,
     Number,
     OneAddress,
+    PerCent,
     Port,
     PositiveDuration,
     Servers,
@@ -116,9 +117,7 @@ class VirtualTable(TableModel):
     port: Port = None  # None: every port
     scheduler: Annotated[SchedulerName, BeforeValidator(parse_scheduler)] = "weighted-least-connections"
     startup: Literal["none", "round-robin"] = "none"
-    startup_share: Annotated[
-        float, Field(ge=0, le=100, allow_inf_nan=False, description="a number from 0 to 100, in per cent")
-    ] = 50.0
+    startup_share: PerCent = 50.0
     startup_time: Duration = 60.0
     startup_test: Literal["chosen", "any", "before"] = "chosen"
     sticky: Duration = 0.0
@@ -136,7 +135,9 @@ class VirtualTable(TableModel):
     backup: NameOrNothing = ""
     reject: Literal["drop", "reset"] | None = None  # None: as `[gateway]` has it
     on_failure: Literal["keep", "reset", "drop"] = "keep"
-    synguard: Number = 0.0
+    synguard: Limit = 0
+    synguard_rate: Number = 0.0
+    synguard_share: PerCent = 25.0
     shadow: Annotated[Literal["", SchedulerName], BeforeValidator(parse_scheduler)] = ""
     datapath: Datapath | None = None  # None: as `[gateway]` has it
 

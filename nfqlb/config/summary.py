@@ -14,7 +14,7 @@ _WEIGHTLESS = ("round-robin", "least-connections", "fastest-response")
 _OF_GATEWAY = ("secure", "count_on", "close_on")
 _OF_VIRTUAL = (
     "startup", "on_failure", "reject", "sticky_refresh", "ageing", "clamp", "predict", "response_start",
-    "shadow",
+    "shadow", "synguard", "synguard_rate",
 )  # fmt: skip
 _DURATION_UNITS = ((86400, "d"), (3600, "h"), (60, "m"))
 

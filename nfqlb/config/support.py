@@ -10,9 +10,7 @@ from collections.abc import Iterator, Mapping
 from nfqlb.config.model import TableModel
 from nfqlb.config.report import KeyPath, Problem, show
 
-WORKING: Mapping[tuple[str, str], tuple[object, ...]] = {
-    ("virtual", "synguard"): (0.0,),
-}
+WORKING: Mapping[tuple[str, str], tuple[object, ...]] = {}
 """Table and key -> the values that work, the default first. Keys that are not here work in full."""
 
 

@@ -310,6 +310,9 @@ Port = Annotated[int | None, _whole(1, 65535)]
 Number = Annotated[
     float, Field(ge=0, le=1_000_000, allow_inf_nan=False, description="a number from 0 to 1000000")
 ]
+PerCent = Annotated[
+    float, Field(ge=0, le=100, allow_inf_nan=False, description="a number from 0 to 100, in per cent")
+]
 Name = Annotated[str, PlainValidator(parse_name)]
 NameOrNothing = Annotated[str, PlainValidator(parse_name_or_nothing)]
 Duration = Annotated[float, PlainValidator(parse_duration)]

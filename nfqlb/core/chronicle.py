@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 from nfqlb.core.admission import ServerState
 from nfqlb.core.health import Condition, Evidence
 from nfqlb.core.server import RealServer, VirtualServer
+from nfqlb.core.synguard import SynGuard
 
 #: Changes kept between two drains; of more, the newest.
 CHANGES = 256
@@ -43,6 +44,16 @@ class Change:
     by_operator: bool = False
     evidence: tuple[Evidence, ...] = ()
     lasted: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that happened at `at` (seconds), in words, and to whom; `level` as in the log."""
+
+    name: str
+    text: str
+    at: float
+    level: str = "warning"
 
 
 class Kept(NamedTuple):
@@ -81,6 +92,7 @@ class Chronicle:
     def __init__(self, virtuals: Sequence[VirtualServer], keeper: Keeper | None = None) -> None:
         self.missed = 0
         self._changes: deque[Change] = deque()
+        self._notices: deque[Notice] = deque(maxlen=CHANGES)
         self._virtuals = virtuals
         self._keeper = keeper
         self.touched = False
@@ -130,6 +142,25 @@ class Chronicle:
         self._known = {virtual: state_of(virtual) for virtual in self._virtuals}
         self.touched = False
 
+    def drifted(self, wrong: str, now: float) -> None:
+        """The audit found a counter wrong, and has put it right."""
+        self._notices.append(Notice("", f"a counter had gone wrong and was put right: {wrong}", now, "error"))
+        self.touched = True
+
+    def look_at_floods(self, now: float) -> None:
+        """Tell of floods of SYNs that have begun, or are over."""
+        for virtual in self._virtuals:
+            guard = virtual.guard
+            if guard is not None and guard.look(now):
+                level = "warning" if guard.flooded else "info"
+                self._notices.append(Notice(virtual.spec.name, _flood(virtual, guard), now, level))
+                self.touched = True
+
+    def take_notices(self) -> list[Notice]:
+        """What else has happened since the last time, oldest first."""
+        found, self._notices = list(self._notices), deque(maxlen=CHANGES)
+        return found
+
     def drain(self, now: float) -> list[Change]:
         """The changes since the last time, oldest first; virtual servers' last."""
         if self.touched:
@@ -178,6 +209,23 @@ def state_of(virtual: VirtualServer) -> ServerState:
         return ServerState.IN_SERVICE
     failed = any(link.real.down and link.real.setting.sticky and link.active for link in links)
     return ServerState.FAILED if failed else ServerState.IN_SERVICE
+
+
+def _flood(virtual: VirtualServer, guard: SynGuard) -> str:
+    """What is told of a flood that has begun, or is over; both numbers are of all floods so far."""
+    name = virtual.spec.name
+    if guard.flooded:
+        much = f"{virtual.half_open:,} half-open connections"
+        return f"{name}: SYN flood, {much}; {flood_measure(guard.given_up > 0, guard.refused > 0)}"
+    gone = f"{guard.given_up:,} half-open connections given up, {guard.refused:,} SYNs refused so far"
+    return f"{name}: no SYN flood any more; {gone}"
+
+
+def flood_measure(oldest: bool, rate: bool) -> str:
+    """What is done about a flood, in words."""
+    if oldest and rate:
+        return "giving up the oldest, refusing what is above the rate"
+    return "giving up the oldest" if oldest else "refusing what is above the rate"
 
 
 def _kept_real(real: RealServer) -> Kept:

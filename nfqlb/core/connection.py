@@ -6,6 +6,7 @@ link, and a few values that are shared or small; all that is the same for every 
 of a link (addresses, ports, checksum differences) is in the link.
 """
 
+from nfqlb.core.audit import Recount
 from nfqlb.core.response import Interval
 from nfqlb.core.server import Link
 from nfqlb.core.states import State
@@ -31,7 +32,7 @@ class Connection:
     `interval` is the response time under measurement, None where nothing is measured (any more).
     `quick` says that a plain segment of the server changes nothing but its numbers and `seen`; the
     client's does neither where `interval` is None too.
-    `opened` and `seen` are seconds. `place` is the journal's record.
+    `opened` and `seen` are seconds. `place` is the journal's record, `recount` the audit's last count of it.
     """
 
     __slots__ = (
@@ -44,6 +45,7 @@ class Connection:
         "outbound",
         "place",
         "quick",
+        "recount",
         "seen",
         "server_numbers",
         "state",
@@ -62,6 +64,7 @@ class Connection:
         self.place = -1
         self.interval: Interval | None = None
         self.quick = False
+        self.recount: Recount | None = None
 
     def settle(self) -> None:
         """Follow a change of state or of measuring: may plain segments take the short path?

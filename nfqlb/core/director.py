@@ -7,6 +7,7 @@ answers with the connection to translate for, or why not. Plain segments do not 
 from collections.abc import Callable, Iterator
 
 from nfqlb.core import observe, spec
+from nfqlb.core.audit import Audit
 from nfqlb.core.chronicle import Chronicle, Keeper
 from nfqlb.core.connection import Connection
 from nfqlb.core.decision import KEPT, start_recording
@@ -96,6 +97,7 @@ class Director:
             carrier=carrier,
             on_progress=self.progressed,
         )
+        self.audit = Audit(self.table)
         self.destinations = Destinations(self.virtual_servers)
         self._outage = Outage(self.virtual_servers, self.table, self.tally)
         self._rejection = Rejection(self.destinations, self.virtual_servers, self.tally)
@@ -341,6 +343,9 @@ class Director:
         dropped = self.fpas.expire(now, share)
         looked = self.table.expire(now, budget - dropped)
         more = self._outage.step(now, (budget + _ENDING_COSTS - 1) // _ENDING_COSTS)
+        for wrong in self.audit.step(self.real_servers.values(), self.virtual_servers, now, budget // 4 or 1):
+            self.chronicle.drifted(wrong, now)
+        self.chronicle.look_at_floods(now)
         return more or dropped >= share or looked >= budget - dropped
 
     def _happened(self, connection: Connection, event: Event | None, now: float) -> None:

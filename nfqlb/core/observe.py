@@ -43,6 +43,9 @@ def totals(director: "Director") -> Totals:
         sticky_limit=director.fpas.limit,
         drops=director.tally.drops(),
         replies=director.tally.replies(),
+        evicted=director.table.evicted,
+        sticky_evicted=director.fpas.evicted,
+        drift=director.audit.drift,
     )
 
 
@@ -65,6 +68,9 @@ def _virtual(virtual: VirtualServer) -> VirtualSnapshot:
         servers=tuple(_links(virtual)),
         drops={reason.value: count for reason, count in virtual.drops.items()},
         shadow=_shadow(virtual),
+        half_open=virtual.half_open,
+        given_up=virtual.guard.given_up if virtual.guard else 0,
+        flooded=virtual.guard is not None and virtual.guard.flooded,
     )
 
 

@@ -16,8 +16,12 @@ from nfqlb.core.response import Interval
 from nfqlb.core.segment import Stamp
 from nfqlb.core.selection import BACKUP, NOTHING_FOUND, STICKY, TEST, Choice, Selection
 from nfqlb.core.states import State
+from nfqlb.core.synguard import SynGuard
 from nfqlb.core.table import ConnectionTable
 from nfqlb.core.verdict import Drop, Outcome, Tally
+
+#: Half-open connections that a new one looks at, at most, to find one that may go.
+_ASKED = 8
 
 
 class Placement:
@@ -47,6 +51,9 @@ class Placement:
             if virtual.decisions is not None:
                 virtual.decisions.note(now, key, Drop.OUT_OF_SERVICE, None, NOTHING_FOUND)
             return self._tally.refuse(Drop.OUT_OF_SERVICE, virtual)
+        guard = virtual.guard
+        if guard is not None and not guard.admits(client_of(key), now):
+            return self._tally.refuse(Drop.SYN_RATE, virtual)
         self._watch.visited(virtual, client_of(key), now)
         choice = self._selection.choose(virtual, key, now)
         if virtual.decisions is not None:
@@ -58,6 +65,8 @@ class Placement:
             if virtual.decisions is not None:
                 virtual.decisions.came_to_nothing(Drop.TABLE_FULL)
             return self._tally.refuse(Drop.TABLE_FULL, virtual)
+        if guard is not None:
+            self._guard(guard, now)
         connection = Connection(key, outbound, choice.link, now)
         connection.client_numbers = numbers
         if virtual.measuring is not None:
@@ -65,6 +74,18 @@ class Placement:
         self._table.add(connection, now)
         self._assigned(connection, choice, now)
         return connection
+
+    def _guard(self, guard: SynGuard, now: float) -> None:
+        """Where a virtual server has as many half-open connections as it may, one goes for the new one.
+
+        Whoever carries them may know that some have long been answered: so many at most are asked about.
+        """
+        for _ in range(_ASKED):
+            oldest = guard.too_many()
+            if oldest is None:
+                return
+            if self._table.give_up(oldest, now):
+                guard.gave_up(now)
 
     def _claim(self, now: float) -> bytes:
         """The reverse key of the connection just chosen for; an ended one that still holds it makes way."""

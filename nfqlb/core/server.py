@@ -23,6 +23,7 @@ from nfqlb.core.scope import scope_of
 from nfqlb.core.shadow import Shadow
 from nfqlb.core.startup import Startup
 from nfqlb.core.states import State
+from nfqlb.core.synguard import SynGuard, guard_of
 
 if TYPE_CHECKING:
     from nfqlb.core.connection import Connection
@@ -243,15 +244,17 @@ class VirtualServer:
     `measuring` says how response times are measured, None where they are not (UDP does not tell what
     is a response; of connections that the kernel carries nobody tells but where a scheduler needs it).
     `decisions` is the record of the last ones, None where none is kept. `shadow` is a second scheme that is
-    asked and not obeyed, None where there is none. `drops` counts its packets that were dropped. `leaving`
+    asked and not obeyed, None where there is none. `drops` counts its packets that were dropped. `half_open`
+    are its connections that wait for the end of TCP's handshake, `guard` limits them, None where nobody
+    does. `leaving`
     are links that are no places of it any more and have connections; `draining` says that it is not in the
     configuration any more.
     """
 
     __slots__ = (
         "_signature", "actual", "backup", "bound_from", "connections", "decisions", "draining", "drops",
-        "last", "leaving", "link_at", "links", "measuring", "opening", "port", "protocol", "scheduler",
-        "scope", "setting", "shadow", "spec", "startup", "total",
+        "guard", "half_open", "last", "leaving", "link_at", "links", "measuring", "opening", "port",
+        "protocol", "scheduler", "scope", "setting", "shadow", "spec", "startup", "total",
     )  # fmt: skip
 
     def __init__(
@@ -272,6 +275,8 @@ class VirtualServer:
         self.startup: Startup | None = None
         self.shadow: Shadow | None = None
         self.drops: dict[Drop, int] = {}
+        self.half_open = 0
+        self.guard: SynGuard | None = None
         self.decisions: Decisions | None = None
         self._signature: tuple[object, ...] | None = None
         self.follow(virtual, reals, strict=strict or spec.Strict(), leaving=leaving, draining=draining)
@@ -291,6 +296,7 @@ class VirtualServer:
         self.draining = draining
         self.scope = scope_of(virtual, strict_refresh=strict.refresh)
         self.measuring = _measuring(virtual, strict)
+        self.guard = guard_of(virtual, self.guard)
         self._place(virtual, reals, former)
         at = (link.position for link in used if self.links[link.position : link.position + 1] == [link])
         self.last = next(at, -1)

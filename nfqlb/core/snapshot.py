@@ -45,6 +45,8 @@ class VirtualSnapshot(NamedTuple):
     """One virtual server; `desired` and `actual` are the scheduler asked for and at work (R028, R029).
 
     `drops` are its packets that were dropped, by reason, as far as they could be told to be its own.
+    `half_open` are its connections in TCP's handshake, `given_up` those that `synguard` took to make room,
+    `flooded` says that it, or `synguard_rate`, is at work.
     """
 
     name: str
@@ -59,6 +61,9 @@ class VirtualSnapshot(NamedTuple):
     servers: tuple[LinkSnapshot, ...]
     drops: Mapping[str, int] = MappingProxyType({})
     shadow: ShadowSnapshot | None = None
+    half_open: int = 0
+    given_up: int = 0
+    flooded: bool = False
 
 
 class RealSnapshot(NamedTuple):
@@ -141,7 +146,8 @@ class StickySnapshot:
 class Totals:
     """The director as a whole: live connections, all ever made, limits, packets dropped by reason.
 
-    `replies` says what clients were told of packets that were refused, by kind.
+    `replies` says what clients were told of packets that were refused, by kind. `evicted` and
+    `sticky_evicted` made room in a full table, `drift` counts counters that the audit found wrong.
     """
 
     connections: int
@@ -151,6 +157,9 @@ class Totals:
     sticky_limit: int
     drops: dict[str, int]
     replies: dict[str, int] = field(default_factory=dict)
+    evicted: int = 0
+    sticky_evicted: int = 0
+    drift: int = 0
 
 
 @dataclass(frozen=True, slots=True)

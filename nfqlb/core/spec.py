@@ -85,7 +85,9 @@ class Virtual:
 
     `port` None means every port. `sticky` is in seconds, 0 is off; `sticky_mask` is a
     prefix length. `ageing` divides the age of a response time, `clamp` is in per cent, 0 is off (A16);
-    `predict` is "now" or "next" (A15b), `response_start` is "request", "syn" or "syn-ack" (R084).
+    `synguard` are half-open connections, `synguard_rate` new ones a second, 0 is no limit;
+    `synguard_share` is in per cent. `predict` is "now" or "next" (A15b), `response_start` is "request",
+    "syn" or "syn-ack" (R084).
     """
 
     name: str
@@ -109,7 +111,9 @@ class Virtual:
     backup: str = ""
     reject: str = "drop"
     on_failure: str = "keep"
-    synguard: float = 0.0
+    synguard: int = 0
+    synguard_rate: float = 0.0
+    synguard_share: float = 25.0
     shadow: str = ""
     datapath: str = REWRITE
 

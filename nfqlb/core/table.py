@@ -11,6 +11,7 @@ directly and touch nothing here but `seen`; all else goes through `add` and `mov
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from nfqlb.core.audit import Recount
 from nfqlb.core.connection import Connection
 from nfqlb.core.server import Link
 from nfqlb.core.states import State, Timeout, counting
@@ -99,6 +100,8 @@ class ConnectionTable:
         self.counted = 0
         self.total = 0
         self.reassigned = 0
+        self.evicted = 0
+        self.recount: Recount | None = None  # a count that is under way
         self._udp = udp
         delays = _delays(half_open, closing, udp)
         self._queues = {timeout: _queue(timeout, delay) for timeout, delay in delays.items()}
@@ -119,6 +122,7 @@ class ConnectionTable:
         Where other states count, each connection is looked at, and the real servers must be told.
         """
         self.limit, self._udp, self._on_gone = limit, udp, on_gone
+        self.recount = None  # begun under another configuration
         for timeout, delay in _delays(half_open, closing, udp).items():
             if delay != self._queues[timeout].delay:
                 self._queues[timeout].retime(delay)
@@ -130,11 +134,16 @@ class ConnectionTable:
                     self._count(connection.link, difference, 0)
             self._counts = counts
 
+    def begin_recount(self) -> None:
+        """Begin another count of all connections: see `audit`."""
+        self.recount = Recount(self._counts)
+
     def add(self, connection: Connection, now: float) -> None:
         """Enter a new connection, whose first packet is now on its way (R118-R125).
 
         Both of its keys must be free.
         """
+        connection.recount = self.recount
         self.inbound[connection.inbound] = connection
         self.outbound[connection.outbound] = connection
         connection.link.held += 1
@@ -158,7 +167,12 @@ class ConnectionTable:
         if connection.link.members is not None:
             connection.link.members.add(connection)
         connection.state = state
+        connection.recount = self.recount
+        if self.recount is not None:
+            self.recount.moved(connection.link, state, 1)
         connection.settle()
+        if state.half_open:
+            self._handshake(connection, 1)
         self._count(connection.link, self._counts[state], state.unanswered)
         if state.timeout is not None:
             idle = state.timeout is Timeout.IDLE
@@ -175,6 +189,9 @@ class ConnectionTable:
         before, unanswered = connection.link, connection.state.unanswered
         del self.outbound[connection.outbound]
         counted = self._counts[connection.state]
+        if self.recount is not None and connection.recount is self.recount:
+            self.recount.moved(before, connection.state, -1)
+            self.recount.moved(link, connection.state, 1)
         self._count(before, -counted, -unanswered)
         before.held -= 1
         link.held += 1
@@ -213,6 +230,10 @@ class ConnectionTable:
     def _set_state(self, connection: Connection, state: State, now: float) -> None:
         old = connection.state
         connection.state = state
+        recount = self.recount
+        if recount is not None and connection.recount is recount:
+            recount.moved(connection.link, old, -1)
+            recount.moved(connection.link, state, 1)
         if state.quick:
             if connection.interval is None:
                 connection.quick = True
@@ -232,10 +253,20 @@ class ConnectionTable:
             else:
                 real.stirred()
         timeout = state.timeout
+        if state.half_open is not old.half_open:
+            self._handshake(connection, 1 if state.half_open else -1)
         if timeout is not None and timeout is not old.timeout:
             idle = timeout is Timeout.IDLE
             queue = self._idle_queue(connection.link) if idle else self._queues[timeout]
             queue.push(connection, now)
+
+    def _handshake(self, connection: Connection, more: int) -> None:
+        """A handshake has begun (1), or is over (-1)."""
+        virtual = connection.link.virtual
+        virtual.half_open += more
+        guard = virtual.guard
+        if guard is not None:
+            (guard.begun if more > 0 else guard.over)(connection)
 
     def _idle_queue(self, link: Link) -> DueQueue[Connection]:
         """Where connections of a link wait for their idle time-out."""
@@ -281,14 +312,21 @@ class ConnectionTable:
     def _evict(self, timeout: Timeout, now: float) -> bool:
         queue = self._queues[timeout]
         while (connection := queue.pop_first()) is not None:
-            if connection.state.timeout is timeout:
-                self._ask(connection, now)  # or what has been answered meanwhile would be given up
-            if connection.state.timeout is timeout:
-                if connection.state.unanswered and self._on_eviction is not None:
-                    self._on_eviction(connection, now)
-                (self.remove if connection.state.ended else self.cut)(connection, now)
+            if connection.state.timeout is timeout and self.give_up(connection, now):
+                self.evicted += 1
                 return True
         return False
+
+    def give_up(self, connection: Connection, now: float) -> bool:
+        """Forget a connection to make room; False if it has come further than was known, and stays."""
+        timeout = connection.state.timeout
+        self._ask(connection, now)  # or what has been answered meanwhile would be given up
+        if connection.state.timeout is not timeout:
+            return False
+        if connection.state.unanswered and self._on_eviction is not None:
+            self._on_eviction(connection, now)
+        (self.remove if connection.state.ended else self.cut)(connection, now)
+        return True
 
     def expire(self, now: float, budget: int) -> int:
         """End what has timed out, looking at no more than `budget` connections; returns how many."""

@@ -22,6 +22,7 @@ class Drop(Enum):
     COLLISION = "reverse-collision"  # no server left whose replies could be told apart (A5)
     TABLE_FULL = "table-full"  # and every connection in it is established (A23)
     SERVER_UNKNOWN = "server-no-connection"  # it would show the client a real address
+    SYN_RATE = "over-syn-rate"  # more new connections than `synguard_rate` lets through
     UNREACHABLE = "unreachable-eaten"  # it would make the client give up; its next SYN may do better
     CUT = "cut"  # the kernel handed over less than the packet
     MALFORMED = "malformed"

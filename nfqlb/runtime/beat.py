@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 from nfqlb.core import observe
-from nfqlb.core.chronicle import Change
+from nfqlb.core.chronicle import Change, Notice
 from nfqlb.core.director import Director
 from nfqlb.runtime import news, views
 from nfqlb.runtime.carry import counters
@@ -32,7 +32,7 @@ class Beat:
         self._told = 0
         self._begun: list[JSON] = [[*path, value] for path, value in counters(whole(self._account({}, now)))]
 
-    def tell(self, changes: Iterable[Change], now: float) -> list[tuple[int, str, str]]:
+    def tell(self, changes: Iterable[Change | Notice], now: float) -> list[tuple[int, str, str]]:
         """Keep what is worth telling of some changes; returns the level, the line and the name to log."""
         lines = []
         wall = time.time() - now

@@ -6,16 +6,19 @@ an operator did: the supervisor logs that, with who it was.
 
 import logging
 from ipaddress import ip_address
+from logging import getLevelNamesMapping
 
 from nfqlb.core.admission import ServerState
-from nfqlb.core.chronicle import Change, Kind
+from nfqlb.core.chronicle import Change, Kind, Notice
 from nfqlb.core.health import EVIDENCE, Ditch, Evidence
 
 _DOWN = (ServerState.FAILED, ServerState.TESTING)
 
 
-def told(change: Change) -> tuple[int, str] | None:
+def told(change: Change | Notice) -> tuple[int, str] | None:
     """The log level and the line for one change; None where nothing is to be said."""
+    if isinstance(change, Notice):
+        return getLevelNamesMapping()[change.level.upper()], change.text
     if change.by_operator:
         return None
     if change.kind is Kind.VIRTUAL:

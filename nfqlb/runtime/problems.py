@@ -25,7 +25,7 @@ class Problem(NamedTuple):
 
 def problems(snapshot: JSONObject) -> list[Problem]:
     """All that is wrong, the worst first."""
-    looks = (_gateway, _virtuals, _reals, _queues, _table)
+    looks = (_gateway, _virtuals, _floods, _reals, _queues, _table)
     found = [problem for look in looks for problem in look(snapshot)]
     return sorted(found, key=lambda problem: LEVELS.index(problem.level))
 
@@ -59,6 +59,13 @@ def _virtuals(snapshot: JSONObject) -> Iterator[Problem]:
     out = [row for row in rows if row["state"] == "out-of-service"]
     if out:
         yield Problem("info", f"{_some(out, len(rows), 'virtual server')} out of service")
+
+
+def _floods(snapshot: JSONObject) -> Iterator[Problem]:
+    for row in _rows(snapshot, "virtuals"):
+        half_open = row.get("half_open")
+        if row.get("flood") and isinstance(half_open, int):
+            yield Problem("warning", f"SYN flood at {row['name']}: {half_open:,} half-open connections")
 
 
 def _reals(snapshot: JSONObject) -> Iterator[Problem]:
@@ -101,6 +108,9 @@ def _table(snapshot: JSONObject) -> Iterator[Problem]:
     if isinstance(now, int) and isinstance(limit, int) and now >= limit * _NEARLY:
         level, how = ("error", "full") if now >= limit else ("warning", "nearly full")
         yield Problem(level, f"connection table {how}: {now:,} of {limit:,}")
+    drift = _part(snapshot, "audit").get("drift")
+    if isinstance(drift, int) and drift:
+        yield Problem("error", f"{drift:,} counters had gone wrong; please report it, with the log")
     lost = _part(snapshot, "journal").get("lost")
     if isinstance(lost, int) and lost:
         yield Problem("warning", f"journal full: a new worker would not know {lost:,} records")

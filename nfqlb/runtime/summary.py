@@ -64,6 +64,8 @@ def counts(totals: Totals, losses: Losses | None = None) -> JSONObject:
             "limit": totals.connections_limit,
         },
         "sticky": {"now": totals.sticky, "limit": totals.sticky_limit},
+        "evicted": {"connections": totals.evicted, "sticky": totals.sticky_evicted},
+        "audit": {"drift": totals.drift},
         "drops": dict(sorted(totals.drops.items())),
         "replies": dict(sorted(totals.replies.items())),
     }
@@ -94,6 +96,8 @@ def summary(worker: Mapping[str, JSON], gateway: GatewayStatus) -> JSONObject:
         ],
         "journal": worker["journal"],
         "followed": worker["followed"],
+        "evicted": worker["evicted"],
+        "audit": worker["audit"],
         "drops": worker["drops"],
         "replies": worker["replies"],
     }

@@ -142,6 +142,9 @@ def virtual(snapshot: VirtualSnapshot) -> JSONObject:
             for link in snapshot.servers
         ],
         "shadow": _shadow(snapshot.shadow),
+        "half_open": snapshot.half_open,
+        "flood": snapshot.flooded,
+        "evicted": {"half_open": snapshot.given_up},
     }
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from selectors import EVENT_WRITE
 
+from nfqlb.core.chronicle import Change, Notice
 from nfqlb.core.spec import Config
 from nfqlb.core.verdict import Drop, Reply
 from nfqlb.netfilter.reply import ReplySockets, open_replies, replies_to_clients
@@ -210,7 +211,8 @@ class Worker:
     def _tell(self, now: float) -> None:
         """Log what has changed its state."""
         chronicle = self.director.chronicle
-        for level, text, name in self._beat.tell(chronicle.drain(now), now):
+        happened: list[Change | Notice] = [*chronicle.drain(now), *chronicle.take_notices()]
+        for level, text, name in self._beat.tell(happened, now):
             logger.log(level, "%s", text, extra={"fields": {"kind": "state", "name": name}})
         if chronicle.missed:
             logger.warning("%d older changes of state were too many to be logged", chronicle.missed)

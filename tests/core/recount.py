@@ -80,6 +80,10 @@ def audit(director: Director, *, reloaded: bool = False) -> None:
             assert not link.real.draining or link.leaving
             assert not (virtual.draining and link not in virtual.leaving)
         assert virtual.connections == sum(link.connections for link in everybody)
+        half_open = [each for each in found if each.link.virtual is virtual and each.state.half_open]
+        assert virtual.half_open == len(half_open)
+        if virtual.guard is not None:
+            assert set(virtual.guard._members) <= set(half_open)
         if virtual.spec.scheduler in MEASURES:
             _chooses(virtual, on_real)
         _starting_up(virtual, on_real)

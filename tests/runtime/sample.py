@@ -62,6 +62,9 @@ def virtual(name: str, servers: list[dict[str, Any]], *, port: int | None = 80) 
         "traffic": {"packets_in": 10, "bytes_in": 1000, "packets_out": 20, "bytes_out": 20000},
         "drops": {"no-server": 4},
         "shadow": {"scheduler": "least-connections", "evaluated": 50, "differed": 9},
+        "half_open": 2,
+        "flood": False,
+        "evicted": {"half_open": 24},
     }
 
 
@@ -95,6 +98,8 @@ def snapshot(*, reals: int = 2) -> dict[str, Any]:
         ],
         "journal": {"lost": 19},
         "followed": {"lost": 20},
+        "evicted": {"connections": 25, "sticky": 26},
+        "audit": {"drift": 27},
         "drops": {"no-connection": 21},
         "replies": {"reset": 22},
         "rules": {"present": True, "repairs": 23, "repaired_at": 1_690_000_000.0, "why": "flushed"},

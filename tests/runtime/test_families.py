@@ -101,6 +101,9 @@ def test_the_gateway_as_a_whole(wanted: Format) -> None:
         "nfqlb_connections_active": 6.0,
         "nfqlb_connections_limit": 1000.0,
         "nfqlb_connections_total": 80.0,
+        "nfqlb_evicted_connections_total": 25.0,
+        "nfqlb_evicted_sticky_entries_total": 26.0,
+        "nfqlb_audit_drift_total": 27.0,
         "nfqlb_sticky_entries": 7.0,
         "nfqlb_sticky_entries_limit": 2000.0,
         "nfqlb_journal_lost_records_total": 19.0,
@@ -164,6 +167,8 @@ def test_a_virtual_server(wanted: Format) -> None:
         ("direction=out", *shop): 20000.0,
     }
     assert named(found, "nfqlb_virtual_dropped_packets_total") == {("reason=no-server", *shop): 4.0}
+    assert named(found, "nfqlb_virtual_half_open_connections") == {shop: 2.0}
+    assert named(found, "nfqlb_virtual_evicted_half_open_connections_total") == {shop: 24.0}
     shadow = ("scheduler=least-connections", *shop)
     assert named(found, "nfqlb_virtual_shadow_decisions_total") == {shadow: 50.0}
     assert named(found, "nfqlb_virtual_shadow_differing_decisions_total") == {shadow: 9.0}

@@ -184,6 +184,8 @@ def test_summary_is_made_of_what_worker_and_supervisor_know() -> None:
         ],
         "journal": {"lost": 4},
         "followed": {},
+        "evicted": {"connections": 0, "sticky": 0},
+        "audit": {"drift": 0},
         "drops": {"malformed": 1, "no-connection": 7},
         "replies": {"reset": 5},
     }
@@ -247,6 +249,9 @@ def test_virtuals() -> None:
                 },
             ],
             "shadow": {"scheduler": "maglev", "evaluated": 40, "differed": 10},
+            "half_open": 0,
+            "flood": False,
+            "evicted": {"half_open": 0},
         }
     ]
     assert views.virtual(VIRTUAL._replace(shadow=None))["shadow"] is None
