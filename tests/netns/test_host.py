@@ -375,7 +375,7 @@ def test_a_removal_after_a_crash_puts_everything_back_without_a_configuration(tm
     assert "192.0.2.100" in left[-3]
     done = rules.remove(tmp_path)
     assert state() == before
-    assert len(done) == 6
+    assert len(done) == 7
     assert rules.remove(tmp_path) == []
 
 
