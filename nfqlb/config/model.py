@@ -74,6 +74,7 @@ class GatewayTable(TableModel):
     close_on: Literal["both", "fin", "time-out"] = "both"
     other_ports: Literal["drop", "host"] = "drop"
     metrics: Metrics = ""
+    fallback: Switch = True
 
 
 class TimeoutsTable(TableModel):

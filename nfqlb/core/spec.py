@@ -32,6 +32,7 @@ class Gateway:
     close_on: str = "both"
     other_ports: str = "drop"
     metrics: str = ""
+    fallback: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,7 @@ def words(config: Config, family: "Family", *, policies: bool) -> dict[str, str]
     copies = f"--nflog-group {tap_group(config)} --nflog-size {COPIED} --nflog-threshold"
     return {
         "queue": str(offload_queue(config)),
+        "bypass": "--queue-bypass" if config.gateway.fallback else "",
         "group": str(tap_group(config)),
         "nflog": f"{copies} {THRESHOLD}",
         "nflog_soon": f"{copies} {_soon(config)}",
@@ -107,6 +108,8 @@ def lists(
     reset = [words for words in tcp if words["missed"] == _TOLD]
     eaten, passed = ("1",) if family.version == 6 else ("3",), () if family.version == 6 else ("3/4",)
     return {
+        "fallback family": one if gateway.fallback else (),
+        "fallback outside": outside if gateway.fallback else (),
         "way out": [{**into, **out} for into in base["inside"] for out in outside],
         "virtual": named,
         "TCP virtual": tcp,

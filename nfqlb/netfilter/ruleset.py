@@ -18,6 +18,9 @@ from nfqlb.netfilter.render import PREFIX
 
 Rule = frozenset[tuple[str, ...]]
 
+VARYING = "NFQLB-O-FALLBACK"
+"""The chain in which the running gateway puts rules of its own before those of the template."""
+
 _SYN = ("--tcp-flags", "FIN,SYN,RST,ACK", "SYN")
 """What `--syn` stands for, as iptables-save spells it (iptables-extensions(8), tcp)."""
 
@@ -131,7 +134,10 @@ def differences(wanted: Table | None, live: Table | None) -> list[str]:
         if chain not in live_own:
             found.append(f"{name} {chain}: the chain is missing")
         else:
-            found += [f"{name} {chain}: {text}" for text in _compare(rules, live_own[chain])]
+            there = live_own[chain]
+            if chain == VARYING and rules:
+                there = there[-len(rules) :]
+            found += [f"{name} {chain}: {text}" for text in _compare(rules, there)]
     found += [f"{name} {chain}: not of this configuration" for chain in live_own if chain not in want_own]
     return found + [f"{name} {text}" for text in _compare_links(want_links, live)]
 

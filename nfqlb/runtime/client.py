@@ -150,9 +150,9 @@ def unreachable(path: Path, error: OSError) -> ControlError:
     if isinstance(error, TimeoutError | BlockingIOError):
         return ControlError("timeout", f"the gateway at {path} does not answer in time", "is it overloaded?")
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return ControlError("not-running", f"no gateway is running: {path} does not exist", start)
+        return _absent(f"no gateway is running: {path} does not exist", start)
     if isinstance(error, ConnectionRefusedError):
-        return ControlError("not-running", f"no gateway is running: nobody answers at {path}", start)
+        return _absent(f"no gateway is running: nobody answers at {path}", start)
     if isinstance(error, PermissionError):
         return ControlError(
             "permission-denied",
@@ -160,3 +160,12 @@ def unreachable(path: Path, error: OSError) -> ControlError:
             "be root or a member of the group nfqlb, or nfqlb-read to look",
         )
     return ControlError("unreachable", f"{path}: the gateway cannot be asked: {error.strerror or error}")
+
+
+def _absent(what: str, start: str) -> ControlError:
+    """No gateway; but its rules may be there, with which the kernel goes on alone."""
+    from nfqlb.netfilter.alone import alone  # mostly there is a gateway
+
+    if alone():
+        return ControlError("degraded", f"{what}; degraded: the kernel spreads new connections alone", start)
+    return ControlError("not-running", what, start)

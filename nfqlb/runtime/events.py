@@ -15,7 +15,7 @@ from nfqlb.runtime.protocol import JSONObject
 logger = logging.getLogger(__name__)
 
 KEPT = 1000
-KINDS = ("state", "order", "reload", "rules", "worker", "queue", "gateway", "capture")
+KINDS = ("state", "order", "reload", "rules", "worker", "queue", "gateway", "capture", "fallback")
 LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 

@@ -126,6 +126,7 @@ class Guard:
         self._clean = -_PAUSE  # when the last look ended that found nothing
         self._resting = False
         self._due: set[str] = set()
+        self.helpers: list[Callable[[], int | None]] = []  # others of the gateway's that change rules, by pid
         self._heard_of = Heard()  # what is not looked at yet
         self._looks_at = Heard()  # what the errand looks at
         self._well = self._looked = self._looked_again = clock()
@@ -231,7 +232,8 @@ class Guard:
         self._go()
 
     def _is_ours(self, author: Author) -> bool:
-        return self._errand is not None and self._errand.pid in (author.process.pid, author.process.parent)
+        ours = {helper() for helper in self.helpers} | {self._errand.pid if self._errand else None}
+        return not ours.isdisjoint({author.process.pid, author.process.parent})
 
     def _may_be_ours(self, author: Author) -> bool:
         """Gone before it could be asked whose child it is: not blamed, but looked after."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from nfqlb import __version__
 from nfqlb.config.summary import endpoint
 from nfqlb.core.spec import Config
-from nfqlb.netfilter import address, host, rules, sysctl
+from nfqlb.netfilter import address, fallback, host, rules, sysctl
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.queue import ask_for_stamps
 from nfqlb.netfilter.reply import ReplySockets, open_replies, replies_to_clients
@@ -31,6 +31,7 @@ from nfqlb.runtime.checkup import Checkup
 from nfqlb.runtime.control import Server
 from nfqlb.runtime.datapaths import Datapaths
 from nfqlb.runtime.desk import Desk
+from nfqlb.runtime.fallback import Fallback
 from nfqlb.runtime.guard import Guard
 from nfqlb.runtime.handover import Handover, Source
 from nfqlb.runtime.hands import Hands
@@ -38,7 +39,7 @@ from nfqlb.runtime.journal import Journal
 from nfqlb.runtime.metrics import Metrics
 from nfqlb.runtime.missed import Missed
 from nfqlb.runtime.notify import Notifier, from_environment
-from nfqlb.runtime.protocol import ControlError
+from nfqlb.runtime.protocol import ControlError, JSONObject
 from nfqlb.runtime.reload import Reload
 from nfqlb.runtime.stall import LOOK, Movement, Watchdog
 from nfqlb.runtime.traffic import Traffic
@@ -126,6 +127,7 @@ class Supervisor:
         self._missed = Missed(config, self._selector, self._desk.pulse.carry.beside)
         undo.callback(self._missed.close)
         self._desk.followers += [traffic.configured, self._missed.follow]
+        alone = _spread_alone(config)
         rules.apply(config)
         undo.callback(_log_all, address.take_down)
         _log_all(address.bring_up, config)
@@ -133,7 +135,23 @@ class Supervisor:
             config, self._selector, self._desk.events.add, self._desk.rules, self._datapaths.rebind
         )
         undo.callback(self._guard.close)
+        self._prepare_fallback(alone)
         self._prepare_reloads()
+
+    def _prepare_fallback(self, alone: int) -> None:
+        """`alone`: so many connections were made without us, before."""
+        state: JSONObject = {}
+        self._desk.others["fallback"] = state
+        self._fallback = Fallback(
+            self._config, self._selector, self._desk.events.add, state, lambda: self._desk.rules["repairs"]
+        )
+        self._undo.callback(self._fallback.close)
+        self._desk.listeners.append(self._fallback.look)
+        self._guard.helpers.append(lambda: self._fallback.pid)
+        if alone:
+            were = "connection was" if alone == 1 else "connections were"
+            text = f"{alone:,} new {were} made without a gateway, spread by the kernel alone; taken over"
+            self._desk.events.add("fallback", "fallback", text, level="warning")
 
     def _prepare_reloads(self) -> None:
         self._hands = Hands(self._selector)
@@ -150,7 +168,7 @@ class Supervisor:
             follow=self._follow,
             rest=self._guard.at_rest,
             begins=self._notifier.reloading,
-            over=self._notifier.ready,
+            over=self._reloaded,
         )
         self._undo.callback(self._reload.close)
 
@@ -159,6 +177,11 @@ class Supervisor:
         self._config = config
         self._desk.configured(config)
         self._guard.follow(config)
+        self._fallback.follow(config)
+
+    def _reloaded(self) -> None:
+        self._notifier.ready()
+        self._fallback.again()
 
     def _open_replies(self, config: Config) -> None:
         """The sockets by which clients are told of what is refused, where they are to be."""
@@ -217,6 +240,7 @@ class Supervisor:
                 self._desk.tick()
                 self._missed.tick()
                 self._guard.tick()
+                self._fallback.tick()
                 self._hands.tick()
                 self._reload.tick()
                 self._checkup.tick()
@@ -280,6 +304,14 @@ def _noticed(_number: int, _frame: object) -> None:
 def _log_all(act: Callable[..., list[str]], *args: object) -> None:
     for line in act(*args):
         logger.info("%s", line)
+
+
+def _spread_alone(config: Config) -> int:
+    """New connections that the kernel has spread since a predecessor's death."""
+    try:
+        return fallback.spread() if fallback.wanted(config) else 0
+    except KernelError:
+        return 0  # whatever is wrong with iptables, the rules themselves will tell
 
 
 def _described(config: Config) -> str:

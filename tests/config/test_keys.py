@@ -95,6 +95,7 @@ KEYS = (
         ("5", "false", '"run/x"', '""', '"/run/"', f'"/{"x" * 107}"', f'"/{"ä" * 54}"', r'"/a\u0000"'),
     ),
     Key("gateway", "secure", False, ("false",), ("true",), (), NO_SWITCH),
+    Key("gateway", "fallback", True, ("true",), ("false",), (), NO_SWITCH),
     Key("gateway", "reject", "drop", ('"drop"',), ('"reset"',), (), NO_TEXT),
     Key("gateway", "count_on", "syn", ('"syn"',), ('"syn-ack"',), (), (*NO_TEXT, '"ack"')),
     Key("gateway", "close_on", "both", ('"both"',), ('"fin"', '"time-out"'), (), (*NO_TEXT, '"timeout"')),

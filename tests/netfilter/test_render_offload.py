@@ -82,12 +82,15 @@ COMMIT
 *nat
 :NFQLB-O-PREROUTING - [0:0]
 :NFQLB-O-LINKS - [0:0]
+:NFQLB-O-FALLBACK - [0:0]
 -A NFQLB-O-PREROUTING -i eth0 -m mark ! --mark 0x0/0x7f0000 -j NFQLB-O-LINKS
+-A NFQLB-O-PREROUTING -i eth0 -m mark --mark 0x0/0x7f0000 -j NFQLB-O-FALLBACK
 -A NFQLB-O-LINKS -j CONNMARK --save-mark --nfmask 0xff0000 --ctmask 0xff0000
 -A NFQLB-O-LINKS -p tcp -m mark --mark 0x20000/0x7f0000 -m comment --comment web1 \
 -j DNAT --to-destination 10.0.0.11:8080
 -A NFQLB-O-LINKS -p tcp -m mark --mark 0x30000/0x7f0000 -m comment --comment web2 \
 -j DNAT --to-destination 10.0.0.12:80
+-A NFQLB-O-FALLBACK -m mark ! --mark 0x0/0x7f0000 -g NFQLB-O-LINKS
 -I PREROUTING 1 -j NFQLB-O-PREROUTING
 COMMIT
 *raw
@@ -99,7 +102,7 @@ COMMIT
 -A NFQLB-O-SYNS -m mark ! --mark 0x0/0x7f0000 -g NFQLB-O-TRACK
 -A NFQLB-O-SYNS -d 192.0.2.100/32 -p tcp -m tcp --dport 80 -m comment --comment web -g NFQLB-O-QUEUE
 -A NFQLB-O-TRACK -p tcp -j CT --timeout nqt0 --ctevents destroy
--A NFQLB-O-QUEUE -j NFQUEUE --queue-num 4
+-A NFQLB-O-QUEUE -j NFQUEUE --queue-num 4 --queue-bypass
 -I PREROUTING 1 -j NFQLB-O-PREROUTING
 COMMIT
 """
@@ -156,9 +159,16 @@ def test_every_chain_that_is_led_to_is_there_and_none_is_idle() -> None:
                 assert not idle
 
 
-def test_no_packet_gets_by_where_a_worker_is_missing() -> None:
+def test_no_packet_gets_by_where_a_worker_is_missing_unless_the_kernel_may_go_on_alone() -> None:
+    """F37: of datapath rewrite none ever does."""
+    without = replace(EVERYTHING, gateway=replace(EVERYTHING.gateway, fallback=False))
     for family in FAMILIES:
-        assert "bypass" not in "".join(rules(render(EVERYTHING).text(family)))
+        text = "".join(rules(render(without).text(family)))
+        assert "bypass" not in text
+        assert "FALLBACK" not in text
+        queued = [line for line in rules(render(EVERYTHING).text(family)) if "-j NFQUEUE" in line]
+        for line in queued:
+            assert line.endswith("--queue-bypass") == line.startswith("-A NFQLB-O-")
 
 
 def test_the_tap_of_data_is_for_schedulers_that_use_it() -> None:

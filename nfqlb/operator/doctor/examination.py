@@ -47,7 +47,7 @@ def _clock_from_here() -> JSONObject:
 
 def _absent(error: ControlError, config: Config | None) -> JSONObject:
     """No gateway answers. It need not be meant to run yet, but that never goes without saying."""
-    level = {"not-running": "warning", "timeout": "error"}.get(error.code, "unseen")
+    level = {"not-running": "warning", "degraded": "error", "timeout": "error"}.get(error.code, "unseen")
     advice = error.hint
     if config is None:
         advice += f"{'; ' if advice else ''}-c FILE looks at this machine for a configuration"

@@ -1,0 +1,161 @@
+"""Keeps ready in the kernel what is to happen should the gateway die: who of the servers is well.
+
+Owns when that is written (`netfilter.fallback` has the rules themselves): when servers, their states or
+weights have changed, at most once a second, in a child (`Errand`). Only what a living worker said counts,
+so what stands in the kernel is the last that was known to be good.
+"""
+
+from collections.abc import Callable
+from selectors import BaseSelector
+
+from nfqlb.config.marks import OFFLOAD, LinkMarks
+from nfqlb.core.admission import ServerState
+from nfqlb.core.spec import Config, Server, Virtual
+from nfqlb.netfilter import fallback
+from nfqlb.netfilter.errors import KernelError
+from nfqlb.netfilter.fallback import Share
+from nfqlb.runtime.errand import Errand
+from nfqlb.runtime.guard import Says
+from nfqlb.runtime.picture import RUNNING
+from nfqlb.runtime.protocol import JSON, JSONObject
+
+_PATIENCE = 30.0  # seconds that one change may take; two families may wait for iptables' lock
+_AGAIN = 30  # ticks between two attempts of which the first failed
+
+
+class Fallback:
+    """Follows one gateway from when it is made until `close`; its rules must be in place by then.
+
+    `state` is the part "fallback" of the snapshot, kept up to date here: `ready` says whether the kernel
+    could go on alone by what is known now (None: it is not to), `error` why not. `repairs` counts how often
+    the rules were put back by somebody, whereafter the chain is empty; `put` is what the child does.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        selector: BaseSelector,
+        say: Says,
+        state: JSONObject,
+        repairs: Callable[[], JSON],
+        put: Callable[[Config, tuple[Share, ...]], None] = fallback.put,
+    ) -> None:
+        self.state = state
+        self._config = config
+        self._selector = selector
+        self._say = say
+        self._put = put
+        self._repairs = repairs
+        self._repaired = repairs()
+        self._errand: Errand | None = None
+        self._shares: tuple[Share, ...] | None = None  # by the last snapshot
+        self._written: tuple[Share, ...] | None = None  # what stands in the kernel
+        self._writes: tuple[Share, ...] = ()
+        self._wait = 0
+        state.update(ready=False if fallback.wanted(config) else None, error="")
+
+    @property
+    def pid(self) -> int | None:
+        """The child that changes rules at present."""
+        return self._errand.pid if self._errand is not None else None
+
+    def look(self, snapshot: JSONObject) -> None:
+        """A snapshot: who is well by it."""
+        if snapshot["state"] == RUNNING and fallback.wanted(self._config):
+            self._shares = shares(self._config, snapshot)
+
+    def follow(self, config: Config) -> None:
+        """Another configuration is in force, whose marks and chains may be others."""
+        self._config = config
+        self._shares = None
+        self.again()
+        if not fallback.wanted(config):
+            self.state.update(ready=None, error="")
+
+    def again(self) -> None:
+        """The rules may have been put in anew, so the chain is empty."""
+        self._written = None
+        self._wait = 0
+
+    def tick(self) -> None:
+        """To be called about once a second: write what has changed."""
+        if self._errand is not None:
+            self._errand.tick()
+            return
+        if (repaired := self._repairs()) != self._repaired:
+            self._repaired = repaired
+            self.again()
+        self._wait = max(0, self._wait - 1)
+        if self._shares is None or self._shares == self._written or self._wait:
+            return
+        config, self._writes = self._config, self._shares
+
+        def work() -> JSON:
+            self._put(config, self._writes)
+            return None
+
+        self._written = self._writes  # unless somebody says `again` meanwhile
+        try:
+            self._errand = Errand(self._selector, work, self._done, _PATIENCE)
+        except OSError as error:
+            self._fail(f"no process can be started: {error.strerror}")
+
+    def close(self) -> None:
+        """Write no more; what is under way is waited for."""
+        if self._errand is not None:
+            self._errand.close()
+            self._errand = None
+
+    def _done(self, outcome: JSON | KernelError) -> None:
+        self._errand = None
+        if isinstance(outcome, KernelError):
+            self._fail(str(outcome))
+            return
+        if self.state["error"]:
+            self._say("fallback", "fallback", "the kernel could spread new connections alone again")
+        self.state.update(ready=True, error="")
+
+    def _fail(self, why: str) -> None:
+        if why != self.state["error"]:
+            text = f"should the gateway die, the kernel would not know who is well: {why}"
+            self._say("fallback", "fallback", text, level="warning")
+        self._written = None
+        self._wait = _AGAIN
+        self.state.update(ready=False, error=why)
+
+
+def shares(config: Config, snapshot: JSONObject) -> tuple[Share, ...]:
+    """Who may be given new connections of each offloaded virtual server, by a snapshot. Pure.
+
+    Those that take new ones at present, with the part that their weights entitle them to (A35): backups only
+    where they serve. A virtual server with nobody is left out, and so is one that is itself out of service.
+    """
+    marks = LinkMarks(config)
+    rows = {row["name"]: row for row in _rows(snapshot["virtuals"])}
+    found = []
+    for virtual in config.virtuals:
+        row = rows.get(virtual.name)
+        if virtual.datapath != OFFLOAD or row is None or row["state"] != ServerState.IN_SERVICE.shown:
+            continue
+        if servers := _well(config, virtual, row, marks):
+            found.append(Share(virtual.name, servers))
+    return tuple(found)
+
+
+def _well(
+    config: Config, virtual: Virtual, row: JSONObject, marks: LinkMarks
+) -> tuple[tuple[int, float], ...]:
+    """The marks of a virtual server's servers that are well, with their weights."""
+    places = set(config.places(virtual))
+    found: dict[int, float] = {}
+    for each in _rows(row["servers"]):
+        port, part = each["port"], each["fair_share"]
+        place = Server(str(each["real"]), port if isinstance(port, int) else None)
+        if place in places and isinstance(part, int | float) and part > 0:
+            mark = marks.of(virtual, place)
+            found[mark] = found.get(mark, 0.0) + part
+    return tuple(found.items())
+
+
+def _rows(rows: JSON) -> list[JSONObject]:
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
