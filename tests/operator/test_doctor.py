@@ -50,6 +50,7 @@ def test_a_gateway_that_is_well_is_said_to_be_in_every_area() -> None:
         ({"worker": {"pid": 42, "restarts": 2}}, "warning", "gateway", "replaced 2 times"),
         ({"version": "0.9"}, "warning", "gateway", "it is nfqlb 0.9, this is 1.0"),
         ({"reload": {"ok": False, "error": "line 3"}}, "warning", "gateway", "last reload failed: line 3"),
+        ({"fallback": {"error": "no dice"}}, "warning", "gateway", "go: no dice"),
         ({"drops": {"internal-error": 1}}, "error", "gateway", "defect"),
         ({"rules": {"repairs": 1, "why": "raw; by x"}}, "warning", "changes", "once, lastly raw; by x"),
         ({"rules": {"present": False, "why": "raw"}}, "error", "changes", "rules are missing: raw"),

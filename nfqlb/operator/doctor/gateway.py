@@ -61,6 +61,9 @@ def _gateway(snapshot: JSONObject, version: str) -> Said:
     if snapshot["version"] != version:
         what = f"it is nfqlb {snapshot['version']}, this is {version}"
         yield "warning", what, "restart it; connections are taken over"
+    if error := _part(snapshot, "fallback").get("error"):
+        what = f"should it die, the kernel would not know to which servers new connections go: {error}"
+        yield "warning", what, "is xt_statistic there? fallback = false says that it is not wanted"
     if _number(_part(snapshot, "drops"), "internal-error"):
         yield "error", "packets were dropped for a defect of nfqlb", "its log has more; please report it"
 
