@@ -9,6 +9,7 @@ from nfqlb.packet import pcapng
 from nfqlb.packet.frame import DamagedError, Frame
 from nfqlb.packet.pcap import CaptureFile
 from nfqlb.packet.sight import see
+from nfqlb.replay.outcome import replay
 from nfqlb.runtime import orders
 from nfqlb.runtime.http import request
 from nfqlb.runtime.protocol import (
@@ -27,7 +28,7 @@ from nfqlb.runtime.protocol import (
 )
 from tests.core.recount import audit
 from tests.fuzz.choices import Choices
-from tests.fuzz.mutants import damage, nobody, packet
+from tests.fuzz.mutants import damage, nobody, opening, packet
 from tests.fuzz.worlds import OFFLOAD, REWRITE
 
 _MOST = 20  # lines in one story
@@ -48,12 +49,33 @@ def captures(data: bytes) -> int:
     return len(made)
 
 
+def replays(data: bytes) -> int:
+    """What a capture would have come to: openings, answers and anything else, at times that jump about."""
+    choices = Choices(data)
+    made: list[bytes] = []
+    while len(made) < _MOST and (choices.left or not made):
+        if choices.below(3):
+            made.append(opening(choices).data)
+        else:
+            made.append(packet(choices, nobody, inbound=choices.below(2) == 0).data)
+    whole = _pcapng(choices, made)
+    if choices.one_in(4):
+        whole = damage(choices, whole, 8)
+    with suppress(DamagedError):
+        encode(replay(REWRITE, lambda: CaptureFile(BytesIO(whole)).frames()))
+    return len(made)
+
+
+_STEPS = (1, 1000, 1_000_000, 0, -1, -5_000_000, 90_000_000, 10**15)  # microseconds
+
+
 def _pcapng(choices: Choices, made: list[bytes]) -> bytes:
     whole = pcapng.section("fuzz", "tests") + pcapng.interface("i", "", 256, choices.pick((4, 6)))
-    for number, data in enumerate(made):
-        size = len(data)
-        at, comment = 1_700_000_000_000_000 + number, "x" * choices.below(9)
-        whole += pcapng.packet(0, at, data[:256], size, comment=comment)
+    at = 1_700_000_000_000_000
+    for data in made:
+        comment = "x" * choices.below(9)
+        whole += pcapng.packet(0, at, data[:256], len(data), comment=comment)
+        at += choices.pick(_STEPS)
     return whole + pcapng.statistics(0, 7, len(made), 0)
 
 

@@ -173,6 +173,7 @@ TARGETS: dict[str, Callable[[bytes], int]] = {
     "tap": wires.tap,
     "conntrack": wires.conntrack,
     "captures": documents.captures,
+    "replays": documents.replays,
     "control": documents.control,
     "http": documents.http,
 }
