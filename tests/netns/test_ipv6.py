@@ -249,7 +249,7 @@ def test_the_gateways_own_errors_reach_the_worker(site: Site) -> None:
 
 
 def test_fragments_are_whole_again_before_the_queue(site: Site) -> None:
-    """A37"""
+    """F06, A37"""
     from scapy.layers.inet import TCP
     from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment, fragment6
 

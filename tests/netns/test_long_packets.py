@@ -86,7 +86,7 @@ def test_the_largest_segment_leaves_room_for_every_header() -> None:
 
 
 def test_a_hundred_megabytes_pass_both_ways_over_links_of_the_largest_mtu() -> None:
-    """Nothing is cut, nothing stays in a queue, and what arrives is what was sent."""
+    """F07: nothing is cut, nothing stays in a queue, and what arrives is what was sent."""
     with Lab(servers=1, mtu_outside=65535, mtu_inside=65535, prefix=PREFIX) as lab:
         serve_web(lab, lab.servers[0])
         digest = document(lab, "film", 100)

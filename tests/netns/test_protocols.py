@@ -114,7 +114,7 @@ def drops(gateway: Appliance) -> dict[str, int]:
 @VIPS
 @pytest.mark.parametrize("size", [0, 1, 1500, 60_000, 65_480])
 def test_datagrams_are_echoed_intact(lab: Lab, gateway: Appliance, vip: str, size: int) -> None:
-    """R167, R177, A37: of any size; large ones are fragments on the wire and whole in the queue."""
+    """F07, R167, R177, A37: of any size; large ones are fragments on the wire and whole in the queue."""
     blob = bytes(number * 7 & 0xFF for number in range(size))
     server, client = lab.servers[0], lab.client
     with (
@@ -311,7 +311,7 @@ def over_ipv6(lab: Lab) -> str:
 
 
 def test_router_outside_with_smaller_mtu_ipv6(datapath: Datapath) -> None:
-    """R014: its "packet too big" (RFC 8201) goes to the virtual address; the server hears of it."""
+    """F09, R014: its "packet too big" (RFC 8201) goes to the virtual address; the server hears of it."""
     with Bench(datapath, servers=1, router="outside", ipv6=True) as lab:
         assert lab.router is not None
         serve(lab, lab.servers[0])
@@ -327,7 +327,7 @@ def test_router_outside_with_smaller_mtu_ipv6(datapath: Datapath) -> None:
 
 
 def test_router_inside_with_smaller_mtu_ipv6(datapath: Datapath) -> None:
-    """R007, R014: the client hears of it from the virtual address, and of no server."""
+    """F09, R007, R014: the client hears of it from the virtual address, and of no server."""
     with Bench(datapath, servers=1, router="inside", ipv6=True) as lab:
         assert lab.router is not None
         serve(lab, lab.servers[0])

@@ -164,7 +164,7 @@ SIZES = [29, 30, 31, 32, 33, 576, 1500, 1501, 4016, 4017, 4096, 9000, 16_384, 40
 @pytest.mark.parametrize("judge", [accept, same])
 @pytest.mark.parametrize("extras", ["", "mark", "stamp", "mark stamp", "stamp priority mark"])
 def test_sizes(line: Line, judge: Callable[..., int], extras: str) -> None:
-    """R106, R168, R178: any size up to 65,531 bytes passes whole, whatever else the message carries."""
+    """F07, R106, R168, R178: any size up to 65,531 bytes passes whole, whatever else the message carries."""
     stamping = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     seen = []
     shapes = set()

@@ -354,7 +354,7 @@ def test_an_own_icmp_error_about_a_connections_very_first_packet_goes_nowhere(si
 
 
 def test_fragments_are_whole_again_before_the_queue(site: Site) -> None:
-    """A37: a later fragment has no ports, so the kernel must have put it together before."""
+    """F06, A37: a later fragment has no ports, so the kernel must have put it together before."""
     from scapy.layers.inet import IP, TCP, fragment
 
     with site.balancing():
@@ -364,6 +364,39 @@ def test_fragments_are_whole_again_before_the_queue(site: Site) -> None:
         wait_until(lambda: len(site.packets(source=CLIENT)) == 1)
         (packet,) = site.packets(source=CLIENT)
         assert (packet["length"], packet["fragment"], packet["ports"]) == (3040, False, [5002, 80])
+
+
+def test_fragments_of_no_whole_packet_never_reach_the_queue(site: Site) -> None:
+    """F06: shuffled ones are whole; what overlaps, lacks its first or shares an id is kept, in bounds."""
+    from scapy.layers.inet import IP, TCP, fragment
+    from scapy.packet import Raw
+
+    def pieces(number: int, port: int, text: bytes) -> list[bytes]:
+        whole = IP(src=CLIENT, dst=VIP, id=number) / TCP(sport=port, dport=80, flags="PA") / text
+        return [bytes(piece) for piece in fragment(whole, fragsize=1000)]
+
+    def overlap(number: int) -> bytes:
+        return craft(IP(src=CLIENT, dst=VIP, id=number, frag=60, flags="MF", proto=6), Raw(b"x" * 1000))
+
+    with site.balancing():
+        strange = [
+            *(piece for number in range(200) for piece in pieces(1000 + number, 6000, b"n" * 3000)[1:]),
+            *(piece for number in range(200) for piece in [*pieces(2000 + number, 6001, b"o" * 3000)[:1],
+                                                           overlap(2000 + number)]),
+            *pieces(3000, 6002, b"1" * 3000)[:2], *pieces(3000, 6003, b"2" * 3000)[:2],
+        ]  # fmt: skip
+        for piece in strange:
+            send_raw(site.client, piece, VIP)
+        first, second, third, last = pieces(77, 5002, b"y" * 3000)
+        for piece in (third, first, last, second):
+            send_raw(site.client, piece, VIP)
+        wait_until(lambda: len(site.packets(source=CLIENT)) >= 1)
+        assert [(packet["length"], packet["fragment"], packet["ports"])
+                for packet in site.packets(source=CLIENT)] == [(3040, False, [5002, 80])]  # fmt: skip
+        with entered(site.gateway):
+            words = Path("/proc/thread-self/net/sockstat").read_text("ascii").split()
+            limit = int(Path("/proc/sys/net/ipv4/ipfrag_high_thresh").read_text("ascii"))
+        assert int(words[words.index("FRAG:") + 4]) <= limit
 
 
 def test_connections_that_a_real_server_opens_itself_pass_untouched(site: Site) -> None:

@@ -45,7 +45,7 @@ def _cut(packet: bytes, amount: int) -> bytes:
 def test_error_from_outside(
     place: Place, shape: Shape, kind: tuple[int, int], amount: int, source: str, mtu: int
 ) -> None:
-    """R014, R006: an error about what the client was sent reaches the server as one about what it sent."""
+    """F09, R014, R006: an error about what the client got reaches the server as one about what it sent."""
     world = World(place)
     world.establish()
     more = {"kind": kind[0], "code": kind[1], "mtu": mtu}
@@ -62,7 +62,7 @@ def test_error_from_outside(
 def test_error_from_inside(
     place: Place, shape: Shape, kind: tuple[int, int], amount: int, router: str, mtu: int, by_server: bool
 ) -> None:
-    """R014, R007: whoever inside sent it, it comes from the virtual address, about what the client sent."""
+    """F09, R014, R007: whoever inside sent it, it comes from the VIP, about what the client sent."""
     world = World(place)
     world.establish()
     source = place.real if by_server else router

@@ -126,7 +126,7 @@ NOT_OURS: dict[str, bytes] = {
 @pytest.mark.parametrize("hook", [PREROUTING, FORWARD, OUTPUT])
 @pytest.mark.parametrize("name", MALFORMED)
 def test_dropped(name: str, hook: int) -> None:
-    """R107, R113, R114: dropped, each counted under its own reason, and once."""
+    """F02, F03, R107, R113, R114: dropped, each counted under its own reason, and once."""
     packet, reason = MALFORMED[name]
     world = World()
     world.establish()
@@ -154,7 +154,7 @@ def test_passed(name: str, hook: int) -> None:
 @pytest.mark.parametrize("options", [b"", NOP_OPTIONS])
 @pytest.mark.parametrize("known", [False, True])
 def test_flags_that_exclude_each_other(hook: int, flags: int, options: bytes, known: bool) -> None:
-    """R107, R114: a segment that both opens and ends a connection is malformed, on either path and line."""
+    """F03, R107, R114: a segment that both opens and ends a connection is malformed, on any path and line."""
     world = World()
     if known:
         world.establish()
@@ -245,7 +245,7 @@ _anything = st.one_of(
 @settings(STEADY, max_examples=2000)
 @given(_anything, st.integers(0, 4), st.integers(0, 7), st.booleans())
 def test_whatever_comes(packet: bytes, hook: int, info: int, known: bool) -> None:
-    """R106, R107, R114: any bytes get a verdict, no error."""
+    """F01, R106, R107, R114: any bytes get a verdict, no error."""
     _check(packet, hook, info, known=known)
 
 

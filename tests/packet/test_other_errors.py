@@ -71,7 +71,7 @@ Complaint = tuple[Kind, Place, Body, tuple[int, int], int, int]
 @STEADY
 @given(complaints())
 def test_error_from_outside(complaint: Complaint) -> None:
-    """R012, R014: an error about what the client was sent reaches the server as one about what it sent."""
+    """F09, R012, R014: an error about what the client got reaches the server as one about what it sent."""
     kind, place, body, code, amount, mtu = complaint
     world = World(kind, place)
     world.establish()
@@ -85,7 +85,7 @@ def test_error_from_outside(complaint: Complaint) -> None:
 @STEADY
 @given(complaints(), st.booleans())
 def test_error_from_inside(complaint: Complaint, by_server: bool) -> None:
-    """R007, R014: whoever inside sent it, it comes from the virtual address, about what the client sent."""
+    """F09, R007, R014: whoever inside sent it, it comes from the VIP, about what the client sent."""
     kind, place, body, code, amount, mtu = complaint
     world = World(kind, place)
     world.establish()

@@ -149,7 +149,7 @@ MALFORMED["UDP over IPv4, a fragment"] = (fresh_ip_sum(_at(DATAGRAM4, 6, b"\x20\
 @pytest.mark.parametrize("name", MALFORMED)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_dropped(kind: Kind, name: str, hook: int) -> None:
-    """R107, R113, R114: dropped, each counted under its own reason, and once."""
+    """F03, F04, R107, R113, R114: dropped, each counted under its own reason, and once."""
     packet, reason = MALFORMED[name]
     world = World(kind, kind.place)
     world.establish()
@@ -164,7 +164,7 @@ def test_dropped(kind: Kind, name: str, hook: int) -> None:
 )
 @pytest.mark.parametrize("kind", [TCP6, UDP6], ids=str)
 def test_extension_headers_that_are_walked(kind: Kind, more: tuple[tuple[int, bytes], ...]) -> None:
-    """R012, R114: up to eight; a fragment that is the whole (RFC 6946) and a route that is done are none."""
+    """F04, R012, R114: up to eight; a fragment that is the whole (RFC 6946), a route that is done, are none."""
     world = World(kind, kind.place)
     world.establish()
     body = Body(more=more)
@@ -262,7 +262,7 @@ _headers = st.binary(min_size=40, max_size=200).flatmap(
 @settings(STEADY, max_examples=700)
 @given(_headers | st.binary(max_size=200), st.integers(0, 4), st.integers(0, 7), st.booleans())
 def test_whatever_comes(packet: bytes, hook: int, info: int, known: bool) -> None:
-    """R106, R107, R114: any bytes get a verdict, no error."""
+    """F01, R106, R107, R114: any bytes get a verdict, no error."""
     for kind in KINDS:
         _check(kind, packet, hook, info, known)
 
