@@ -164,7 +164,7 @@ def test_dropped(kind: Kind, name: str, hook: int) -> None:
 )
 @pytest.mark.parametrize("kind", [TCP6, UDP6], ids=str)
 def test_extension_headers_that_are_walked(kind: Kind, more: tuple[tuple[int, bytes], ...]) -> None:
-    """F04, R012, R114: up to eight; a fragment that is the whole (RFC 6946), a route that is done, are none."""
+    """F04, R012, R114: up to eight; a fragment that is the whole (RFC 6946), a route that is done: none."""
     world = World(kind, kind.place)
     world.establish()
     body = Body(more=more)
