@@ -61,12 +61,12 @@ def test_no_sum_is_bad_in_ten_thousand(datapath: Datapath, by_card: bool) -> Non
         digest = document(lab, "film", _MEGABYTES)
         virtuals = [virtual("web", ["web1"]), virtual("web6", ["web1-6"], address=VIP6)]
         with balancing(lab, configuration(lab, *virtuals)):
-            for host in (VIP, f"[{VIP6}]"):
-                url = f"http://{host}/files/film"
+            for vip in (VIP, f"[{VIP6}]"):
+                url = f"http://{vip}/files/film"
                 got = lab.client.run("sh", "-c", f"curl -gsS --max-time 60 '{url}' | sha256sum", timeout=90)
                 assert got.stdout.split()[0] == digest
                 source = str(lab.directory / "files" / "film")
-                upload = f"http://{host}/upload/film"
+                upload = f"http://{vip}/upload/film"
                 lab.client.run("curl", "-gsS", "--max-time", "60", "-T", source, upload, timeout=90)
                 copy = (home(lab, lab.servers[0]) / "upload" / "film").read_bytes()
                 assert hashlib.sha256(copy).hexdigest() == digest
