@@ -241,13 +241,20 @@ class Endings(EndingMessages):
     A connection makes such an event only if it was told to when it began, as our rules do (`CT --ctevents
     destroy`), and, as the kernel is set by default (net.netfilter.nf_conntrack_events=2), only if somebody
     listened then. So whoever holds the queue holds this as well. Those of others come too: the key tells.
-    `on_loss` is called where the kernel lost events for lack of room.
+    `on_loss` is called where the kernel lost events for lack of room. `inherited` is the descriptor of a
+    socket that listens already, which this takes over.
     """
 
-    def __init__(self, on_end: OnEnd, on_loss: Callable[[int], None]) -> None:
+    def __init__(
+        self, on_end: OnEnd, on_loss: Callable[[int], None], *, inherited: int | None = None
+    ) -> None:
         super().__init__(on_end, on_loss)
         self.overruns = 0
         self._buffer = bytearray(0)
+        if inherited is not None:
+            self._socket = socket.socket(fileno=inherited)
+            self._socket.setblocking(False)
+            return
         self._socket = netlink.connect(receive_buffer=_RECEIVE_BUFFER)
         try:
             self._socket.setsockopt(netlink.SOL_NETLINK, netlink.ADD_MEMBERSHIP, _DESTROY_GROUP)

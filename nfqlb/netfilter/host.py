@@ -44,14 +44,21 @@ class Finding:
         return f"{self.level}: {self.what}" + (f"; {self.advice}" if self.advice else "")
 
 
-def check(config: Config, directory: Path = DIRECTORY) -> list[Finding]:
-    """What stands against running `config` here, errors first; [] where nothing does."""
-    return judge(config, facts.read(config, directory))
+_HINT = "stop that one first, or take over from it: nfqlb run --take-over"
 
 
-def judge(config: Config, found: Facts) -> list[Finding]:
+def check(config: Config, directory: Path = DIRECTORY, *, alone: bool = True) -> list[Finding]:
+    """What stands against running `config` here, errors first; [] where nothing does.
+
+    Without `alone` nobody minds that another nfqlb is there.
+    """
+    return judge(config, facts.read(config, directory), alone=alone)
+
+
+def judge(config: Config, found: Facts, *, alone: bool = True) -> list[Finding]:
     """The findings that follow from the facts, errors first, otherwise in the order of the checks."""
-    findings = [finding for _, check in CHECKS for finding in check(config, found)]
+    checks = [check for area, check in CHECKS if alone or area != "alone"]
+    findings = [finding for check in checks for finding in check(config, found)]
     return sorted(findings, key=lambda finding: finding.level != "error")
 
 
@@ -91,7 +98,7 @@ def _counters(config: Config, found: Facts) -> Iterator[Finding]:
 def _alone(config: Config, found: Facts) -> Iterator[Finding]:
     if found.owner is not None:
         who = f"process {found.owner}" if found.owner else "another process"
-        yield Finding("error", f"another nfqlb, {who}, serves this network namespace", "stop that one first")
+        yield Finding("error", f"another nfqlb, {who}, serves this network namespace", _HINT)
 
 
 def _queues(config: Config, found: Facts) -> Iterator[Finding]:

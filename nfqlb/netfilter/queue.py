@@ -65,11 +65,14 @@ class PacketQueue(QueueMessages):
     """One bound NFQUEUE number. `judge` must be set before `run`.
 
     `packets` is what its reader has judged, `busy_s` the seconds that took, reading and answering included:
-    the clock is read once a round, as to read it for each packet would be felt. Raises OSError if the
-    number is taken or the right to bind is missing.
+    the clock is read once a round, as to read it for each packet would be felt. `inherited` is the descriptor
+    of a socket that is bound to the number already, which this takes over. Raises OSError if the number is
+    taken or the right to bind is missing.
     """
 
-    def __init__(self, number: int, *, length: int, receive_buffer: int) -> None:
+    def __init__(
+        self, number: int, *, length: int, receive_buffer: int, inherited: int | None = None
+    ) -> None:
         super().__init__(number)
         self._length = length
         self.overruns = 0  # ENOBUFS: the kernel could not hand over a packet and dropped it
@@ -78,11 +81,14 @@ class PacketQueue(QueueMessages):
         self.busy_s = 0.0
         self._unread_message = b""
         self._buffers: list[tuple[bytearray, memoryview]] = []
-        self._queue = NetfilterQueue()
-        self._queue.bind(number, self._unread, max_len=length, sock_len=receive_buffer)
-        descriptor = self._queue.get_fd()
-        fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)  # no child program may keep the queue alive
-        self._socket = socket.socket(fileno=os.dup(descriptor))
+        self._queue: NetfilterQueue | None = None
+        if inherited is None:
+            self._queue = NetfilterQueue()
+            self._queue.bind(number, self._unread, max_len=length, sock_len=receive_buffer)
+            descriptor = self._queue.get_fd()
+            fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)  # no child program may keep it alive
+            inherited = os.dup(descriptor)
+        self._socket = socket.socket(fileno=inherited)
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
         self._configure()
 
@@ -109,7 +115,8 @@ class PacketQueue(QueueMessages):
     def close(self) -> None:
         """Unbind; the kernel drops what still waits."""
         self._socket.close()
-        self._queue.unbind()
+        if self._queue is not None:
+            self._queue.unbind()
 
     def run(self, budget: int) -> int:
         """Judge what waits, at most about `budget` packets; returns how many there were."""
@@ -127,9 +134,19 @@ class PacketQueue(QueueMessages):
                 if verdicts:
                     self._send(verdicts)
             if self._unread_message:
-                self._queue.run_socket(self)  # type: ignore[arg-type]  # of a socket it only uses recv
+                self._give_up()
         self.busy_s += time.monotonic() - begin
         return self.packets - before
+
+    def _give_up(self) -> None:
+        """Answer a message that was not understood, as NetfilterQueue reads it where that bound the queue."""
+        if self._queue is not None:
+            self._queue.run_socket(self)  # type: ignore[arg-type]  # of a socket it only uses recv
+            return
+        message, self._unread_message = self._unread_message, b""
+        if packet_id := id_in(message, len(message)):
+            self.unreadable += 1
+            self._socket.send(self.drop(packet_id.to_bytes(4, "big")))
 
     def recv(self, _size: int) -> bytes:
         """What run_socket() asks a socket for: a message that was not understood, then nothing more."""
@@ -238,8 +255,10 @@ class MarkQueue(PacketQueue):
     the bits by which the rules tell a marked packet, or it would come here again and again.
     """
 
-    def __init__(self, number: int, *, length: int, receive_buffer: int, mask: int) -> None:
-        super().__init__(number, length=length, receive_buffer=receive_buffer)
+    def __init__(
+        self, number: int, *, length: int, receive_buffer: int, mask: int, inherited: int | None = None
+    ) -> None:
+        super().__init__(number, length=length, receive_buffer=receive_buffer, inherited=inherited)
         self.mask = mask
 
     def answer(self, buffer: bytearray, view: memoryview, place: Place) -> memoryview:

@@ -82,8 +82,8 @@ class Record:
 class Claim:
     """Holds a network namespace for one nfqlb, until `release`, the end of `with`, or of the process.
 
-    A forked worker inherits the lock, and rightly so: it holds the queues as well. Raises
-    KernelError, naming the owner's process id, where another holds it.
+    A forked child inherits the lock; one that outlives its parent has to `abandon` it. Raises KernelError,
+    naming the owner's process id, where another holds it.
     """
 
     def __init__(self, directory: Path = DIRECTORY, where: Namespace | None = None) -> None:
@@ -96,6 +96,12 @@ class Claim:
         """Gives the namespace back. May be called twice."""
         if self._descriptor >= 0:
             self._file.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def abandon(self) -> None:
+        """In a forked child: the namespace is the parent's, and nobody's when that is gone."""
+        if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
@@ -126,7 +132,8 @@ class Claim:
                 process = os.pread(descriptor, 20, 0).decode().strip() or "unknown"
                 os.close(descriptor)
                 raise KernelError(
-                    f"another nfqlb, process {process}, serves this network namespace; stop that one first"
+                    f"another nfqlb, process {process}, serves this network namespace; stop that one first, "
+                    "or take over from it: nfqlb run --take-over"
                 ) from None
             except FileNotFoundError:
                 pass

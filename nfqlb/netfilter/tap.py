@@ -133,7 +133,8 @@ class Tap(TapMessages):
     """One bound NFLOG group.
 
     Raises KernelError where the group is taken or the kernel has no nfnetlink_log. `on_loss` gets the
-    number of copies lost, 0 where the kernel cannot tell.
+    number of copies lost, 0 where the kernel cannot tell. `inherited` is the descriptor of a socket that is
+    bound to the group already, which this takes over.
     """
 
     def __init__(
@@ -144,6 +145,7 @@ class Tap(TapMessages):
         *,
         receive_buffer: int = _RECEIVE_BUFFER,
         threshold: int = THRESHOLD,
+        inherited: int | None = None,
     ) -> None:
         super().__init__(on_packet, on_loss)
         self.group = group
@@ -157,6 +159,10 @@ class Tap(TapMessages):
             + attribute(_CONFIG_THRESHOLD, threshold.to_bytes(4, "big"))
             + attribute(_CONFIG_FLAGS, _FLAG_SEQUENCE.to_bytes(2, "big")),
         )
+        if inherited is not None:
+            self._socket = socket.socket(fileno=inherited)
+            self._socket.setblocking(False)
+            return
         self._socket = netlink.connect(receive_buffer=receive_buffer)
         try:
             for body in self._wanted:

@@ -42,6 +42,10 @@ _BUDGET, _NEW_BUDGET, _SWEEP = 256, 64, 200
 _SWEEP_AGAIN = 5.0  # seconds after it failed
 
 
+Inherited = dict[str, int]
+_ENDINGS = "endings"
+
+
 class Runs(Protocol):
     """Something that is read when its descriptor is readable."""
 
@@ -60,17 +64,22 @@ class Source(NamedTuple):
 
 
 class Rewriting:
-    """Datapath `rewrite`: the queue of SYNs, and that of everything else. Raises KernelError."""
+    """Datapath `rewrite`: the queue of SYNs, and that of everything else. Raises KernelError.
 
-    def __init__(self, config: Config) -> None:
+    `inherited` as in `Datapaths`.
+    """
+
+    def __init__(self, config: Config, inherited: Inherited) -> None:
         first = config.gateway.queue
         with contextlib.ExitStack() as undo:
             self.new = _bind(first, lambda: PacketQueue(
-                first, length=_NEW_LENGTH, receive_buffer=_NEW_RECEIVE_BUFFER
+                first, length=_NEW_LENGTH, receive_buffer=_NEW_RECEIVE_BUFFER,
+                inherited=inherited.pop(_queue(first), None),
             ))  # fmt: skip
             undo.callback(self.new.close)
             self.established = _bind(first + 1, lambda: PacketQueue(
-                first + 1, length=_LENGTH, receive_buffer=_RECEIVE_BUFFER
+                first + 1, length=_LENGTH, receive_buffer=_RECEIVE_BUFFER,
+                inherited=inherited.pop(_queue(first + 1), None),
             ))  # fmt: skip
             undo.pop_all()
 
@@ -99,19 +108,23 @@ class Rewriting:
 class Offloading:
     """Datapath `offload`: the queue of what opens connections, the tap, conntrack's endings.
 
-    Raises KernelError.
+    Raises KernelError. `inherited` as in `Datapaths`.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, inherited: Inherited) -> None:
         number, mask = offload_queue(config), LinkMarks(config).number_mask
         with contextlib.ExitStack() as undo:
             self.queue = _bind(number, lambda: MarkQueue(
-                number, length=_NEW_LENGTH, receive_buffer=_NEW_RECEIVE_BUFFER, mask=mask
+                number, length=_NEW_LENGTH, receive_buffer=_NEW_RECEIVE_BUFFER, mask=mask,
+                inherited=inherited.pop(_queue(number), None),
             ))  # fmt: skip
             undo.callback(self.queue.close)
-            self.tap = Tap(tap_group(config), lambda *_: None, lambda _: None)
+            group = tap_group(config)
+            tap = inherited.pop(_tap(group), None)
+            self.tap = Tap(group, lambda *_: None, lambda _: None, inherited=tap)
             undo.callback(self.tap.close)
-            self.endings = Endings(lambda *_: None, lambda _: None)
+            endings = inherited.pop(_ENDINGS, None)
+            self.endings = Endings(lambda *_: None, lambda _: None, inherited=endings)
             undo.pop_all()
 
     @property
@@ -140,15 +153,20 @@ class Offloading:
 
 
 class Datapaths:
-    """All that a configuration's datapaths need to be bound. Raises KernelError, with nothing bound."""
+    """All that a configuration's datapaths need to be bound. Raises KernelError, with nothing bound.
 
-    def __init__(self, config: Config) -> None:
+    `inherited` are descriptors of what is bound already, by the names that `descriptors` gives them; those
+    that can be used are taken out.
+    """
+
+    def __init__(self, config: Config, inherited: Inherited | None = None) -> None:
         used = {virtual.datapath for virtual in config.virtuals}
+        given = inherited if inherited is not None else {}
         with contextlib.ExitStack() as undo:
-            self.rewriting = Rewriting(config) if used != {OFFLOAD} else None
+            self.rewriting = Rewriting(config, given) if used != {OFFLOAD} else None
             if self.rewriting is not None:
                 undo.callback(self.rewriting.close)
-            self.offloading = Offloading(config) if OFFLOAD in used else None
+            self.offloading = Offloading(config, given) if OFFLOAD in used else None
             undo.pop_all()
 
     @property
@@ -174,6 +192,14 @@ class Datapaths:
         """Unbind everything."""
         for each in self._bound:
             each.close()
+
+    def descriptors(self) -> dict[str, int]:
+        """The descriptors of what is bound, by name: whoever has one of them keeps it bound."""
+        found = {_queue(queue.number): queue.fileno() for queue in self.queues}
+        if self.offloading is not None:
+            tap = self.offloading.tap
+            found |= {_tap(tap.group): tap.fileno(), _ENDINGS: self.offloading.endings.fileno()}
+        return found
 
     def rebind(self) -> list[str]:
         """Bind again what the kernel has let go of, as it does with a module of its own. Says what it was."""
@@ -289,6 +315,14 @@ class Paths:
             "forgotten": offload.forgotten,
             "unanswered": self._carrier.failed,
         }
+
+
+def _queue(number: int) -> str:
+    return f"queue {number}"
+
+
+def _tap(group: int) -> str:
+    return f"tap {group}"
 
 
 def _bind(number: int, bind: Callable[[], Queue]) -> Queue:

@@ -123,6 +123,11 @@ class Reload:
         desk.offer("diff", self._compare)
         desk.offer("verify", self._verify)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a reload is under way."""
+        return self._runner.busy
+
     # --- questions and orders
 
     def signalled(self) -> None:

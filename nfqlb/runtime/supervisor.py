@@ -4,6 +4,9 @@ Owns the processes and the order of things. It binds the queues itself and forks
 that the kernel keeps queueing while a dead worker is replaced. Start: checks, journal, queues,
 settings, worker, rules, addresses. Stop and failed starts undo exactly what was done, in the
 reverse order: addresses before rules, or the gateway's own TCP would reset clients in between.
+
+A start may take over from a gateway that is there (see `takeover`). And a supervisor may leave (SIGUSR1):
+then nothing is undone, and its worker goes on until the next one is there.
 """
 
 import logging
@@ -25,12 +28,14 @@ from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.queue import ask_for_stamps
 from nfqlb.netfilter.reply import ReplySockets, open_replies, replies_to_clients
 from nfqlb.netfilter.state import Claim, Record
+from nfqlb.runtime import takeover
 from nfqlb.runtime.captures import Captures
 from nfqlb.runtime.channel import WorkerChannel
 from nfqlb.runtime.checkup import Checkup
 from nfqlb.runtime.control import Server
 from nfqlb.runtime.datapaths import Datapaths
 from nfqlb.runtime.desk import Desk
+from nfqlb.runtime.estate import Heir
 from nfqlb.runtime.fallback import Fallback
 from nfqlb.runtime.guard import Guard
 from nfqlb.runtime.handover import Handover, Source
@@ -42,13 +47,14 @@ from nfqlb.runtime.notify import Notifier, from_environment
 from nfqlb.runtime.protocol import ControlError, JSONObject
 from nfqlb.runtime.reload import Reload
 from nfqlb.runtime.stall import LOOK, Movement, Watchdog
+from nfqlb.runtime.takeover import Bequest
 from nfqlb.runtime.traffic import Traffic
 from nfqlb.runtime.worker import Worker
 from nfqlb.runtime.workers import Workers
 
 logger = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1)
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _TICK = 1.0
 
@@ -56,11 +62,17 @@ _TICK = 1.0
 class Supervisor:
     """The gateway of one configuration, and of those that `source` has when it is asked again.
 
-    `say_ready` is called once packets flow; `notifier` is told of that and of all that follows.
+    `say_ready` is called once packets flow; `notifier` is told of that and of all that follows. `heir` has
+    what a gateway that is there gives us: `config` goes on from what that runs.
     """
 
     def __init__(
-        self, config: Config, source: Source, say_ready: Callable[[], None], notifier: Notifier
+        self,
+        config: Config,
+        source: Source,
+        say_ready: Callable[[], None],
+        notifier: Notifier,
+        heir: Heir | None = None,
     ) -> None:
         self._config = config
         self._source = source
@@ -69,31 +81,43 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._undo = ExitStack()
         self._stopping = False
+        self._heir = heir
+        self.leaving = heir is not None  # until we have taken over, what is there is not ours to undo
 
     def run(self) -> None:
-        """Bring the gateway up, serve until a signal says otherwise, take it down. Raises KernelError."""
+        """Bring the gateway up, serve until a signal says otherwise, take it down. Raises KernelError.
+
+        Where it is left as it is, `leaving` is set: this process may only end without cleaning up, as its
+        libraries would unbind the queues.
+        """
         with self._undo:
             self._start()
+            self.leaving = False
             self._say_ready()
             self._notifier.ready("all well")
             self._desk.events.add("gateway", "", f"ready: {_described(self._config)}")
             self._serve()
             self._notifier.stopping()
-            logger.info("stopping")
-        logger.info("stopped")
+            logger.info("leaving" if self.leaving else "stopping")
+        logger.info("gone; everything is left to the next one" if self.leaving else "stopped")
 
     # --- up and down
 
     def _start(self) -> None:
-        config, undo = self._config, self._undo
-        undo.enter_context(Claim())
+        config, undo, finally_ = self._config, self._undo, self._finally
+        if self._heir is None:
+            self._claim_it()
         record = Record()
-        undo.callback(_log_all, sysctl.restore, record)
-        self._journal = Journal(config.gateway.max_connections, sticky=config.gateway.max_sticky)
-        undo.callback(self._journal.close, remove=True)
+        finally_(_log_all, sysctl.restore, record)
         self._listen_to_signals()
-        self._datapaths = Datapaths(config)
-        undo.callback(self._datapaths.close)
+        self._datapaths = Datapaths(config, self._heir.bound if self._heir is not None else None)
+        finally_(self._datapaths.close)
+        if self._heir is not None:
+            self._take_over(self._heir, record)
+        self._journal = Journal(config.gateway.max_connections, sticky=config.gateway.max_sticky)
+        finally_(self._journal.close, remove=True)
+        self._bequest = Bequest(self._selector, self._leave_to)
+        undo.callback(lambda: self._bequest.close(remove=not self.leaving))
         self._replies: ReplySockets | None = None
         undo.callback(self._close_replies)
         self._open_replies(config)
@@ -101,7 +125,7 @@ class Supervisor:
         undo.callback(self._handover.close)
         undo.enter_context(ask_for_stamps())  # response times are differences of stamps
         self._workers = Workers(self._selector, self._journal, self._be_worker)
-        undo.callback(self._workers.end)
+        finally_(self._workers.end)
         self._desk = Desk(config, self._workers, self._datapaths.roles)
         self._workers.born, self._workers.died = self._desk.born, self._desk.died
         moves = Movement()
@@ -120,7 +144,7 @@ class Supervisor:
         undo.callback(self._metrics.close)
         _log_all(sysctl.switch, sysctl.forwarding(config) | sysctl.tracking(config), record)
         self._workers.start()
-        undo.callback(_log_all, rules.withdraw)
+        finally_(_log_all, rules.withdraw)
         traffic = Traffic(config)
         traffic.begin()
         self._desk.virtual_completers.append(traffic.complete)
@@ -129,7 +153,7 @@ class Supervisor:
         self._desk.followers += [traffic.configured, self._missed.follow]
         alone = _spread_alone(config)
         rules.apply(config)
-        undo.callback(_log_all, address.take_down)
+        finally_(_log_all, address.take_down)
         _log_all(address.bring_up, config)
         self._guard = Guard(
             config, self._selector, self._desk.events.add, self._desk.rules, self._datapaths.rebind
@@ -153,6 +177,30 @@ class Supervisor:
             text = f"{alone:,} new {were} made without a gateway, spread by the kernel alone; taken over"
             self._desk.events.add("fallback", "fallback", text, level="warning")
 
+    def _finally(self, act: Callable[..., object], *args: object, **words: object) -> None:
+        """Undo this at the end, unless everything is to be left as it is."""
+        self._undo.callback(lambda: None if self.leaving else act(*args, **words))
+
+    def _claim_it(self) -> None:
+        self._claim = Claim()
+        self._undo.callback(self._claim.release)
+
+    def _take_over(self, heir: Heir, record: Record) -> None:
+        """From a gateway that is there: all that can fail comes before it ends. Raises KernelError.
+
+        Its rules become ours, which do for both as in a reload, and its packets wait for our worker.
+        """
+        config = self._config
+        _log_all(sysctl.switch, sysctl.forwarding(config) | sysctl.tracking(config), record)
+        rules.apply(config)
+        heir.end()
+        self._claim_it()
+        logger.info("taken over from process %d, nfqlb %s", heir.pid, heir.version)
+
+    def _leave_to(self) -> Config | None:
+        """Somebody wants to take over: what from; None where that cannot be at the moment."""
+        return None if self._reload.busy else self._config
+
     def _prepare_reloads(self) -> None:
         self._hands = Hands(self._selector)
         self._undo.callback(self._hands.close)
@@ -171,6 +219,7 @@ class Supervisor:
             over=self._reloaded,
         )
         self._undo.callback(self._reload.close)
+        self._bequest.offer(self._datapaths.descriptors, self._guard.at_rest, self._end_for)
 
     def _follow(self, config: Config) -> None:
         """Another configuration is in force: a worker that is forked has it."""
@@ -216,8 +265,16 @@ class Supervisor:
     def _signalled(self, numbers: bytes) -> None:
         if any(number in numbers for number in _ENDING):
             self._stopping = True
+        elif signal.SIGUSR1 in numbers:
+            logger.info("told to leave everything to the next one")
+            self._stopping = self.leaving = True
         elif signal.SIGHUP in numbers:
             self._reload.signalled()
+
+    def _end_for(self) -> None:
+        """Another one takes over now: the worker ends, and everything stays as it is."""
+        self._stopping = self.leaving = True
+        self._workers.end()
 
     # --- serving
 
@@ -254,6 +311,8 @@ class Supervisor:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the supervisor decides
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        self._claim.abandon()
         self._control.abandon()
         self._metrics.abandon()
         worker = Worker(
@@ -263,33 +322,55 @@ class Supervisor:
             self._journal,
             self._workers.heart,
             self._handover,
+            self._bequest.holder,
             self._replies,
         )
         signal.signal(signal.SIGTERM, lambda *_: worker.stop())
         worker.run(say_serving)
 
 
-def run(config: Config, source: Source) -> int:
+def run(config: Config, source: Source, *, take_over: bool = False) -> int:
     """`nfqlb run`: serve in the foreground until SIGTERM or Ctrl-C; returns the exit status.
 
-    `source` is where the configuration comes from. Prints "ready" once packets flow.
+    `source` is where the configuration comes from. Prints "ready" once packets flow. `take_over`: from a
+    gateway that runs. Does not return where the gateway is left as it is.
     """
     logger.info("nfqlb %s, configuration %s", __version__, source.path)
     notifier = from_environment(os.environ)
+    supervisor = None
     try:
-        findings = host.check(config)
-        for finding in findings:
-            level = logging.ERROR if finding.level == "error" else logging.WARNING
-            logger.log(level, "%s%s", finding.what, f"; {finding.advice}" if finding.advice else "")
-        if any(finding.level == "error" for finding in findings):
-            return 1
-        Supervisor(config, source, _say_ready, notifier).run()
+        with ExitStack() as undo:
+            heir = takeover.heir(config, take_over=take_over)
+            if heir is not None:
+                undo.callback(heir.close)
+                config = takeover.continued(heir, config)
+            if not _is_able(config, alone=heir is None):
+                return 1
+            supervisor = Supervisor(config, source, _say_ready, notifier, heir)
+            supervisor.run()
     except (KernelError, ControlError) as error:
         logger.error("%s", error)
-        return 1
+        status = 1
+    else:
+        status = 0
     finally:
         notifier.close()
-    return 0
+    if supervisor is not None and supervisor.leaving:
+        logging.shutdown()
+        os._exit(status)
+    return status
+
+
+def _is_able(config: Config, *, alone: bool) -> bool:
+    """Whether this machine can run a configuration; what stands against it is logged.
+
+    Without `alone` another gateway is there, from which we take over.
+    """
+    findings = host.check(config, alone=alone)
+    for finding in findings:
+        level = logging.ERROR if finding.level == "error" else logging.WARNING
+        logger.log(level, "%s%s", finding.what, f"; {finding.advice}" if finding.advice else "")
+    return not any(finding.level == "error" for finding in findings)
 
 
 def _say_ready() -> None:

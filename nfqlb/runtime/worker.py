@@ -3,7 +3,7 @@
 Owns the loop that everything passes through. It is forked by the supervisor, which has bound
 what it reads (see `datapaths`); it restores what its predecessor knew, and from then on alternates
 between packets, questions and time-outs, each within a budget, so that none starves another. It
-ends when the supervisor says so or is gone.
+ends when the supervisor says so; when that is gone it goes on for a while (see `orphan`).
 """
 
 import gc
@@ -24,8 +24,10 @@ from nfqlb.runtime.beat import Beat
 from nfqlb.runtime.bindings import identity_of
 from nfqlb.runtime.channel import WorkerChannel
 from nfqlb.runtime.datapaths import Datapaths, Paths
+from nfqlb.runtime.estate import Holder
 from nfqlb.runtime.handover import Handover
 from nfqlb.runtime.journal import Journal
+from nfqlb.runtime.orphan import Orphan
 from nfqlb.runtime.protocol import JSONObject, Result
 from nfqlb.runtime.recording import Recorder
 from nfqlb.runtime.stall import BIRTH, Heart
@@ -51,7 +53,7 @@ class Worker:
 
     `datapaths` is what the supervisor has bound; `replies` goes to clients whose packets are refused,
     None where they are not to know. `heart` is beaten once a round. `handover` has the configuration of a
-    reload.
+    reload, `holder` is where the next gateway asks, should the supervisor be gone.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Worker:
         journal: Journal,
         heart: Heart,
         handover: Handover,
+        holder: Holder,
         replies: ReplySockets | None = None,
     ) -> None:
         self._datapaths = datapaths
@@ -69,6 +72,8 @@ class Worker:
         self._journal = journal
         self._heart = heart
         self._handover = handover
+        self._holder = holder
+        self._orphan: Orphan | None = None
         self._replies = replies
         self._stopping = False
         self._complained = -_QUIET
@@ -81,7 +86,7 @@ class Worker:
         self._stopping = True
 
     def run(self, say_serving: Callable[[], None]) -> None:
-        """Serve until `stop`, or until the supervisor is gone; `say_serving` once it has taken over."""
+        """Serve until `stop`, or until the supervisor is long gone; `say_serving` once it has taken over."""
         # A million connections are no garbage, and looking through them would stop the world for 100 ms.
         gc.disable()
         if self._datapaths.rewriting is not None:
@@ -136,7 +141,7 @@ class Worker:
         timer = 0.0
         overdue = False  # more has timed out than one round looked at
         behind = False  # the kernel has not told everything
-        while not self._stopping and not self._channel.lost:
+        while not self._stopping:
             beat()
             ready = poll.poll(0 if overdue or behind else _TIMER * 1000)
             now = time.monotonic()
@@ -146,12 +151,17 @@ class Worker:
                 source = sources.get(descriptor)
                 if source is not None:
                     source.reader.run(source.budget)
+                elif self._orphan is not None:
+                    self._orphan.ready(descriptor)
                 else:
                     interest = self._answer(poll, now, interest)
             if overdue or now >= timer:
                 overdue = self.director.tick(now, _TIMER_BUDGET)
                 timer = now + _TIMER
                 self._recorder.look(now)
+                if self._orphan is not None:
+                    self._orphan.tick(now)
+                    self._stopping = self._stopping or self._orphan.over
             behind = paths.catch_up()
             if chronicle.touched:
                 self._tell(now)
@@ -169,10 +179,22 @@ class Worker:
         for request in self._channel.poll():
             with self._heart.busy(_ANSWER):
                 respond(request, lambda cmd, args: self._result(cmd, args, now))
+        if self._channel.lost:
+            self._lose(poll, now)
+            return interest
         wanted = select.POLLIN | (select.POLLOUT if self._channel.events & EVENT_WRITE else 0)
         if wanted != interest:
             poll.modify(self._channel.fileno(), wanted)
         return wanted
+
+    def _lose(self, poll: select.poll, now: float) -> None:
+        """The supervisor is gone."""
+        poll.unregister(self._channel.fileno())
+        self._channel.close()
+        self._orphan = Orphan(
+            self._holder, poll, now,
+            config=lambda: self.director.config, bound=self._datapaths.descriptors,
+        )  # fmt: skip
 
     def _result(self, cmd: str, args: JSONObject, now: float) -> Result:
         if cmd == "pulse":

@@ -123,7 +123,6 @@ class Workers:
         """End the worker, and wait until it has."""
         if self.pid is None or self._channel is None:
             return
-        self._channel.close()
         os.kill(self.pid, signal.SIGTERM)
         deadline = time.monotonic() + _FAREWELL
         while os.waitpid(self.pid, os.WNOHANG)[0] == 0:
@@ -132,6 +131,7 @@ class Workers:
                 os.waitpid(self.pid, 0)
                 break
             time.sleep(0.01)
+        self._channel.close()  # not before: a worker without a supervisor would go on
         self.pid = self._channel = None
 
     def condemn(self, why: str) -> None:

@@ -1,8 +1,6 @@
 """`kill -9` of the worker under traffic: what is under way goes on, on the same servers."""
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -102,18 +100,3 @@ def test_killed_while_connections_are_made(lab: Lab, gateway: Appliance) -> None
     assert summary(gateway)["worker"]["restarts"] == 3
     assert summary(gateway)["connections"]["total"] > 50
     wait_until(lambda: summary(gateway)["connections"]["now"] == 0, "the end of all connections")
-
-
-def test_killed_supervisor_leaves_no_process_and_is_followed(lab: Lab) -> None:
-    """`kill -9` of the supervisor: its worker ends too, the rules stay, the next start adopts them."""
-    names = [server.name for server in lab.servers]
-    appliance = Appliance(lab, configuration(lab, virtual("web", names)))
-    appliance.wait_ready()
-    worker = appliance.worker
-    os.kill(appliance.program.pid, 9)
-    appliance.program.wait(5)
-    wait_until(lambda: not Path(f"/proc/{worker}").exists(), "the worker's end")
-    assert "NFQLB" in lab.gateway.run("iptables-save").stdout
-    with balancing(lab, configuration(lab, virtual("web", names))):
-        assert ask(lab.client).server in names
-    assert "NFQLB" not in lab.gateway.run("iptables-save").stdout

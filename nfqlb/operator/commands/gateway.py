@@ -18,6 +18,11 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     add_config(parser, required=True)
     add_socket(parser)
     parser.add_argument(
+        "--take-over",
+        action="store_true",
+        help="from a gateway that runs here, without losing a connection; it ends",
+    )
+    parser.add_argument(
         "--log",
         choices=("text", "json", "journal"),
         metavar="STYLE",
@@ -47,7 +52,7 @@ def _run(options: argparse.Namespace) -> int:
     style = logs.set_up(options.log)
     source = Source(options.config, options.socket)
     try:
-        return supervisor.run(source.read(options.config), source)
+        return supervisor.run(source.read(options.config), source, take_over=options.take_over)
     except (ConfigError, OSError) as error:
         if style == "text":
             raise FailureError(str(error) if isinstance(error, ConfigError) else f"nfqlb: {error}") from None
