@@ -32,7 +32,7 @@ def decode(packet: bytes, size: int) -> Decoded:
     `packet` holds the first bytes of it, headers and any ICMP quotation at least, or it is malformed; `size`
     is how many bytes the kernel handed over in all.
     """
-    if min(size, len(packet)) < 20 or packet[0] >> 4 != 4:
+    if len(packet) < 20 or packet[0] >> 4 != 4:
         return Drop.MALFORMED
     total = int.from_bytes(packet[2:4], "big")
     header = (packet[0] & 0x0F) * 4

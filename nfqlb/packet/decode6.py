@@ -41,7 +41,7 @@ def decode6(packet: bytes, size: int) -> Decoded:
     `packet` holds the first bytes of it, headers and any ICMP quotation at least, or it is malformed; `size`
     is how many bytes the kernel handed over in all. A jumbogram (RFC 2675) is malformed: no queue carries it.
     """
-    if min(size, len(packet)) < _HEADER or packet[0] >> 4 != 6:
+    if len(packet) < _HEADER or packet[0] >> 4 != 6:
         return Drop.MALFORMED
     total = _HEADER + int.from_bytes(packet[4:6], "big")
     if total != size:
