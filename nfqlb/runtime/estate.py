@@ -161,8 +161,8 @@ class Heir:
             self._connection.settimeout(LEAVE)
             while self._connection.recv(1):
                 pass
-        except ConnectionResetError:
-            pass
+        except (ConnectionResetError, BrokenPipeError):
+            pass  # it is gone already
         except OSError:
             raise KernelError(f"the gateway that runs here, process {self.pid}, does not let go") from None
         finally:
