@@ -1,6 +1,7 @@
 """Supervisors are killed, leave, and are taken over from: connections and settings stay."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -190,6 +191,37 @@ def test_a_new_version_takes_over(lab: Lab, gateway: Appliance) -> None:
             assert f"taken over from process {old.pid}" in gateway.program.stderr
             assert held.again() == first
         assert (settings(gateway), bindings(gateway), installed(lab)) == (before, bound, there)
+
+
+def test_what_waits_in_a_queue_is_not_dropped(lab: Lab, gateway: Appliance) -> None:
+    """F40: with each chain that hangs at a hook, and is taken away, the kernel drops all that is queued.
+
+    So the table that counts stays, and goes on counting.
+    """
+    for _ in range(3):
+        ask(lab.client)
+    before, counted = handles(lab), traffic_of(gateway)
+    assert before
+    assert counted > 0
+    follow(gateway, "--take-over")
+    assert handles(lab) == before
+    assert traffic_of(gateway) >= counted
+    kill_supervisor(gateway)
+    follow(gateway)
+    assert handles(lab) == before
+
+
+def handles(lab: Lab) -> list[str]:
+    """Each table and chain of nft, with the number that it got when it was made."""
+    listing = lab.gateway.run("nft", "-a", "list", "ruleset").stdout
+    return [line.strip() for line in listing.splitlines() if re.search(r"^\t?(table|chain) .*# handle", line)]
+
+
+def traffic_of(gateway: Appliance) -> int:
+    """Packets from clients of the first virtual server."""
+    traffic = rows(gateway, "virtuals")[0]["traffic"]
+    assert isinstance(traffic, dict)
+    return int(traffic["packets_in"])
 
 
 def test_taking_over_with_another_configuration(lab: Lab, gateway: Appliance) -> None:
