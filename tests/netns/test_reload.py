@@ -305,7 +305,7 @@ def test_a_hang_up_reloads(lab: Lab, gateway: Appliance) -> None:
 
 
 def test_again_and_again_under_load(lab: Lab, gateway: Appliance) -> None:
-    """Servers, ports of theirs, virtual servers and weights come and go in a load: no socket error."""
+    """F15: servers, ports of theirs, virtual servers and weights come and go in a load: no socket error."""
     closing = ("-H", "Connection: close")
     loads = [
         lab.client.start("wrk", "-t1", "-c10", "-d120", "--timeout", "10s", *words, f"http://{VIP}/")

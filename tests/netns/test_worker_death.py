@@ -69,7 +69,7 @@ def test_connections_keep_their_servers(lab: Lab, gateway: Appliance) -> None:
 
 
 def test_killed_again_and_again_under_load(lab: Lab, gateway: Appliance) -> None:
-    """R187: five times within a load of 20 connections; no socket error, nothing stuck in a queue."""
+    """F10, R187: five times within a load of 20 connections; no socket error, nothing stuck in a queue."""
     load = lab.client.start("wrk", "-t1", "-c20", "-d8", "--timeout", "10s", f"http://{VIP}/")
     for restarts in range(1, 6):
         wait_until(lambda: summary(gateway)["connections"]["now"] >= 20, "all connections")
