@@ -138,6 +138,7 @@ def test_connections_outlive_the_gateway_and_its_journal(lab: Lab) -> None:
         worker = first.worker
         os.kill(first.program.pid, 9)
         first.program.wait(5)
+        os.kill(worker, 9)  # it would go on alone
         wait_until(lambda: not Path(f"/proc/{worker}").exists(), "the worker's end")
         assert held.again() == answers, "nobody is there, and nobody is needed"
         journals = [path for path in files_of(lab.gateway.namespace) if "journal" in path]

@@ -238,6 +238,7 @@ def test_what_a_killed_gateway_leaves_and_a_stopped_one_does_not(lab: Lab) -> No
     worker = appliance.worker
     os.kill(appliance.program.pid, 9)
     appliance.program.wait(5)
+    os.kill(worker, 9)  # it would go on alone
     wait_until(lambda: not os.path.exists(f"/proc/{worker}"), "the worker's end")  # noqa: PTH110
     with balancing(lab, configuration(lab, web)) as next_one:
         assert real(next_one, "web1")["state"] == "maintenance"
