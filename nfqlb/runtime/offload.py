@@ -192,6 +192,8 @@ class OffloadPath:
                 # told once a request and no repetition; how much was not told in between, nobody knows
                 connection.interval.end = -1
             self.director.client_sent(connection, flags, numbers, self.now, size, stamp)
+            if not flags & RST:  # conntrack has seen a whole handshake, so nobody made this client up
+                self.director.placement.made(connection, self.now)
             return
         if flags & SYN:
             self.director.handshake_seen(connection, flags, numbers, self.now, stamp)

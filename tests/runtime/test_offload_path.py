@@ -155,6 +155,18 @@ def test_a_connection_opens_with_the_syn_ack_and_ends_with_both_fins(gateway: Wo
     assert gateway.connections() == [0, 0]
 
 
+def test_a_client_that_has_spoken_is_no_invention() -> None:
+    """F24: a flood's SYN-ACKs are told too, its client's FIN is not; that makes a sticky entry firm."""
+    config = replace(CONFIG, virtuals=(replace(CONFIG.virtuals[0], sticky=60.0), *CONFIG.virtuals[1:]))
+    gateway = Worker(config)
+    gateway.syn()
+    gateway.server(SYN | ACK, 900, 101)
+    ((_, _, entry),) = gateway.director.fpas.entries()
+    assert entry.loose
+    gateway.client(FIN | ACK, 101, 901)
+    assert not entry.loose
+
+
 def test_a_syn_ack_that_does_not_fit_opens_nothing(gateway: Worker) -> None:
     gateway.syn()
     gateway.server(SYN | ACK, 900, 5_000_000)
