@@ -19,7 +19,7 @@ from nfqlb.runtime.events import Events
 from nfqlb.runtime.history import History, Moment, moment
 from nfqlb.runtime.protocol import JSON, ControlError, JSONObject, Request
 from nfqlb.runtime.pulse import Account, Asks, Pulse
-from nfqlb.runtime.queues import QueueWatch
+from nfqlb.runtime.queues import QueueSums, QueueWatch
 from nfqlb.runtime.summary import GatewayStatus
 from nfqlb.runtime.waiting import Waiting
 from nfqlb.runtime.watching import Watching
@@ -77,6 +77,7 @@ class Desk:
         self._neighbours = Neighbours()
         self._moment: Moment | None = None
         self._queues = QueueWatch(self.events, clock)
+        self._sums = QueueSums()
         self._first: list[tuple[Request, Callable[[JSONObject], None]]] = []  # who wait for the first one
         self._handlers: dict[str, Handler] = {}
         answers.offer(self)
@@ -193,7 +194,7 @@ class Desk:
             uptime=self._clock() - self._started,
             worker_pid=self._worker.pid,
             worker_restarts=self._worker.restarts,
-            queues=[queue for queue in read_queues() if queue.number in self._roles],
+            queues=self._sums.of(queue for queue in read_queues() if queue.number in self._roles),
             roles=self._roles,
         )
 

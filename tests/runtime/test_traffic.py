@@ -66,7 +66,7 @@ def site() -> Site:
     return Site()
 
 
-def test_a_counter_that_begins_anew_does_not_fall() -> None:
+def test_f34_a_counter_that_begins_anew_does_not_fall() -> None:
     rising = Rising()
     assert [rising.at(count) for count in (0, 5, 9, 2, 2, 4, 0, 1)] == [0, 5, 9, 11, 11, 13, 13, 14]
     rising.restart()
