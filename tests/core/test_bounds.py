@@ -46,7 +46,7 @@ def test_half_open_ones_go_next() -> None:
 
 
 def test_an_established_connection_is_never_given_up() -> None:
-    """R060, R118 (A23): the SYN is refused and counted, and nothing else has changed."""
+    """R060, R118 (A23), F25: the SYN is refused and counted, and nothing else has changed."""
     lab = table_of(3)
     calls = [lab.connect(), lab.connect().fin(), lab.connect().server_fin()]
     before = lab.loads()

@@ -82,7 +82,7 @@ def test_a_syn_for_nobody_is_refused() -> None:
 
 
 def test_a_repeated_syn_goes_to_the_same_server() -> None:
-    """R110, R111: a retransmission finds its connection, makes no second one and moves no counter."""
+    """R110, R111, F26: a retransmission finds its connection, makes no second one and moves no counter."""
     lab = Scenario(virtual("web", "abc"), [replace(real(name), attempts=0) for name in "abc"])
     call = lab.dial()
     first = call.connection
@@ -141,7 +141,7 @@ def test_the_old_server_s_late_answer_finds_nothing_after_a_new_attempt() -> Non
 
 
 def test_a_closed_connection_s_port_can_be_used_again_at_once() -> None:
-    """R111 (A18): a SYN on a connection that has ended opens a new one, chosen afresh."""
+    """R111 (A18), F26: a SYN on a connection that has ended opens a new one, chosen afresh."""
     lab = Scenario(virtual("web", "ab"), reals("ab"))
     call = lab.connect().close()
     old = call.connection
@@ -183,7 +183,7 @@ def test_a_forged_syn_changes_nothing_of_an_established_connection() -> None:
 
 
 def test_a_challenge_settles_a_port_that_is_used_again() -> None:
-    """R111 (A18 as overridden): challenge ACK, reset, the SYN repeated: a new connection."""
+    """R111 (A18 as overridden), F26: challenge ACK, reset, the SYN repeated: a new connection."""
     lab = Scenario(virtual("web", "ab"), reals("ab"))
     call = lab.connect()
     expected = call.client_next
