@@ -84,6 +84,7 @@ COMMIT
 :NFQLB-O-LINKS - [0:0]
 :NFQLB-O-FALLBACK - [0:0]
 -A NFQLB-O-PREROUTING -i eth0 -m mark ! --mark 0x0/0x7f0000 -j NFQLB-O-LINKS
+-A NFQLB-O-PREROUTING -i eth0 -p tcp -m tcp ! --syn -j RETURN
 -A NFQLB-O-PREROUTING -i eth0 -m mark --mark 0x0/0x7f0000 -j NFQLB-O-FALLBACK
 -A NFQLB-O-LINKS -j CONNMARK --save-mark --nfmask 0xff0000 --ctmask 0xff0000
 -A NFQLB-O-LINKS -p tcp -m mark --mark 0x20000/0x7f0000 -m comment --comment web1 \
