@@ -69,7 +69,7 @@ def _virtual(virtual: VirtualServer) -> VirtualSnapshot:
         drops={reason.value: count for reason, count in virtual.drops.items()},
         shadow=_shadow(virtual),
         half_open=virtual.half_open,
-        given_up=virtual.guard.given_up if virtual.guard else 0,
+        given_up=virtual.guard.given_up if virtual.guard is not None else 0,
         flooded=virtual.guard is not None and virtual.guard.flooded,
     )
 

@@ -62,10 +62,6 @@ class SynGuard:
         having = (network for network, members in self._networks.items() if len(members) >= self._most)
         self._greedy = dict.fromkeys(having)
 
-    def __len__(self) -> int:
-        """How many half-open connections it knows of."""
-        return len(self._members)
-
     # --- the rate
 
     def admits(self, client: bytes, now: float) -> bool:

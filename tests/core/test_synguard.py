@@ -52,6 +52,14 @@ def test_the_oldest_makes_room() -> None:
     audit(lab.director)
 
 
+def test_what_was_given_up_is_told_when_nobody_is_half_open_any_more() -> None:
+    lab = guarded(50)
+    for number in range(60):
+        lab.dial(client=forged(number))
+    lab.wait(31)
+    assert (half_open(lab), lab.virtual().given_up) == (0, 10)
+
+
 def test_who_answers_in_time_gets_through() -> None:
     """F24: between a client's SYN and its ACK fewer come than there is room for."""
     lab = guarded(50)
