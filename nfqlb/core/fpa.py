@@ -252,8 +252,10 @@ class FpaTable:
         """Entries as one more scope has them."""
         copies: OrderedDict[bytes, Fpa] = OrderedDict()
         for key, entry in entries.items():
-            copy = copies[key] = Fpa(entry.real, entry.used(), _live_in(entry, scope))
+            copy = copies[key] = Fpa(entry.real, entry.used(), _live_in(entry, scope), entry.loose)
             copy.place = self._recorder.bound(scope, key, copy)
+            if copy.loose:
+                self._loose[copy] = copies, key
         return copies
 
     def _move(self, entries: Mapping[bytes, Fpa], source: Scope, scope: Scope) -> None:

@@ -48,7 +48,8 @@ class Outage:
                     continue
                 if link.members is None:
                     link.members = set()
-                    blank.add(virtual)
+                    if link.held:  # else there is nobody to enter
+                        blank.add(virtual)
                 self._links.setdefault(link.real, []).append(link)
         return blank
 

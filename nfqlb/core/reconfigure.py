@@ -92,10 +92,13 @@ def _follow_virtuals(director: "Director", config: spec.Config) -> list[RealServ
     for each in config.virtuals:
         leaving, draining = config.leaving_places(each), each.name in config.leaving.virtuals
         virtual = before.get(_service(each))
-        if virtual is None or virtual.spec.name != each.name:
-            virtual = virtual or VirtualServer(each, reals, strict=config.strict)
+        if virtual is None:
+            virtual = VirtualServer(each, reals, strict=config.strict, leaving=leaving, draining=draining)
             noted.append(virtual)
-        virtual.follow(each, reals, strict=config.strict, leaving=leaving, draining=draining)
+        else:
+            if virtual.spec.name != each.name:
+                noted.append(virtual)
+            virtual.follow(each, reals, strict=config.strict, leaving=leaving, draining=draining)
         after.append(virtual)
     director.virtual_servers[:] = after
     return noted

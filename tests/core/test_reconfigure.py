@@ -194,6 +194,15 @@ def test_sticky_entries_follow_their_virtual_servers_into_a_group_and_out_of_it(
     assert [lab.connect(name).server for name in ("two", "one")] == [bound, bound]
 
 
+def test_what_a_group_was_not_sure_of_nobody_is_sure_of_who_comes_out_of_it() -> None:
+    """F24: a flood's entries stay the first to go."""
+    one, two = (virtual(name, "ab", port=port, sticky=60) for name, port in (("one", 80), ("two", 81)))
+    lab = Gateway([replace(each, sticky_group="both") for each in (one, two)], reals("ab"))
+    lab.dial("one")
+    lab.reload([one, two])
+    assert [entry.loose for _, _, entry in lab.director.fpas.entries()] == [True, True]
+
+
 def test_activity_counts_from_now_on() -> None:
     """R063 (A6): also that of connections which are older than the configuration."""
     lab = Gateway(virtual("web", "ab", sticky=60), reals("ab"))
@@ -315,6 +324,27 @@ def test_what_becomes_of_a_failed_servers_connections_can_be_said_later() -> Non
     assert lab.real("a").state == "failed"
     lab.wait(1)
     assert kept.says().refused is Drop.NO_CONNECTION
+
+
+def test_another_server_saves_no_connection_from_its_end() -> None:
+    """Those of a failed server end some at a time, and a reload may come in between."""
+    fragile = replace(real("a"), failure_threshold=1, failure_clients=1, attempts=2)
+    web = replace(virtual("web", "ab"), on_failure="reset")
+    lab = Gateway(web, [fragile, real("b")])
+    doomed = [call for call in (lab.connect() for _ in range(20)) if call.server == "a"]
+    lab.director.virtual_servers[0].last = -1
+    lab.dial(client="198.51.100.99").syn()
+    assert lab.real("a").state == "failed"
+    lab.reload(replace(virtual("web", "abc"), on_failure="reset"), [fragile, real("b"), real("c")])
+    lab.wait(1)
+    assert len(lab.director.take_resets()) == len(doomed) == 10
+
+
+def test_a_new_virtual_server_stands_behind_its_servers_once() -> None:
+    lab = Gateway(virtual("web", "a"), reals("a"))
+    wanted = replace(lab.config, virtuals=(*lab.config.virtuals, virtual("tls", "a", port=443)))
+    lab.director.reconfigure(merged(lab.director.config, wanted), lab.now)
+    assert len(lab.director.real_servers["a"].links) == 2
 
 
 def test_a_repeated_syn_to_a_removed_server_goes_to_another() -> None:
