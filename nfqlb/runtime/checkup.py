@@ -1,7 +1,7 @@
 """The command `host`: what is wrong with the machine that the gateway runs on, for `nfqlb doctor`.
 
-Done where the gateway is, with its rights and its configuration, and in a child of its own (`Errand`), for it
-takes a second. Who asks while it is under way gets the same answer.
+Done where the gateway is, with its rights and its configuration, and in a child of its own, for it takes a
+second. Who asks while it is under way gets the same answer.
 """
 
 import time
@@ -12,7 +12,7 @@ from nfqlb.core.spec import Config
 from nfqlb.netfilter import diagnosis, facts, vitals
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.host import Finding
-from nfqlb.runtime.errand import Errand
+from nfqlb.runtime.errand import Errands
 from nfqlb.runtime.protocol import JSON, JSONObject, Request
 
 _PATIENCE = 15.0  # seconds: iptables may wait for its lock
@@ -28,34 +28,27 @@ class Checkup:
         config: Callable[[], Config],
         snapshot: Callable[[], JSONObject | None],
     ) -> None:
-        self._selector = selector
+        self._errands = Errands(selector, _PATIENCE)
         self._config = config
         self._snapshot = snapshot
-        self._errand: Errand | None = None
         self._waiting: list[Request] = []
 
     def answer(self, request: Request) -> None:
         """Answer one request, later."""
         self._waiting.append(request)
-        if self._errand is None:
+        if not self._errands.pids:
             config, aside = self._config(), _aside(self._snapshot())
-            self._errand = Errand(
-                self._selector, lambda: examine(config, aside, running=True), self._done, _PATIENCE
-            )
+            self._errands.begin(lambda: examine(config, aside, running=True), self._done)
 
     def tick(self) -> None:
         """To be called about once a second."""
-        if self._errand is not None:
-            self._errand.tick()
+        self._errands.tick()
 
     def close(self) -> None:
         """Ask no more."""
-        if self._errand is not None:
-            self._errand.close()
-            self._errand = None
+        self._errands.close()
 
     def _done(self, outcome: JSON | KernelError) -> None:
-        self._errand = None
         waiting, self._waiting = self._waiting, []
         for request in waiting:
             if isinstance(outcome, KernelError):

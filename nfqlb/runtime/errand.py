@@ -1,7 +1,7 @@
 """An errand: work that may take long, or hang, done by a short-lived child so that its parent never waits.
 
-Owns the child from its fork to its burial. What it finds comes back over a pipe that the parent's selector
-watches. iptables waits for its lock and sysfs for nobody knows what; the supervisor has a worker to look
+Owns the child from its fork to its burial, and `Errands`, the children of one owner. What it finds comes back
+over a pipe that the parent's selector watches. iptables waits for its lock and sysfs for nobody knows what; the supervisor has a worker to look
 after meanwhile.
 """
 
@@ -25,6 +25,7 @@ class Errand:
     """`work` in a child of its own; `done` gets what it returned, or the error that it raised.
 
     `patience` is in seconds; a child that takes longer is killed, with the programs that it has started.
+    Raises OSError where there can be no child.
     """
 
     def __init__(
@@ -40,7 +41,12 @@ class Errand:
         self._late = False
         self.deadline = time.monotonic() + patience
         self._pipe, theirs = os.pipe()
-        self.pid = os.fork()
+        try:
+            self.pid = os.fork()
+        except OSError:
+            os.close(self._pipe)
+            os.close(theirs)
+            raise
         if self.pid == 0:
             _be_child(work, theirs, patience)
         with contextlib.suppress(OSError):  # it has done so itself, or is gone already
@@ -60,7 +66,6 @@ class Errand:
         if self._pipe < 0:
             return
         deadline = time.monotonic() + _GRACE
-        os.set_blocking(self._pipe, True)
         self._selector.unregister(self._pipe)
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(self.pid, os.WNOHANG)[0] == 0:
@@ -95,6 +100,45 @@ class Errand:
         except ValueError:
             return KernelError("it ended without saying anything")
         return KernelError(said["error"]) if "error" in said else said["result"]
+
+
+class Errands:
+    """The errands of one owner, who goes on meanwhile. `patience` is each one's, in seconds."""
+
+    def __init__(self, selector: BaseSelector, patience: float) -> None:
+        self._selector = selector
+        self._patience = patience
+        self._under_way: list[Errand] = []
+
+    @property
+    def pids(self) -> set[int]:
+        """The children that are at work; none: no errand is under way."""
+        return {errand.pid for errand in self._under_way}
+
+    def begin(self, work: Callable[[], JSON], done: Callable[[JSON | KernelError], None]) -> None:
+        """Have `work` done, as `Errand` does; `done` is called at once where there can be no child."""
+
+        def finished(outcome: JSON | KernelError) -> None:
+            self._under_way.remove(errand)
+            done(outcome)
+
+        try:
+            errand = Errand(self._selector, work, finished, self._patience)
+        except OSError as error:
+            done(KernelError(f"no process can be started: {error.strerror}"))
+            return
+        self._under_way.append(errand)
+
+    def tick(self) -> None:
+        """To be called about once a second."""
+        for errand in self._under_way:
+            errand.tick()
+
+    def close(self) -> None:
+        """Wait a little for what is under way, then make it end; nothing is reported any more."""
+        under_way, self._under_way = self._under_way, []
+        for errand in under_way:
+            errand.close()
 
 
 def _be_child(work: Callable[[], JSON], pipe: int, patience: float) -> None:

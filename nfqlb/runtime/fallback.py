@@ -1,7 +1,7 @@
 """Keeps ready in the kernel what is to happen should the gateway die: who of the servers is well.
 
 Owns when that is written (`netfilter.fallback` has the rules themselves): when servers, their states or
-weights have changed, at most once a second, in a child (`Errand`). Only what a living worker said counts,
+weights have changed, at most once a second, in a child (`Errands`). Only what a living worker said counts,
 so what stands in the kernel is the last that was known to be good.
 """
 
@@ -14,7 +14,7 @@ from nfqlb.core.spec import Config, Server, Virtual
 from nfqlb.netfilter import fallback
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.fallback import Share
-from nfqlb.runtime.errand import Errand
+from nfqlb.runtime.errand import Errands
 from nfqlb.runtime.guard import Says
 from nfqlb.runtime.picture import RUNNING
 from nfqlb.runtime.protocol import JSON, JSONObject
@@ -42,12 +42,11 @@ class Fallback:
     ) -> None:
         self.state = state
         self._config = config
-        self._selector = selector
+        self._errands = Errands(selector, _PATIENCE)
         self._say = say
         self._put = put
         self._repairs = repairs
         self._repaired = repairs()
-        self._errand: Errand | None = None
         self._shares: tuple[Share, ...] | None = None  # by the last snapshot
         self._written: tuple[Share, ...] | None = None  # what stands in the kernel
         self._writes: tuple[Share, ...] = ()
@@ -57,7 +56,7 @@ class Fallback:
     @property
     def pid(self) -> int | None:
         """The child that changes rules at present."""
-        return self._errand.pid if self._errand is not None else None
+        return next(iter(self._errands.pids), None)
 
     def look(self, snapshot: JSONObject) -> None:
         """A snapshot: who is well by it."""
@@ -79,8 +78,8 @@ class Fallback:
 
     def tick(self) -> None:
         """To be called about once a second: write what has changed."""
-        if self._errand is not None:
-            self._errand.tick()
+        self._errands.tick()
+        if self._errands.pids:
             return
         if (repaired := self._repairs()) != self._repaired:
             self._repaired = repaired
@@ -95,19 +94,13 @@ class Fallback:
             return None
 
         self._written = self._writes  # unless somebody says `again` meanwhile
-        try:
-            self._errand = Errand(self._selector, work, self._done, _PATIENCE)
-        except OSError as error:
-            self._fail(f"no process can be started: {error.strerror}")
+        self._errands.begin(work, self._done)
 
     def close(self) -> None:
         """Write no more; what is under way is waited for."""
-        if self._errand is not None:
-            self._errand.close()
-            self._errand = None
+        self._errands.close()
 
     def _done(self, outcome: JSON | KernelError) -> None:
-        self._errand = None
         if isinstance(outcome, KernelError):
             self._fail(str(outcome))
             return

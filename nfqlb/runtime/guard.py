@@ -2,7 +2,7 @@
 
 Owns when it is looked, and when repaired. The kernel tells of most changes at once (`changes`); what it
 does not tell of, such as the legacy tables of iptables, is looked at every two seconds. Looking and
-repairing is done in a child (`Errand`), for iptables may have to wait for somebody. What the guard itself
+repairing is done in a child (`Errands`), for iptables may have to wait for somebody. What the guard itself
 changes is told of as well: it is known by the child that did it, and looked at once more at most.
 
 Two who put the same thing right in turn would never end. So repairs are counted out (`Patience`): a
@@ -25,7 +25,7 @@ from nfqlb.netfilter.address import Placement
 from nfqlb.netfilter.changes import ADDRESSES, EVERYTHING, RULES, SETTINGS, Author, Changes
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.iptables import Iptables
-from nfqlb.runtime.errand import Errand
+from nfqlb.runtime.errand import Errands
 from nfqlb.runtime.protocol import JSON, JSONObject
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class Guard:
         self._rebind = rebind
         self._clock, self._wall = clock, wall
         self._patience = Patience()
-        self._errand: Errand | None = None
+        self._errands = Errands(selector, _PATIENCE)
         self._subjects: frozenset[str] = frozenset()  # that the errand looks at
         self._changes = True  # whether the errand may change anything
         self._clean = -_PAUSE  # when the last look ended that found nothing
@@ -151,9 +151,7 @@ class Guard:
     def close(self) -> None:
         """Guard no more; a repair that is under way is waited for."""
         self._resting = True
-        if self._errand is not None:
-            self._errand.close()
-            self._errand = None
+        self._errands.close()
         if self._notices is not None:
             for sock in (self._notices.rules, self._notices.route):
                 self._selector.unregister(sock)
@@ -178,9 +176,7 @@ class Guard:
             return
         self._resting = True
         try:
-            if self._errand is not None:
-                self._errand.close()
-                self._errand = None
+            self._errands.close()
             yield
         finally:
             self._resting = False
@@ -194,8 +190,7 @@ class Guard:
     def tick(self) -> None:
         """To be called about once a second."""
         now = self._clock()
-        if self._errand is not None:
-            self._errand.tick()
+        self._errands.tick()
         if not self._resting and now >= self._looked + _LOOK:
             self._looked = now
             for what in self._rebind():
@@ -232,19 +227,19 @@ class Guard:
         self._go()
 
     def _is_ours(self, author: Author) -> bool:
-        ours = {helper() for helper in self.helpers} | {self._errand.pid if self._errand else None}
+        ours = {helper() for helper in self.helpers} | self._errands.pids
         return not ours.isdisjoint({author.process.pid, author.process.parent})
 
     def _may_be_ours(self, author: Author) -> bool:
         """Gone before it could be asked whose child it is: not blamed, but looked after."""
-        repairing = self._errand is not None and self._changes
+        repairing = bool(self._errands.pids) and self._changes
         return repairing and not author.process.parent and author.process.name in _OUR_PROGRAMS
 
     # --- looks and repairs
 
     def _go(self) -> None:
         """Look at what is due, unless a look is under way; what is due meanwhile comes after it."""
-        if self._errand is not None or self._resting or not self._due:
+        if self._errands.pids or self._resting or not self._due:
             return
         self._subjects, self._due = frozenset(self._due), set()
         self._looks_at, self._heard_of = self._heard_of, Heard()
@@ -256,13 +251,9 @@ class Guard:
             time.sleep(pause)
             return _look(config, subjects, known, change=changes)
 
-        try:
-            self._errand = Errand(self._selector, work, self._done, _PATIENCE)
-        except OSError as error:
-            self._fail(f"no process can be started: {error.strerror}")
+        self._errands.begin(work, self._done)
 
     def _done(self, outcome: JSON | KernelError) -> None:
-        self._errand = None
         if isinstance(outcome, KernelError):
             self._fail(str(outcome))
             self._go()

@@ -1,6 +1,6 @@
 """What a reload changes in the kernel, in a child: rules, settings and addresses of another configuration.
 
-Owns the child. iptables may have to wait for somebody, and the supervisor has a worker to look after.
+Owns the children. iptables may have to wait for somebody, and the supervisor has a worker to look after.
 """
 
 import logging
@@ -13,7 +13,7 @@ from nfqlb.netfilter import address, facts, host, repair, rules, sysctl
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.state import Record
 from nfqlb.runtime.course import Done, Failed, Step
-from nfqlb.runtime.errand import Errand
+from nfqlb.runtime.errand import Errands
 from nfqlb.runtime.protocol import JSON
 
 logger = logging.getLogger(__name__)
@@ -22,11 +22,10 @@ _PATIENCE = 30.0  # seconds that one change may take; two families may wait for 
 
 
 class Hands:
-    """Does one thing at a time; what changes is logged."""
+    """Does what a reload or a question about the rules asks for; what changes is logged."""
 
     def __init__(self, selector: BaseSelector) -> None:
-        self._selector = selector
-        self._errand: Errand | None = None
+        self._errands = Errands(selector, _PATIENCE)
 
     def findings(self, before: Config, after: Config) -> Step:
         """What stands against running `after` on this machine and did not before: lists of level and text."""
@@ -46,19 +45,15 @@ class Hands:
 
     def tick(self) -> None:
         """To be called once a second."""
-        if self._errand is not None:
-            self._errand.tick()
+        self._errands.tick()
 
     def close(self) -> None:
         """Wait until what is under way is done; nobody is told any more."""
-        if self._errand is not None:
-            self._errand.close()
-            self._errand = None
+        self._errands.close()
 
     def _step(self, work: Callable[[], JSON], *, log: bool = True) -> Step:
         def begin(done: Done, failed: Failed) -> None:
             def finished(outcome: JSON | KernelError) -> None:
-                self._errand = None
                 if isinstance(outcome, KernelError):
                     failed(outcome)
                     return
@@ -66,10 +61,7 @@ class Hands:
                     logger.info("%s", line)
                 done(outcome)
 
-            try:
-                self._errand = Errand(self._selector, work, finished, _PATIENCE)
-            except OSError as error:
-                failed(KernelError(f"no process can be started: {error.strerror}"))
+            self._errands.begin(work, finished)
 
         return begin
 

@@ -1,6 +1,6 @@
 """Packets without a connection that the rules of datapath offload drop, counted like the worker's own drops.
 
-Owns when their counters are read: every few seconds, by a child (`Errand`), as iptables may have to wait for
+Owns when their counters are read: every few seconds, by a child (`Errands`), as iptables may have to wait for
 somebody. Rules that are made anew begin at 0; the sums here go on.
 """
 
@@ -19,7 +19,7 @@ from nfqlb.netfilter.iptables import Iptables
 from nfqlb.netfilter.missed import Whose, dropped
 from nfqlb.netfilter.render import FAMILIES
 from nfqlb.runtime.carry import Path
-from nfqlb.runtime.errand import Errand
+from nfqlb.runtime.errand import Errands
 from nfqlb.runtime.protocol import JSON
 from nfqlb.runtime.traffic import Rising
 
@@ -40,12 +40,11 @@ class Missed:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
-        self._selector = selector
+        self._errands = Errands(selector, _PATIENCE)
         self._beside = beside
         self._clock = clock
         self._sums: dict[Whose, Rising] = {}
         self._gone: Counter[Drop] = Counter()  # of virtual servers that are no more
-        self._errand: Errand | None = None
         self._read_at = clock()
         self._said = ""
 
@@ -58,26 +57,21 @@ class Missed:
 
     def close(self) -> None:
         """Read no more."""
-        if self._errand is not None:
-            self._errand.close()
-            self._errand = None
+        self._errands.close()
 
     def tick(self) -> None:
         """To be called about once a second."""
-        if self._errand is not None:
-            self._errand.tick()
-        elif self._clock() >= self._read_at + _INTERVAL and self._versions():
+        self._errands.tick()
+        due = self._clock() >= self._read_at + _INTERVAL
+        if due and not self._errands.pids and self._versions():
             self._read_at = self._clock()
-            self._errand = Errand(
-                self._selector, partial(read, self._config, self._versions()), self._done, _PATIENCE
-            )
+            self._errands.begin(partial(read, self._config, self._versions()), self._done)
 
     def _versions(self) -> set[int]:
         """The IP versions that datapath offload has rules for."""
         return {each.address.version for each in self._config.virtuals if each.datapath == OFFLOAD}
 
     def _done(self, outcome: JSON | KernelError) -> None:
-        self._errand = None
         if isinstance(outcome, KernelError):
             if str(outcome) != self._said:
                 self._said = str(outcome)
