@@ -1,8 +1,8 @@
 """An errand: work that may take long, or hang, done by a short-lived child so that its parent never waits.
 
 Owns the child from its fork to its burial, and `Errands`, the children of one owner. What it finds comes back
-over a pipe that the parent's selector watches. iptables waits for its lock and sysfs for nobody knows what; the supervisor has a worker to look
-after meanwhile.
+over a pipe that the parent's selector watches. iptables waits for its lock and sysfs for nobody knows what;
+the supervisor has a worker to look after meanwhile.
 """
 
 import contextlib
