@@ -81,9 +81,13 @@ class Heard:
         self.authors = [*self.authors, *authors][-_REMEMBERED:]
 
     def who(self, found: list[str]) -> list[str]:
-        """Who touched what was found; all who are known where that does not tell them apart."""
+        """Who touched what was found; all who are known where that does not tell them apart.
+
+        Those last who tell most: a program that was gone when it was looked for has no command line.
+        """
         places = {" ".join(line.split()[:2]) for line in found} | {line.split()[0] for line in found}
-        guilty = [author for author in self.authors if author.touched & places] or self.authors
+        guilty = [author for author in self.authors if author.touched & places] or list(self.authors)
+        guilty.sort(key=lambda author: bool(author.process.command))
         return list(dict.fromkeys(str(author.process) for author in guilty))
 
 
@@ -133,6 +137,7 @@ class Guard:
         self._known: set[Placement] = set(address.held())
         self._failure = ""
         self._contested = 0  # repairs since they are counted out
+        self._lately = Heard()  # who made the repairs necessary that are counted
         self._listen()
         state.update(present=True, repairs=0, repaired_at=None, why="", contested="")
 
@@ -203,6 +208,8 @@ class Guard:
                 self._looked_again = now
                 self._due |= EVERYTHING
         self._patience.has(now)
+        if self._patience.whole:
+            self._lately = Heard()
         if self._contested and self._patience.whole:
             repaired = "once" if self._contested == 1 else f"{self._contested} times"
             self._say("rules", "rules", f"nobody changes the rules any more; they were repaired {repaired}")
@@ -302,6 +309,7 @@ class Guard:
             why=why,
         )
         self._patience.take()
+        self._lately.add(now, self._looks_at.authors)
         if self._patience.has(now) and not self._contested:
             self._say("rules", "rules", f"repaired: {why}", level="warning")
             for line in found if len(found) > _TOLD else ():
@@ -315,8 +323,9 @@ class Guard:
         self._contested += 1
         if self._contested > 1:
             return
+        by = _by(self._lately.who(found))
         text = (
-            f"the gateway's rules, addresses or settings are changed again and again, {self._who(found)}; "
+            f"the gateway's rules, addresses or settings are changed again and again, {by}; "
             f"they are repaired only every {_INTERVAL:g} s until that ends"
         )
         self.state["contested"] = text
@@ -333,11 +342,14 @@ class Guard:
 
     def _who(self, found: list[str]) -> str:
         """Whose change it was; one that was told of only while it was looked may be it, too."""
-        names = self._looks_at.who(found) or self._heard_of.who(found)
-        if not names:
-            return "by whom is not known"
-        more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
-        return "by " + ", ".join(names[-_TOLD:]) + more
+        return _by(self._looks_at.who(found) or self._heard_of.who(found))
+
+
+def _by(names: list[str]) -> str:
+    if not names:
+        return "by whom is not known"
+    more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
+    return "by " + ", ".join(names[-_TOLD:]) + more
 
 
 def _look(
