@@ -5,13 +5,14 @@ here. What holds in one datapath alone is marked with `only`, which wants the re
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
 from nfqlb.demo import appliance
 from nfqlb.demo.lab import Lab
-from tests.netns.asking import PREFIX
+from tests.netns.asking import PREFIX, files_of
 
 Datapath = Literal["rewrite", "offload"]
 REWRITE: Datapath = "rewrite"
@@ -27,6 +28,13 @@ class Bench(Lab):
     def __init__(self, datapath: Datapath, **shape: Any) -> None:
         super().__init__(prefix=PREFIX, **shape)
         self.datapath: Datapath = datapath
+
+    def __exit__(self, *raised: Any) -> None:
+        """Also take away what killed gateways have left to their next start, which does not come."""
+        left = files_of(self.gateway.namespace)
+        super().__exit__(*raised)
+        for file in left:
+            Path(file).unlink(missing_ok=True)
 
 
 def configuration(lab: Lab, *virtuals: str, gateway: str = "", reals: dict[str, str] | None = None) -> str:
