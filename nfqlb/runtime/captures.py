@@ -59,7 +59,8 @@ class Captures:
         done = self._begun if doing == ["start"] else self._taken
 
         def failed(error: ControlError) -> None:
-            if error.code in ("capture-over", "worker-restarting"):
+            ours = self._capture is not None and self._capture["capture"] in (args.get("take"), args.get("stop"))
+            if ours and error.code in ("capture-over", "worker-restarting"):
                 self._over("the worker was replaced", level="warning")
             request.refuse(error)
 

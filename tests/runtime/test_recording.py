@@ -334,6 +334,16 @@ def test_it_tells_of_a_client_that_is_gone_once() -> None:
     assert desk.told()[1:] == ["warning: web: the capture has ended after 0 packets: its client is gone"]
 
 
+def test_who_asks_for_one_that_is_over_does_not_end_the_next() -> None:
+    desk = Desk()
+    first = desk.ask(start="web")["capture"]
+    desk.ask(stop=first)
+    second = desk.ask(start="web")["capture"]
+    assert str(desk.ask(take=first)).startswith("this capture is over")
+    desk.ask(stop=second)
+    assert desk.told()[2:] == desk.told()[:2], "begun, and stopped"
+
+
 def test_it_tells_of_a_worker_that_died() -> None:
     desk = Desk()
     number = desk.ask(start="web")["capture"]
