@@ -51,8 +51,7 @@ class Metrics:
         try:
             self._open(wanted)
         except KernelError as error:
-            self._events.add("gateway", "metrics", f"{error}; {_instead(before)}", level="error")
-            self._open(before)
+            self._events.add("gateway", "metrics", f"{error}; {self._back(before)}", level="error")
 
     def tick(self) -> None:
         """To be called about once a second."""
@@ -70,6 +69,14 @@ class Metrics:
         if self._scrapes is not None:
             self._scrapes.abandon()
 
+    def _back(self, place: str) -> str:
+        """Listen again where it was before; says where that is."""
+        try:
+            self._open(place)
+        except KernelError:  # taken meanwhile
+            self._place = ""
+        return f"they stay at {self._place}" if self._place else "there are none"
+
     def _open(self, place: str) -> None:
         self._place = place
         if not place:
@@ -79,7 +86,3 @@ class Metrics:
         address, port = endpoint_of(place)
         self._scrapes = Scrapes(address, port, self._selector, self._latest)
         logger.info("metrics at http://%s/metrics", place)
-
-
-def _instead(place: str) -> str:
-    return f"they stay at {place}" if place else "there are none"

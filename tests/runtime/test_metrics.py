@@ -12,6 +12,7 @@ import pytest
 
 from nfqlb.core.spec import Config, Gateway, Real, Server, Virtual
 from nfqlb.netfilter.errors import KernelError
+from nfqlb.runtime import scrapes
 from nfqlb.runtime.events import Events
 from nfqlb.runtime.metrics import Metrics
 from tests.runtime.sample import snapshot
@@ -122,6 +123,21 @@ def test_a_place_that_cannot_be_had_is_refused_at_the_start(loop: "Loop") -> Non
         with pytest.raises(KernelError, match=f"{where}: Address already in use"):
             Setting(loop, where)
     assert not loop.selector.get_map()
+
+
+def test_where_the_place_before_is_taken_meanwhile_there_are_none(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever else has to hear of a configuration does."""
+
+    def taken(address: str, port: int, *_: object) -> None:
+        raise KernelError(f"{address}:{port}: Address already in use")
+
+    monkeypatch.setattr(scrapes, "Scrapes", taken)
+    setting.metrics.configured(config("127.0.0.1:9"))
+    (event,) = setting.events.newest(10)
+    assert event["text"] == "127.0.0.1:9: Address already in use; there are none"
+    setting.metrics.tick()
 
 
 def test_a_place_that_cannot_be_had_later_changes_nothing(setting: Setting, port: int) -> None:
