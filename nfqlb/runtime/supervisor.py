@@ -23,7 +23,7 @@ from pathlib import Path
 from nfqlb import __version__
 from nfqlb.config.summary import endpoint
 from nfqlb.core.spec import Config
-from nfqlb.netfilter import address, fallback, host, rules, sysctl
+from nfqlb.netfilter import address, fallback, host, repair, rules, sysctl
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.queue import ask_for_stamps
 from nfqlb.netfilter.reply import ReplySockets, open_replies, replies_to_clients
@@ -142,7 +142,7 @@ class Supervisor:
         self._metrics = Metrics(config, self._selector, lambda: self._desk.last, self._desk.events)
         self._desk.followers.append(self._metrics.configured)
         undo.callback(self._metrics.close)
-        _log_all(sysctl.switch, sysctl.forwarding(config) | sysctl.tracking(config), record)
+        _log_all(sysctl.switch, repair.settings(config), record)
         self._workers.start()
         finally_(_log_all, rules.withdraw)
         traffic = Traffic(config)
@@ -194,7 +194,7 @@ class Supervisor:
         Its rules become ours, which do for both as in a reload, and its packets wait for our worker.
         """
         config = self._config
-        _log_all(sysctl.switch, sysctl.forwarding(config) | sysctl.tracking(config), record)
+        _log_all(sysctl.switch, repair.settings(config), record)
         rules.apply(config)
         heir.end()
         self._claim_it()
