@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, TypeVar
 
 from nfqlb.config.marks import OFFLOAD, LinkMarks
-from nfqlb.config.numbers import offload_queue, tap_group
+from nfqlb.config.numbers import datapaths, offload_queue, tap_group
 from nfqlb.core.chronicle import Kind
 from nfqlb.core.director import Director
 from nfqlb.core.spec import Config, Server
@@ -160,7 +160,7 @@ class Datapaths:
     """
 
     def __init__(self, config: Config, inherited: Inherited | None = None) -> None:
-        used = {virtual.datapath for virtual in config.virtuals}
+        used = set(datapaths(config))
         given = inherited if inherited is not None else {}
         with contextlib.ExitStack() as undo:
             self.rewriting = Rewriting(config, given) if used != {OFFLOAD} else None
