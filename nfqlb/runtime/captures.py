@@ -59,7 +59,8 @@ class Captures:
         done = self._begun if doing == ["start"] else self._taken
 
         def failed(error: ControlError) -> None:
-            ours = self._capture is not None and self._capture["capture"] in (args.get("take"), args.get("stop"))
+            asked = args.get("take", args.get("stop"))
+            ours = self._capture is not None and self._capture["capture"] == asked
             if ours and error.code in ("capture-over", "worker-restarting"):
                 self._over("the worker was replaced", level="warning")
             request.refuse(error)
