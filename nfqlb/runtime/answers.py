@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from nfqlb.runtime import access, orders, views
 from nfqlb.runtime.history import LINES
-from nfqlb.runtime.protocol import JSON, JSONObject, Request
+from nfqlb.runtime.protocol import JSON, JSONObject, Request, objects
 from nfqlb.runtime.summary import summary
 
 if TYPE_CHECKING:
@@ -105,8 +105,7 @@ def _order(desk: "Desk", request: Request) -> None:
 
 def _batch(desk: "Desk", request: Request) -> None:
     """Many orders in one: each needs its level, and is an event of its own."""
-    commands = request.args.get("commands")
-    listed = [each for each in commands if isinstance(each, dict)] if isinstance(commands, list) else []
+    listed = objects(request.args.get("commands"))
     for each in listed:
         access.check(request, str(each.get("cmd")))
 

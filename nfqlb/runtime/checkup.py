@@ -13,7 +13,7 @@ from nfqlb.netfilter import diagnosis, facts, vitals
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.host import Finding
 from nfqlb.runtime.errand import Errands
-from nfqlb.runtime.protocol import JSON, JSONObject, Request
+from nfqlb.runtime.protocol import JSON, JSONObject, Request, objects
 
 _PATIENCE = 15.0  # seconds: iptables may wait for its lock
 _ASIDE = ("maintenance", "out-of-service")  # servers in these states may be switched off
@@ -74,6 +74,5 @@ def row(finding: Finding) -> JSONObject:
 
 
 def _aside(snapshot: JSONObject | None) -> list[str]:
-    reals = (snapshot or {}).get("reals")
-    rows = [each for each in reals if isinstance(each, dict)] if isinstance(reals, list) else []
-    return [str(each["name"]) for each in rows if each.get("state") in _ASIDE]
+    reals = objects((snapshot or {}).get("reals"))
+    return [str(each["name"]) for each in reals if each.get("state") in _ASIDE]

@@ -17,7 +17,7 @@ from nfqlb.netfilter.queue_status import read_queues
 from nfqlb.runtime import access, answers, picture, views
 from nfqlb.runtime.events import Events
 from nfqlb.runtime.history import History, Moment, moment
-from nfqlb.runtime.protocol import JSON, ControlError, JSONObject, Request
+from nfqlb.runtime.protocol import JSON, ControlError, JSONObject, Request, objects
 from nfqlb.runtime.pulse import Account, Asks, Pulse
 from nfqlb.runtime.queues import QueueSums, QueueWatch
 from nfqlb.runtime.summary import GatewayStatus
@@ -178,7 +178,7 @@ class Desk:
         """Add to the rows of virtual servers what the supervisor knows of them; returns the same rows."""
         assert isinstance(rows, list)
         for complete in self.virtual_completers:
-            complete([row for row in rows if isinstance(row, dict)])
+            complete(objects(rows))
         return rows
 
     def known_neighbours(self) -> Mapping[str, Neighbour]:

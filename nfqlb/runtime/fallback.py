@@ -10,14 +10,17 @@ from selectors import BaseSelector
 
 from nfqlb.config.marks import OFFLOAD, LinkMarks
 from nfqlb.core.admission import ServerState
-from nfqlb.core.spec import Config, Server, Virtual
+from nfqlb.core.spec import Config, Server
 from nfqlb.netfilter import fallback
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.fallback import Share
 from nfqlb.runtime.errand import Errands
 from nfqlb.runtime.guard import Says
 from nfqlb.runtime.picture import RUNNING
-from nfqlb.runtime.protocol import JSON, JSONObject
+from nfqlb.runtime.protocol import JSON, JSONObject, objects
+
+#: The marks of the places of each offloaded virtual server, by its name.
+Marks = dict[str, dict[Server, int]]
 
 _PATIENCE = 30.0  # seconds that one change may take; two families may wait for iptables' lock
 _AGAIN = 30  # ticks between two attempts of which the first failed
@@ -51,6 +54,7 @@ class Fallback:
         self._written: tuple[Share, ...] | None = None  # what stands in the kernel
         self._writes: tuple[Share, ...] = ()
         self._wait = 0
+        self._marks = marked(config)
         state.update(ready=False if fallback.wanted(config) else None, error="")
 
     @property
@@ -61,11 +65,12 @@ class Fallback:
     def look(self, snapshot: JSONObject) -> None:
         """A snapshot: who is well by it."""
         if snapshot["state"] == RUNNING and fallback.wanted(self._config):
-            self._shares = shares(self._config, snapshot)
+            self._shares = shares(self._marks, snapshot)
 
     def follow(self, config: Config) -> None:
         """Another configuration is in force, whose marks and chains may be others."""
         self._config = config
+        self._marks = marked(config)
         self._shares = None
         self.again()
         if not fallback.wanted(config):
@@ -117,38 +122,39 @@ class Fallback:
         self.state.update(ready=False, error=why)
 
 
-def shares(config: Config, snapshot: JSONObject) -> tuple[Share, ...]:
+def marked(config: Config) -> Marks:
+    """The marks by which the kernel knows the places of offloaded virtual servers."""
+    marks = LinkMarks(config)
+    return {
+        virtual.name: {place: marks.of(virtual, place) for place in config.places(virtual)}
+        for virtual in config.virtuals
+        if virtual.datapath == OFFLOAD
+    }
+
+
+def shares(marks: Marks, snapshot: JSONObject) -> tuple[Share, ...]:
     """Who may be given new connections of each offloaded virtual server, by a snapshot. Pure.
 
     Those that take new ones at present, with the part that their weights entitle them to (A35): backups only
     where they serve. A virtual server with nobody is left out, and so is one that is itself out of service.
     """
-    marks = LinkMarks(config)
-    rows = {row["name"]: row for row in _rows(snapshot["virtuals"])}
+    listed = {row["name"]: row for row in objects(snapshot["virtuals"])}
     found = []
-    for virtual in config.virtuals:
-        row = rows.get(virtual.name)
-        if virtual.datapath != OFFLOAD or row is None or row["state"] != ServerState.IN_SERVICE.shown:
+    for name, places in marks.items():
+        row = listed.get(name)
+        if row is None or row["state"] != ServerState.IN_SERVICE.shown:
             continue
-        if servers := _well(config, virtual, row, marks):
-            found.append(Share(virtual.name, servers))
+        if servers := _well(places, row):
+            found.append(Share(name, servers))
     return tuple(found)
 
 
-def _well(
-    config: Config, virtual: Virtual, row: JSONObject, marks: LinkMarks
-) -> tuple[tuple[int, float], ...]:
+def _well(places: dict[Server, int], row: JSONObject) -> tuple[tuple[int, float], ...]:
     """The marks of a virtual server's servers that are well, with their weights."""
-    places = set(config.places(virtual))
     found: dict[int, float] = {}
-    for each in _rows(row["servers"]):
+    for each in objects(row["servers"]):
         port, part = each["port"], each["fair_share"]
-        place = Server(str(each["real"]), port if isinstance(port, int) else None)
-        if place in places and isinstance(part, int | float) and part > 0:
-            mark = marks.of(virtual, place)
+        mark = places.get(Server(str(each["real"]), port if isinstance(port, int) else None))
+        if mark is not None and isinstance(part, int | float) and part > 0:
             found[mark] = found.get(mark, 0.0) + part
     return tuple(found.items())
-
-
-def _rows(rows: JSON) -> list[JSONObject]:
-    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []

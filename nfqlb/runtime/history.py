@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from math import isnan, nan
 from typing import NamedTuple
 
-from nfqlb.runtime.protocol import JSON, JSONObject
+from nfqlb.runtime.protocol import JSON, JSONObject, objects
 
 LENGTH = 300  # values of each line
 STEP = 1.0  # seconds between two of them
@@ -122,9 +122,5 @@ def _number(value: JSON) -> float | None:
 
 def named_rows(document: JSONObject) -> list[tuple[str, JSONObject]]:
     """The rows of virtual and real servers in an account or a snapshot, each with its kind."""
-    rows = []
-    for kind, name in (("virtual", "virtuals"), ("real", "reals")):
-        listed = document[name]
-        assert isinstance(listed, list)
-        rows += [(kind, row) for row in listed if isinstance(row, dict)]
-    return rows
+    kinds = (("virtual", "virtuals"), ("real", "reals"))
+    return [(kind, row) for kind, name in kinds for row in objects(document[name])]

@@ -4,13 +4,13 @@ Made of the worker's account and of what the supervisor knows: queues, neighbour
 The README lists its fields. Pure.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nfqlb.netfilter.neighbours import Neighbour
 from nfqlb.runtime import views
 from nfqlb.runtime.problems import problems, verdict
-from nfqlb.runtime.protocol import JSON, JSONObject
+from nfqlb.runtime.protocol import JSON, JSONObject, objects
 from nfqlb.runtime.pulse import Account
 from nfqlb.runtime.summary import GatewayStatus, summary
 
@@ -46,11 +46,11 @@ def snapshot(account: Account, status: GatewayStatus, around: Surroundings, at: 
         "reload": dict(around.reload),
         "virtuals": [
             {**_VIRTUAL, **row, "rate": _rate(rates.get(_key("virtual", row)))}
-            for row in _rows(document["virtuals"])
+            for row in objects(document["virtuals"])
         ],
         "reals": [
             {**row, "rate": _rate(rates.get(_key("real", row)))}
-            for row in _rows(views.with_neighbours(document["reals"], around.neighbours))
+            for row in objects(views.with_neighbours(document["reals"], around.neighbours))
         ],
         **{name: value for name, value in document.items() if name not in _PARTS and name not in whole},
         **around.others,
@@ -73,8 +73,8 @@ def degraded(
         "rules": dict(around.rules),
         "reload": dict(around.reload),
         "connections": {**connections, "rate": None},
-        "virtuals": [{**row, "rate": None} for row in _rows(snapshot["virtuals"])],
-        "reals": [{**row, "rate": None} for row in _rows(snapshot["reals"])],
+        "virtuals": [{**row, "rate": None} for row in objects(snapshot["virtuals"])],
+        "reals": [{**row, "rate": None} for row in objects(snapshot["reals"])],
     }
 
 
@@ -83,11 +83,6 @@ def judged(snapshot: JSONObject) -> JSONObject:
     found = problems(snapshot)
     listed: list[JSON] = [{"level": each.level, "what": each.what} for each in found]
     return {**snapshot, "verdict": verdict(snapshot, found), "problems": listed}
-
-
-def _rows(rows: JSON) -> Sequence[JSONObject]:
-    assert isinstance(rows, list)
-    return [row for row in rows if isinstance(row, dict)]
 
 
 def _key(kind: str, row: JSONObject) -> tuple[str, str]:

@@ -7,7 +7,7 @@ found is in the snapshot.
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from nfqlb.runtime.protocol import JSON, JSONObject
+from nfqlb.runtime.protocol import JSON, JSONObject, objects, part
 
 LEVELS = ("error", "warning", "info")
 #: A table, or a server, is said to be nearly full from this part of its limit on.
@@ -38,7 +38,7 @@ def verdict(snapshot: JSONObject, found: list[Problem]) -> str:
 def _gateway(snapshot: JSONObject) -> Iterator[Problem]:
     if snapshot["state"] != "running":
         yield Problem("error", str(snapshot.get("why") or "worker does not answer"))
-    rules, reload = _part(snapshot, "rules"), _part(snapshot, "reload")
+    rules, reload = part(snapshot, "rules"), part(snapshot, "reload")
     if rules.get("present") is False:
         yield Problem("error", f"rules missing{_because(rules.get('why'))}")
     if rules.get("contested"):
@@ -52,7 +52,7 @@ def _because(why: JSON) -> str:
 
 
 def _virtuals(snapshot: JSONObject) -> Iterator[Problem]:
-    rows = _rows(snapshot, "virtuals")
+    rows = objects(snapshot.get("virtuals"))
     failed = [row for row in rows if row["state"] == "failed"]
     if failed:
         yield Problem("error", f"{_some(failed, len(rows), 'virtual server')} failed")
@@ -62,14 +62,14 @@ def _virtuals(snapshot: JSONObject) -> Iterator[Problem]:
 
 
 def _floods(snapshot: JSONObject) -> Iterator[Problem]:
-    for row in _rows(snapshot, "virtuals"):
+    for row in objects(snapshot.get("virtuals")):
         half_open = row.get("half_open")
         if row.get("flood") and isinstance(half_open, int):
             yield Problem("warning", f"SYN flood at {row['name']}: {half_open:,} half-open connections")
 
 
 def _reals(snapshot: JSONObject) -> Iterator[Problem]:
-    rows = _rows(snapshot, "reals")
+    rows = objects(snapshot.get("reals"))
     failed = [row for row in rows if row["state"] in ("failed", "testing")]
     if failed:
         level = "error" if len(failed) == len(rows) else "warning"
@@ -97,30 +97,20 @@ def _some(rows: list[JSONObject], all_: int, what: str) -> str:
 
 
 def _queues(snapshot: JSONObject) -> Iterator[Problem]:
-    dropping = [queue for queue in _rows(snapshot, "queues") if queue.get("dropping")]
+    dropping = [queue for queue in objects(snapshot.get("queues")) if queue.get("dropping")]
     if dropping:
         yield Problem("error", "queue dropping" if len(dropping) == 1 else f"{len(dropping)} queues dropping")
 
 
 def _table(snapshot: JSONObject) -> Iterator[Problem]:
-    connections = _part(snapshot, "connections")
+    connections = part(snapshot, "connections")
     now, limit = connections.get("now"), connections.get("limit")
     if isinstance(now, int) and isinstance(limit, int) and now >= limit * _NEARLY:
         level, how = ("error", "full") if now >= limit else ("warning", "nearly full")
         yield Problem(level, f"connection table {how}: {now:,} of {limit:,}")
-    drift = _part(snapshot, "audit").get("drift")
+    drift = part(snapshot, "audit").get("drift")
     if isinstance(drift, int) and drift:
         yield Problem("error", f"{drift:,} counters had gone wrong; please report it, with the log")
-    lost = _part(snapshot, "journal").get("lost")
+    lost = part(snapshot, "journal").get("lost")
     if isinstance(lost, int) and lost:
         yield Problem("warning", f"journal full: a new worker would not know {lost:,} records")
-
-
-def _rows(snapshot: JSONObject, name: str) -> list[JSONObject]:
-    rows = snapshot.get(name)
-    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-
-
-def _part(snapshot: JSONObject, name: str) -> JSONObject:
-    part = snapshot.get(name)
-    return part if isinstance(part, dict) else {}

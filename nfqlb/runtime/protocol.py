@@ -236,6 +236,17 @@ def outcome_of(reply: JSONObject) -> JSON | ControlError:
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False)
 
 
+def objects(value: JSON) -> list[JSONObject]:
+    """The objects of a list; none where it is no list."""
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+
+
+def part(document: JSONObject, name: str) -> JSONObject:
+    """The object of that name in another; empty where there is none."""
+    found = document.get(name)
+    return found if isinstance(found, dict) else {}
+
+
 def encode(document: JSON) -> bytes:
     """A document as bytes, without the newline. Raises ValueError (also for NaN) or TypeError.
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 from nfqlb.runtime.beat import whole
 from nfqlb.runtime.carry import Carry, Path
 from nfqlb.runtime.history import Key, named_rows
-from nfqlb.runtime.protocol import JSON, ControlError, JSONObject
+from nfqlb.runtime.protocol import JSON, ControlError, JSONObject, objects
 
 
 class Asks(Protocol):
@@ -86,9 +86,7 @@ class Pulse:
         if self._unborn:
             self._unborn = False
             self.carry.succeed(_begun(counted.pop("begun")))
-        news = counted.pop("news")
-        assert isinstance(news, list)
-        told = [each for each in news if isinstance(each, dict)]
+        told = objects(counted.pop("news"))
         numbers = [number for each in told if isinstance(number := each["number"], int)]
         self._heard = max([self._heard, *numbers])
         self.carry.learn(counted)

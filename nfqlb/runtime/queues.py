@@ -4,12 +4,12 @@ Owns what each queue had dropped when it was last looked at. A queue counts as d
 the last packet it lost, so that an operator can see it.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from nfqlb.netfilter.queue_status import QueueStatus
 from nfqlb.runtime.events import Events
-from nfqlb.runtime.protocol import JSONObject
+from nfqlb.runtime.protocol import JSONObject, objects
 
 #: Seconds for which a queue is said to be dropping after it has dropped.
 HELD = 10.0
@@ -66,7 +66,7 @@ class QueueWatch:
     def look(self, snapshot: JSONObject) -> None:
         """Look at one snapshot."""
         now = self._clock()
-        for queue in _queues(snapshot):
+        for queue in objects(snapshot["queues"]):
             number, dropped = queue["number"], _dropped(queue)
             assert isinstance(number, int)
             before = self._known.get(number, dropped)
@@ -90,12 +90,6 @@ class QueueWatch:
         took = self._latest[number] - since
         text = f"{name} drops no more packets: {dropped - before:,.0f} lost in {took:.0f} s"
         self._events.add("queue", str(number), text)
-
-
-def _queues(snapshot: JSONObject) -> Iterator[JSONObject]:
-    queues = snapshot["queues"]
-    assert isinstance(queues, list)
-    return (queue for queue in queues if isinstance(queue, dict))
 
 
 def _dropped(queue: JSONObject) -> float:

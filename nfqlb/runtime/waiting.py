@@ -5,12 +5,12 @@ one made after the question, then once a second, not while no worker answers.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 from nfqlb.core.admission import ServerState
 from nfqlb.runtime import views
-from nfqlb.runtime.protocol import JSON, ControlError, JSONObject, Request
+from nfqlb.runtime.protocol import JSON, ControlError, JSONObject, Request, objects
 
 GRAMMAR = (
     "conditions: real|virtual NAME [not] STATE, real|virtual NAME connections N, real|virtual NAME empty,"
@@ -66,7 +66,7 @@ class Condition(NamedTuple):
             whole = snapshot["connections"]
             assert isinstance(whole, dict)
             return {"connections": whole["now"]}
-        for row in _rows(snapshot, self.kind):
+        for row in objects(snapshot[_ROWS[self.kind]]):
             if row["name"] == self.name:
                 return row
         return None
@@ -88,7 +88,7 @@ def _condition(words: list[str], snapshot: JSONObject) -> Condition:
         case ["connections", number]:
             return Condition("gateway", "", connections=_number(number))
         case ["real" | "virtual" as kind, name, *rest] if rest:
-            names = [str(row["name"]) for row in _rows(snapshot, kind)]
+            names = [str(row["name"]) for row in objects(snapshot[_ROWS[kind]])]
             if name not in names:
                 raise views.bad(f"there is no {kind} server {name!r}", views.suggest(name, names))
             return _of_server(Condition(kind, name), rest)
@@ -121,12 +121,6 @@ def _number(word: str) -> int:
     if word.isascii() and word.isdigit():
         return int(word)
     raise views.bad(f"{word!r} is not a number of connections")
-
-
-def _rows(snapshot: JSONObject, kind: str) -> Iterable[JSONObject]:
-    rows = snapshot[_ROWS[kind]]
-    assert isinstance(rows, list)
-    return (row for row in rows if isinstance(row, dict))
 
 
 def _connections(row: JSONObject) -> int:

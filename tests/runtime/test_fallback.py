@@ -11,7 +11,7 @@ from nfqlb.core.spec import Config, Gateway, Real, Server, Virtual
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.fallback import Share
 from nfqlb.runtime import views
-from nfqlb.runtime.fallback import Fallback, shares
+from nfqlb.runtime.fallback import Fallback, marked, shares
 from nfqlb.runtime.protocol import JSONObject
 
 WEB = Virtual(
@@ -32,6 +32,7 @@ CONFIG = Config(
     (WEB, replace(WEB, name="slow", datapath="rewrite", port=81, servers=(Server("a", 80),))),
 )
 A, B, C = (LinkMarks(CONFIG).of(WEB, Server(name, 80)) for name in "abc")
+MARKS = marked(CONFIG)
 
 
 def snapshot() -> JSONObject:
@@ -40,7 +41,7 @@ def snapshot() -> JSONObject:
 
 
 def test_all_who_are_well_by_weight_and_no_backup() -> None:
-    assert shares(CONFIG, snapshot()) == (Share("web", ((A, 0.25), (B, 0.75))),)
+    assert shares(MARKS, snapshot()) == (Share("web", ((A, 0.25), (B, 0.75))),)
 
 
 def test_who_takes_no_new_ones_is_not_among_them_and_a_backup_serves_when_nobody_else_does() -> None:
@@ -48,19 +49,20 @@ def test_who_takes_no_new_ones_is_not_among_them_and_a_backup_serves_when_nobody
     (row, _) = document["virtuals"]
     one, other, backup = row["servers"]
     one["fair_share"], other["fair_share"] = 0.0, 1.0
-    assert shares(CONFIG, document) == (Share("web", ((B, 1.0),)),)
+    assert shares(MARKS, document) == (Share("web", ((B, 1.0),)),)
     other["fair_share"], backup["fair_share"] = 0.0, 1.0
-    assert shares(CONFIG, document) == (Share("web", ((C, 1.0),)),)
+    assert shares(MARKS, document) == (Share("web", ((C, 1.0),)),)
     backup["fair_share"] = None
-    assert shares(CONFIG, document) == ()
+    assert shares(MARKS, document) == ()
     backup["fair_share"], row["state"] = 1.0, "out-of-service"
-    assert shares(CONFIG, document) == ()
+    assert shares(MARKS, document) == ()
 
 
 def test_a_place_that_the_configuration_does_not_have_any_more_is_passed_over() -> None:
     document = snapshot()
     fewer = replace(CONFIG, virtuals=(replace(WEB, servers=WEB.servers[:1]),))
-    assert shares(fewer, document) == (Share("web", ((LinkMarks(fewer).of(WEB, WEB.servers[0]), 0.25),)),)
+    mark = LinkMarks(fewer).of(WEB, WEB.servers[0])
+    assert shares(marked(fewer), document) == (Share("web", ((mark, 0.25),)),)
 
 
 class Follower:

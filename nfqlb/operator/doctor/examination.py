@@ -6,7 +6,7 @@ from nfqlb import __version__
 from nfqlb.core.spec import Config, Gateway
 from nfqlb.operator.doctor import gateway
 from nfqlb.runtime.client import Client
-from nfqlb.runtime.protocol import ControlError, JSONObject
+from nfqlb.runtime.protocol import ControlError, JSONObject, objects
 
 _PATIENCE = 15.0  # seconds more than usual: iptables may wait for its lock
 _NO_CONFIG = Config(Gateway((), ()), (), ())
@@ -25,7 +25,7 @@ def findings(socket: Path, config: Config | None) -> list[JSONObject]:
             host = _rows(client.call("host", patience=_PATIENCE))
             return found + [_clock_from_here() if _is_unseen_clock(row) else row for row in host]
         except ControlError as error:
-            return [*found, _row("unseen", "machine", error.message, error.hint)]
+            return [*found, gateway.row("unseen", "machine", error.message, error.hint)]
 
 
 def _is_unseen_clock(row: JSONObject) -> bool:
@@ -41,8 +41,8 @@ def _clock_from_here() -> JSONObject:
         for finding in diagnosis.of_clock(clock.synchronised()):
             return row(finding)
     except OSError as error:
-        return _row("unseen", diagnosis.CLOCK, f"could not be looked at: {error.strerror}", "")
-    return _row("ok", diagnosis.CLOCK, diagnosis.FINE_CLOCK, "")
+        return gateway.row("unseen", diagnosis.CLOCK, f"could not be looked at: {error.strerror}", "")
+    return gateway.row("ok", diagnosis.CLOCK, diagnosis.FINE_CLOCK, "")
 
 
 def _absent(error: ControlError, config: Config | None) -> JSONObject:
@@ -51,11 +51,7 @@ def _absent(error: ControlError, config: Config | None) -> JSONObject:
     advice = error.hint
     if config is None:
         advice += f"{'; ' if advice else ''}-c FILE looks at this machine for a configuration"
-    return _row(level, "gateway", error.message, advice)
-
-
-def _row(level: str, area: str, what: str, advice: str) -> JSONObject:
-    return {"level": level, "area": area, "what": what, "advice": advice}
+    return gateway.row(level, "gateway", error.message, advice)
 
 
 def _of_this_machine(config: Config | None) -> list[JSONObject]:
@@ -65,9 +61,8 @@ def _of_this_machine(config: Config | None) -> list[JSONObject]:
     try:
         return _rows(examine(config or _NO_CONFIG, running=False))
     except (KernelError, OSError) as error:
-        return [_row("unseen", "machine", f"could not be looked at: {error}", "run as root")]
+        return [gateway.row("unseen", "machine", f"could not be looked at: {error}", "run as root")]
 
 
 def _rows(document: object) -> list[JSONObject]:
-    rows = document.get("findings") if isinstance(document, dict) else None
-    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    return objects(document.get("findings")) if isinstance(document, dict) else []

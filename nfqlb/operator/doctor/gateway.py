@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from nfqlb.operator.text import age
-from nfqlb.runtime.protocol import JSON, JSONObject
+from nfqlb.runtime.protocol import JSON, JSONObject, objects, part
 
 _NEARLY = 0.9  # part of a table from which on it is nearly full
 _MANY = 5  # unanswered connections: fewer there are at any moment, and it is the default `syn_limit`
@@ -34,11 +34,12 @@ def findings(snapshot: JSONObject, version: str) -> list[JSONObject]:
         here = list(rows)
         if not any(level == "error" or level == "warning" for level, *_ in here):
             here.append(("ok", fine[area], ""))
-        found += [_row(level, area, what, advice) for level, what, advice in here]
+        found += [row(level, area, what, advice) for level, what, advice in here]
     return found
 
 
-def _row(level: str, area: str, what: str, advice: str) -> JSONObject:
+def row(level: str, area: str, what: str, advice: str) -> JSONObject:
+    """A finding as in `nfqlb doctor --json`."""
     return {"level": level, "area": area, "what": what, "advice": advice}
 
 
@@ -49,7 +50,7 @@ def _gateway(snapshot: JSONObject, version: str) -> Said:
     if snapshot["state"] != "running":
         advice = "wait a second and ask again; if it stays so, its log says why workers die"
         yield "error", "its worker does not answer, and is being replaced", advice
-    worker, reload = _part(snapshot, "worker"), _part(snapshot, "reload")
+    worker, reload = part(snapshot, "worker"), part(snapshot, "reload")
     restarts = _number(worker, "restarts")
     if restarts:
         times = "once" if restarts == 1 else f"{restarts:,} times"
@@ -61,15 +62,15 @@ def _gateway(snapshot: JSONObject, version: str) -> Said:
     if snapshot["version"] != version:
         what = f"it is nfqlb {snapshot['version']}, this is {version}"
         yield "warning", what, "restart it; connections are taken over"
-    if error := _part(snapshot, "fallback").get("error"):
+    if error := part(snapshot, "fallback").get("error"):
         what = f"should it die, the kernel would not know to which servers new connections go: {error}"
         yield "warning", what, "is xt_statistic there? fallback = false says that it is not wanted"
-    if _number(_part(snapshot, "drops"), "internal-error"):
+    if _number(part(snapshot, "drops"), "internal-error"):
         yield "error", "packets were dropped for a defect of nfqlb", "its log has more; please report it"
 
 
 def _changes(snapshot: JSONObject) -> Said:
-    rules = _part(snapshot, "rules")
+    rules = part(snapshot, "rules")
     if rules.get("contested"):
         advice = "stop that program, or have it leave the chains NFQLB-* and the jumps to them alone"
         yield "error", str(rules["contested"]), advice
@@ -84,7 +85,7 @@ def _changes(snapshot: JSONObject) -> Said:
 
 
 def _queues(snapshot: JSONObject) -> Said:
-    for queue in _rows(snapshot, "queues"):
+    for queue in objects(snapshot.get("queues")):
         full, sock = _number(queue, "dropped_full"), _number(queue, "dropped_socket")
         number, role = queue["number"], queue.get("role")
         if full or sock:
@@ -100,24 +101,24 @@ def _queues(snapshot: JSONObject) -> Said:
 
 
 def _tables(snapshot: JSONObject) -> Said:
-    connections = _part(snapshot, "connections")
+    connections = part(snapshot, "connections")
     now, limit = _number(connections, "now"), _number(connections, "limit")
     if limit and now >= limit * _NEARLY:
         level, how = ("error", "full") if now >= limit else ("warning", "nearly full")
         advice = "raise max_connections in [gateway]; half-open ones and UDP flows make room first"
         yield level, f"the connection table is {how}: {now:,} of {limit:,}", advice
-    if lost := _number(_part(snapshot, "journal"), "lost"):
+    if lost := _number(part(snapshot, "journal"), "lost"):
         advice = "make room in /run or /dev/shm; a new worker would not know them"
         yield "warning", f"the journal has no room for {lost:,} records", advice
 
 
 def _failures(snapshot: JSONObject) -> Said:
-    for row in _rows(snapshot, "virtuals"):
+    for row in objects(snapshot.get("virtuals")):
         if row["state"] == "failed":
             yield "error", f"virtual server {row['name']} failed: none of its servers can be chosen", (
                 f"its servers are below; nfqlb explain --virtual {row['name']} tells of the last connection"
             )
-    for row in _rows(snapshot, "reals"):
+    for row in objects(snapshot.get("reals")):
         name, state = str(row["name"]), str(row["state"])
         if state in _BAD:
             since = _number(row, "since_s")
@@ -133,24 +134,14 @@ def _failures(snapshot: JSONObject) -> Said:
 
 
 def _described(snapshot: JSONObject) -> str:
-    worker, uptime = _part(snapshot, "worker"), snapshot["uptime_s"]
+    worker, uptime = part(snapshot, "worker"), snapshot["uptime_s"]
     up = age(uptime) if isinstance(uptime, int | float) else "?"
     return f"nfqlb {snapshot['version']} runs for {up}, its worker is process {worker.get('pid')}"
 
 
 def _room(snapshot: JSONObject) -> str:
-    connections = _part(snapshot, "connections")
+    connections = part(snapshot, "connections")
     return f"{_number(connections, 'now'):,} connections of {_number(connections, 'limit'):,}"
-
-
-def _rows(snapshot: JSONObject, name: str) -> list[JSONObject]:
-    rows = snapshot.get(name)
-    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-
-
-def _part(snapshot: JSONObject, name: str) -> JSONObject:
-    part = snapshot.get(name)
-    return part if isinstance(part, dict) else {}
 
 
 def _number(row: JSONObject, name: str) -> int:
