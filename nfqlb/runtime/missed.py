@@ -21,7 +21,7 @@ from nfqlb.netfilter.render import FAMILIES
 from nfqlb.runtime.carry import Path
 from nfqlb.runtime.errand import Errands
 from nfqlb.runtime.protocol import JSON
-from nfqlb.runtime.traffic import Rising
+from nfqlb.runtime.rising import Rising
 
 logger = logging.getLogger(__name__)
 

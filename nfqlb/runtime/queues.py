@@ -10,12 +10,11 @@ from dataclasses import replace
 from nfqlb.netfilter.queue_status import QueueStatus
 from nfqlb.runtime.events import Events
 from nfqlb.runtime.protocol import JSONObject, objects
+from nfqlb.runtime.rising import Rising
 
 #: Seconds for which a queue is said to be dropping after it has dropped.
 HELD = 10.0
 _DROPS = ("dropped_full", "dropped_socket", "overruns")
-
-
 #: The kernel's counters have so many values.
 _WIDTH = 1 << 32
 
@@ -23,13 +22,11 @@ _WIDTH = 1 << 32
 class QueueSums:
     """The kernel's counters of lost packets as they would be if they never began anew.
 
-    They do with each bind, and when 32 bits are full. Where one falls from its upper half into its lower it
-    was full; from anywhere else it began anew.
+    They do with each bind, and when 32 bits are full.
     """
 
     def __init__(self) -> None:
-        self._last: dict[tuple[int, str], int] = {}
-        self._sums: dict[tuple[int, str], int] = {}
+        self._sums: dict[tuple[int, str], Rising] = {}
 
     def of(self, queues: Iterable[QueueStatus]) -> list[QueueStatus]:
         """What the kernel says of queues, with sums in the place of its counters."""
@@ -43,14 +40,7 @@ class QueueSums:
         ]
 
     def _sum(self, number: int, which: str, now: int) -> int:
-        counter = number, which
-        before = self._last.get(counter, 0)
-        more = now - before
-        if more < 0:
-            more = now + _WIDTH - before if now < _WIDTH // 2 <= before else now
-        self._last[counter] = now
-        self._sums[counter] = self._sums.get(counter, 0) + more
-        return self._sums[counter]
+        return self._sums.setdefault((number, which), Rising(_WIDTH)).at(now)
 
 
 class QueueWatch:

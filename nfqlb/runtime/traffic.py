@@ -15,6 +15,7 @@ from nfqlb.netfilter import accounting
 from nfqlb.netfilter.accounting import Counters, label
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.runtime.protocol import JSONObject
+from nfqlb.runtime.rising import Rising
 
 logger = logging.getLogger(__name__)
 
@@ -30,33 +31,6 @@ class Kernel(Protocol):
 
     def read(self) -> Mapping[str, Counters]:
         """What has been counted, by the virtual servers' labels."""
-
-
-class Rising:
-    """A counter that never falls, made of one that may begin anew."""
-
-    __slots__ = ("_before", "_last")
-
-    def __init__(self) -> None:
-        self._before = 0
-        self._last = 0
-
-    def at(self, count: int) -> int:
-        """The sum, where the other counter is at `count` now."""
-        if count < self._last:
-            self.restart()
-        self._last = count
-        return self.total
-
-    @property
-    def total(self) -> int:
-        """The sum, as of the last count."""
-        return self._before + self._last
-
-    def restart(self) -> None:
-        """The other counter begins anew from here, at 0."""
-        self._before += self._last
-        self._last = 0
 
 
 #: What is counted of a virtual server, in the order of `_numbers`.

@@ -11,7 +11,8 @@ from nfqlb.core.spec import Config, Gateway, Virtual
 from nfqlb.netfilter.accounting import Counter, Counters, label
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.runtime.protocol import JSONObject
-from nfqlb.runtime.traffic import Rising, Traffic
+from nfqlb.runtime.rising import Rising
+from nfqlb.runtime.traffic import Traffic
 
 SHOP = Virtual("shop", ip_address("192.0.2.10"), (), port=80)
 MAIL = Virtual("mail", ip_address("192.0.2.10"), (), port=25)
