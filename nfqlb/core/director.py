@@ -397,6 +397,14 @@ class Director:
         """The director as a whole."""
         return observe.totals(self)
 
+    def virtual_names(self) -> list[str]:
+        """Every virtual server's name, in the configuration's order."""
+        return [virtual.spec.name for virtual in self.virtual_servers]
+
+    def real_names(self) -> list[str]:
+        """Every real server's name, in the configuration's order."""
+        return list(self.real_servers)
+
     def virtuals(self, now: float) -> list[VirtualSnapshot]:
         """Every virtual server, in the configuration's order."""
         return list(observe.virtuals(self, now))

@@ -109,7 +109,7 @@ def _set_real(director: Director, args: JSONObject, now: float) -> Act:
 
 
 def _set_virtual(director: Director, args: JSONObject, _now: float) -> Act:
-    names = [virtual.spec.name for virtual in director.virtual_servers]
+    names = director.virtual_names()
     name = _name("virtual server", args, names)
     if any(each.draining for each in director.virtual_servers if each.spec.name == name):
         raise bad(f"{name} is not in the configuration any more", "it drains, and is gone when it is empty")

@@ -52,6 +52,12 @@ class Observed(Protocol):
     def totals(self) -> Totals:
         """The director as a whole."""
 
+    def virtual_names(self) -> list[str]:
+        """Every virtual server's name."""
+
+    def real_names(self) -> list[str]:
+        """Every real server's name."""
+
     def virtuals(self, now: float) -> Sequence[VirtualSnapshot]:
         """Every virtual server."""
 
@@ -249,14 +255,14 @@ def _connections(director: Observed, args: JSONObject, now: float) -> Result:
         now,
         limit=limit("connections", args),
         client=client_named(args),
-        virtual=_virtual_name(director, args, now),
-        real=_real_name(director, args, now),
+        virtual=_name("virtual", args, director.virtual_names),
+        real=_name("real", args, director.real_names),
     )
     return map(connection, found)
 
 
 def _failures(director: Observed, args: JSONObject, now: float) -> Result:
-    name = _real_name(director, args, now)
+    name = _name("real", args, director.real_names)
     return map(failure, director.failures(now, limit=limit("failures", args), real=name))
 
 
@@ -266,7 +272,7 @@ def _sticky(director: Observed, args: JSONObject, now: float) -> Result:
 
 
 def _decisions(director: Observed, args: JSONObject, now: float) -> Result:
-    wanted = Wanted(client=client_named(args), virtual=_virtual_name(director, args, now))
+    wanted = Wanted(client=client_named(args), virtual=_name("virtual", args, director.virtual_names))
     connection = args.get("connection")
     if connection is not None:
         try:
@@ -321,24 +327,15 @@ def client_named(args: JSONObject) -> Address | None:
     raise bad(f"client: {client!r} is not an IP address", "one such as 192.0.2.7 or 2001:db8::7")
 
 
-def _virtual_name(director: Observed, args: JSONObject, now: float) -> str | None:
-    name = args.get("virtual")
+def _name(kind: str, args: JSONObject, names: Callable[[], list[str]]) -> str | None:
+    """The argument that names a server of this kind, None where none is named."""
+    name = args.get(kind)
     if name is None:
         return None
-    names = [snapshot.name for snapshot in director.virtuals(now)]
-    if isinstance(name, str) and name in names:
+    known = names()
+    if isinstance(name, str) and name in known:
         return name
-    raise bad(f"virtual: there is no virtual server {name!r}", suggest(str(name), names))
-
-
-def _real_name(director: Observed, args: JSONObject, now: float) -> str | None:
-    name = args.get("real")
-    if name is None:
-        return None
-    names = [snapshot.name for snapshot in director.reals(now)]
-    if isinstance(name, str) and name in names:
-        return name
-    raise bad(f"real: there is no real server {name!r}", suggest(str(name), names))
+    raise bad(f"{kind}: there is no {kind} server {name!r}", suggest(str(name), known))
 
 
 def suggest(word: str, words: Iterable[str]) -> str:

@@ -61,6 +61,12 @@ class Director:
     def totals(self) -> Totals:
         return Totals(5000, 6000, 1_000_000, 1, 1000, {"no-connection": 1})
 
+    def virtual_names(self) -> list[str]:
+        return ["shop"]
+
+    def real_names(self) -> list[str]:
+        return ["web1"]
+
     def virtuals(self, now: float) -> Sequence[VirtualSnapshot]:
         link = LinkSnapshot("web1", 8080, 5000, total=6000, share=1.0, fair=1.0)
         scheduler = "least-connections"

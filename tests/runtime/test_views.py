@@ -108,6 +108,12 @@ class Seen:
     def totals(self) -> Totals:
         return TOTALS
 
+    def virtual_names(self) -> list[str]:
+        return [VIRTUAL.name]
+
+    def real_names(self) -> list[str]:
+        return [REAL.name]
+
     def virtuals(self, now: float) -> Sequence[VirtualSnapshot]:
         return [VIRTUAL]
 
