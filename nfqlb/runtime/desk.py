@@ -40,9 +40,8 @@ class Desk:
     """Answers requests; `answer` is what the control socket calls.
 
     `roles` are the packet queues' ("new", "established", "offload") by number. `listeners` are called with
-    every snapshot that is taken once a second, `completers` before with the same document, to add to it;
-    `virtual_completers` with the rows of virtual servers wherever they are shown, and `followers` with each
-    other configuration that is in force.
+    every snapshot that is taken once a second, `virtual_completers` with the rows of virtual servers wherever
+    they are shown, and `followers` with each other configuration that is in force.
     """
 
     def __init__(
@@ -61,7 +60,6 @@ class Desk:
         self.reload: JSONObject = {"at": None, "ok": None, "error": ""}
         self.others: JSONObject = {}
         self.listeners: list[Callable[[JSONObject], None]] = []
-        self.completers: list[Callable[[JSONObject], None]] = []
         self.virtual_completers: list[Callable[[Iterable[JSONObject]], None]] = []
         self.followers: list[Callable[[Config], None]] = []
         self.last: JSONObject | None = None  # the last snapshot
@@ -154,8 +152,7 @@ class Desk:
 
     def _show(self, snapshot: JSONObject, scheduled: bool) -> None:
         self.complete_virtuals(snapshot["virtuals"])
-        for complete in (self._queues.look, *self.completers):
-            _carefully(complete, snapshot)
+        _carefully(self._queues.look, snapshot)
         self.last = snapshot = picture.judged(snapshot)
         if scheduled:
             self._moment = moment(snapshot, self._moment)

@@ -25,7 +25,6 @@ class Events:
     def __init__(self, wall: Callable[[], float] = time.time) -> None:
         self._wall = wall
         self._ring: deque[JSONObject] = deque(maxlen=KEPT)
-        self.total = 0  # all ever added
 
     def add(
         self,
@@ -53,7 +52,6 @@ class Events:
             "level": level,
         }
         self._ring.append(row)
-        self.total += 1
         if not logged:
             fields = {"kind": kind, "name": name, **({"who": who} if who else {})}
             said = f" (ordered by {who})" if who else ""

@@ -17,8 +17,6 @@ from nfqlb.runtime.summary import GatewayStatus, summary
 RUNNING, DEGRADED = "running", "degraded"
 #: Of an account: what is in the snapshot in another form.
 _PARTS = frozenset({"now", "losses", "virtuals", "reals"})
-#: What a virtual server's row has where nobody has said anything else.
-_VIRTUAL: JSONObject = {"traffic": None, "drops": {}, "shadow": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ def snapshot(account: Account, status: GatewayStatus, around: Surroundings, at: 
         "rules": dict(around.rules),
         "reload": dict(around.reload),
         "virtuals": [
-            {**_VIRTUAL, **row, "rate": _rate(rates.get(_key("virtual", row)))}
+            {"traffic": None, **row, "rate": _rate(rates.get(_key("virtual", row)))}
             for row in objects(document["virtuals"])
         ],
         "reals": [
@@ -82,7 +80,7 @@ def judged(snapshot: JSONObject) -> JSONObject:
     """With what is wrong, the worst first, and that in one line."""
     found = problems(snapshot)
     listed: list[JSON] = [{"level": each.level, "what": each.what} for each in found]
-    return {**snapshot, "verdict": verdict(snapshot, found), "problems": listed}
+    return {**snapshot, "verdict": verdict(found), "problems": listed}
 
 
 def _key(kind: str, row: JSONObject) -> tuple[str, str]:

@@ -30,7 +30,7 @@ def problems(snapshot: JSONObject) -> list[Problem]:
     return sorted(found, key=lambda problem: LEVELS.index(problem.level))
 
 
-def verdict(snapshot: JSONObject, found: list[Problem]) -> str:
+def verdict(found: list[Problem]) -> str:
     """In one line: everything above mere information, the worst first; "all well" where nothing is wrong."""
     return "; ".join(problem.what for problem in found if problem.level != "info") or "all well"
 

@@ -31,9 +31,9 @@ from nfqlb.core.spec import Config, Server
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.runtime import access, views
 from nfqlb.runtime.course import Course, Runner, Step
-from nfqlb.runtime.desk import Desk
+from nfqlb.runtime.desk import Desk, Worker
 from nfqlb.runtime.handover import Handover, Source
-from nfqlb.runtime.protocol import JSON, ControlError, JSONObject, Request
+from nfqlb.runtime.protocol import JSON, ControlError, Request
 
 logger = logging.getLogger(__name__)
 
@@ -65,17 +65,6 @@ class Kernel(Protocol):
         """How the rules in place differ from those of a configuration, a line each."""
 
 
-class Asks(Protocol):
-    """Who asks the worker."""
-
-    pid: int | None
-
-    def call(
-        self, cmd: str, args: JSONObject, done: Callable[[JSON], None], failed: Callable[[ControlError], None]
-    ) -> None:
-        """Ask it something."""
-
-
 class Reload:
     """Reloads one gateway. `config` is what runs: what the file said, and what still drains.
 
@@ -90,7 +79,7 @@ class Reload:
         config: Config,
         source: Source,
         desk: Desk,
-        worker: Asks,
+        worker: Worker,
         kernel: Kernel,
         handover: Handover,
         *,

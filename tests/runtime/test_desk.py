@@ -261,7 +261,7 @@ def test_others_may_offer_commands_listen_and_add_to_the_snapshot(office: Office
     seen: list[JSON] = []
     office.desk.offer("hello", lambda request: request.reply("hello"))
     office.desk.listeners.append(lambda snapshot: seen.append(snapshot["extra"]))
-    office.desk.completers.append(lambda snapshot: snapshot.update(extra=1))
+    office.desk.others["extra"] = 1
     office.desk.others["more"] = 2
     office.desk.rules["present"] = False
     office.tick()

@@ -29,7 +29,7 @@ def snapshot(**parts: Any) -> JSONObject:
 
 def said(**parts: Any) -> str:
     whole = snapshot(**parts)
-    return verdict(whole, problems(whole))
+    return verdict(problems(whole))
 
 
 def test_all_well() -> None:
