@@ -22,6 +22,10 @@ _LINE = re.compile(r"line:? (\d+)")
 _NOISE = re.compile(r"^(?:ip6?tables[\w-]*(?: v[\d.]+)?(?: \(\w+\))?: *)")
 
 
+class BusyError(KernelError):
+    """Somebody else's iptables took too long: the same may be asked again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Iptables:
     """One of the programs: `iptables`, `ip6tables`, or a variant such as `iptables-legacy`."""
@@ -43,9 +47,11 @@ class Iptables:
         return Iptables(f"{base}-legacy" if self.kind() == "nf_tables" else f"{base}-nft")
 
     def has(self, table: str) -> bool:
-        """Whether there is such a table here."""
+        """Whether there is such a table here. Raises BusyError where that cannot be said at the moment."""
         try:
             self._run([self.program, "-w", str(LOCK_WAIT), "-t", table, "-S"], "")
+        except BusyError:
+            raise
         except KernelError:
             return False
         return True
@@ -77,9 +83,10 @@ class Iptables:
         except FileNotFoundError:
             raise KernelError(f"{command[0]} is not installed; on Debian: apt-get install iptables") from None
         except subprocess.TimeoutExpired:
-            raise KernelError(f"{command[0]} did not finish within {_TIMEOUT} s") from None
+            raise BusyError(f"{command[0]} did not finish within {_TIMEOUT} s") from None
         if done.returncode:
-            raise KernelError(explain(command[0], done.stderr, text))
+            kind = BusyError if _is_locked(done.stderr) else KernelError
+            raise kind(explain(command[0], done.stderr, text))
         return done.stdout
 
 
@@ -104,13 +111,17 @@ def explain(program: str, stderr: str, text: str) -> str:
     Names the rule where the program names a line. The legacy kernel interface only refuses a table
     as a whole; then the table is named.
     """
-    if "xtables lock" in stderr or "lock /run/xtables.lock: Resource" in stderr:
+    if _is_locked(stderr):
         return f"{program}: another program held the iptables lock for {LOCK_WAIT} s; try again"
     if "Permission denied" in stderr or "Operation not permitted" in stderr:
         return f"{program}: not permitted; run as root, or with CAP_NET_ADMIN (legacy: CAP_NET_RAW as well)"
     reason = _reason(stderr)
     place = _place(stderr, text)
     return f"{program}: {place}: {reason}" if place else f"{program}: {reason}"
+
+
+def _is_locked(stderr: str) -> bool:
+    return "xtables lock" in stderr or "lock /run/xtables.lock: Resource" in stderr
 
 
 def _reason(stderr: str) -> str:

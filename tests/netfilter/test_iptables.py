@@ -1,9 +1,11 @@
 """What iptables says, in one line for an operator. The texts are what the programs print (1.8.9)."""
 
+from pathlib import Path
+
 import pytest
 
 from nfqlb.netfilter.errors import KernelError
-from nfqlb.netfilter.iptables import Iptables, explain
+from nfqlb.netfilter.iptables import BusyError, Iptables, explain
 
 TEXT = "*mangle\n:NFQLB-A - [0:0]\n-A NFQLB-A -j RETURN\n-A NFQLB-A -m rateest --rateest x -j DROP\nCOMMIT\n"
 
@@ -56,6 +58,17 @@ def test_a_refusal_is_one_line_that_names_the_rule_and_the_reason(stderr: str, w
 
 def test_a_line_number_beyond_the_text_names_no_rule() -> None:
     assert "rule" not in explain("iptables-save", "line 99: odd", "")
+
+
+def test_a_table_is_not_said_to_be_missing_while_somebody_else_has_the_lock(tmp_path: Path) -> None:
+    """F18: what is found out is kept for as long as the gateway runs."""
+    program = tmp_path / "iptables"
+    program.write_text("#!/bin/sh\necho 'Another app is currently holding the xtables lock.' >&2\nexit 4\n")
+    program.chmod(0o755)
+    with pytest.raises(BusyError, match="another program held the iptables lock"):
+        Iptables(str(program)).has("security")
+    program.write_text("#!/bin/sh\necho \"can't initialize: Table does not exist\" >&2\nexit 3\n")
+    assert not Iptables(str(program)).has("security")
 
 
 def test_a_program_that_is_not_there_is_named_with_what_to_do() -> None:
