@@ -278,11 +278,12 @@ def _fine_routes(config: Config, _facts: Facts, _vitals: Vitals) -> str:
 
 
 def _fine_neighbours(_config: Config, _facts: Facts, vitals: Vitals) -> str:
-    return f"{_count(len(vitals.macs), 'server', 'servers')} on the link, answering" if vitals.macs else ""
+    number = sum(map(bool, vitals.macs.values()))
+    return f"{_count(number, 'server', 'servers')} on the link, answering" if number else ""
 
 
 def _fine_servers(_config: Config, _facts: Facts, vitals: Vitals) -> str:
-    number = len(vitals.ports)
+    number = sum(not why for why in vitals.ports.values())
     return f"{_count(number, 'port', 'ports')} taking connections" if number else ""
 
 

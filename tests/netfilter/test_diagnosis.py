@@ -194,6 +194,8 @@ def test_a_server_that_is_off_is_told_of_once() -> None:
     assert (finding.level, finding.area) == ("error", "neighbours")
     assert finding.what == "web1 (10.0.0.1) does not answer on eth1: no reply to ARP"
     assert [each.level for each in diagnose(CONFIG, FACTS, vitals, ["web1"]) if each.level != "ok"] == []
+    areas = [each.area for each in diagnose(CONFIG, FACTS, vitals, ["web1"])]
+    assert not {"neighbours", "servers"} & set(areas), "nobody answers, and that is meant"
 
 
 @pytest.mark.parametrize(("why", "advice"), [("Connection refused", "running"), ("no answer", "firewall")])
