@@ -95,7 +95,8 @@ def read(config: Config, facts: Facts, *, running: bool) -> Vitals:
     for area, look in looks:
         with vitals.looking(area):
             look(config, facts, vitals)
-    vitals.ports = knocking.ends()
+    with vitals.looking("servers"):
+        vitals.ports = knocking.ends()
     asking.join()
     return vitals
 
@@ -213,6 +214,7 @@ class _Knocking:
     def __init__(self, config: Config) -> None:
         self._selector = selectors.DefaultSelector()
         self._found: dict[Place, str] = {}
+        self._unseen = ""
         self._deadline = time.monotonic() + _PATIENCE
         places = {
             (config.real(server.real).address, server.port): None
@@ -221,12 +223,17 @@ class _Knocking:
             for server in config.places(virtual)
             if server.port is not None
         }
-        for address, port in list(places)[:_MOST]:
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        for address, port in list(places)[: min(_MOST, files // 4)]:  # others need some as well
             if port is not None:
                 self._knock((address, port))
 
     def _knock(self, place: Place) -> None:
-        sock = socket.socket(socket.AF_INET if place[0].version == 4 else socket.AF_INET6)
+        try:
+            sock = socket.socket(socket.AF_INET if place[0].version == 4 else socket.AF_INET6)
+        except OSError as error:
+            self._unseen = f"no socket for {place[0]}: {error.strerror}"
+            return
         sock.setblocking(False)
         code = sock.connect_ex((str(place[0]), place[1]))
         if code == errno.EINPROGRESS:
@@ -236,7 +243,10 @@ class _Knocking:
             self._found[place] = os.strerror(code) if code else ""
 
     def ends(self) -> dict[Place, str]:
-        """What came of them; waits for those that are still open, as long as servers get."""
+        """What came of them; waits for those that are still open, as long as servers get.
+
+        Raises KernelError where some could not be opened.
+        """
         while ready := self._selector.select(max(0.0, self._deadline - time.monotonic())):
             for key, _ in ready:
                 sock = key.fileobj
@@ -249,6 +259,8 @@ class _Knocking:
             assert isinstance(key.fileobj, socket.socket)
             self._end(key.fileobj, key.data, f"no answer within {_PATIENCE:g} s")
         self._selector.close()
+        if self._unseen:
+            raise KernelError(self._unseen)
         return self._found
 
     def _end(self, sock: socket.socket, place: Place, how: str) -> None:

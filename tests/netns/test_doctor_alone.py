@@ -7,7 +7,7 @@ import pytest
 
 from nfqlb.config.load import load
 from nfqlb.demo.appliance import balancing, command, nfqlb_command, python_path
-from nfqlb.demo.lab import Lab
+from nfqlb.demo.lab import VIP, Lab
 from nfqlb.demo.programs import run
 from nfqlb.demo.web import serve
 from nfqlb.netfilter import rules
@@ -62,6 +62,21 @@ def test_rules_that_a_gateway_has_left_behind(lab: Lab) -> None:
             assert [row for row in wrong(lab) if row["area"] == "rules"] == []
         finally:
             rules.withdraw()
+
+
+def test_with_few_files_it_says_so_and_looks_at_all_else(lab: Lab) -> None:
+    """F38: more ports stand behind virtual servers than may be knocked at."""
+    many = "".join(
+        f'[[virtual]]\nname = "more{port}"\naddress = "{VIP}"\nport = {port}\nservers = ["web1:{port}"]\n'
+        for port in range(2000, 2100)
+    )
+    file = lab.directory / "many.toml"
+    file.write_text(configuration(lab) + many)
+    argv = ("prlimit", "--nofile=64", *command("doctor", "--json", "-c", str(file)))
+    done = run(lab.gateway.namespace, argv, check=False, extra_environment=python_path())
+    rows = {row["area"]: row for row in json.loads(done.stdout)}
+    assert "only 64 files may be open at once" in rows["limits"]["what"]
+    assert [row for row in rows.values() if row["level"] == "unseen"] == []
 
 
 def test_without_rights_it_says_what_it_could_not_look_at(lab: Lab) -> None:
