@@ -15,6 +15,7 @@ ADDED, REMOVED, CHANGED = "added", "removed", "changed"
 _DURATIONS = frozenset(
     ("idle", "half_open", "closing", "udp", "retry", "idle_timeout", "sticky", "startup_time")
 )
+_NAMES = frozenset(("port", "queue"))  # numbers that name something, and count nothing
 _TITLES = {"real": "real server", "virtual": "virtual server"}
 Plain = str | int | float | bool | list[str] | None
 """A value as a document has it: addresses and places as texts, times in seconds."""
@@ -155,6 +156,6 @@ def _spelled(key: str, value: Plain) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return ", ".join(value) or "none"
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and key not in _NAMES:
         return duration(float(value)) if key in _DURATIONS else f"{value:,.10g}"
-    return value or '""'
+    return str(value) or '""'

@@ -54,6 +54,10 @@ def test_nothing_is_different() -> None:
         ("port = 80", "port = 80\nscheduler = \"lc\"",
          "virtual server shop: scheduler: weighted-least-connections -> least-connections"),
         ("port = 80", "port = 80\nsticky = \"5m\"", "virtual server shop: sticky: 0s -> 5m"),
+        ("port = 80", "port = 8080",
+         "virtual server shop: servers: +web1:8080, -web1:80\n"
+         "virtual server shop: port: 80 -> 8080"),
+        ('inside = "eth1"', 'inside = "eth1"\nqueue = 4000', "[gateway] queue: 0 -> 4000"),
         ("port = 80", "port = 80\nbackup = \"web1\"", 'virtual server shop: backup: "" -> web1'),
         ('inside = "eth1"', 'inside = ["eth1", "eth2"]', "[gateway] inside: +eth2"),
         ('inside = "eth1"', 'inside = "eth1"\nsecure = true', "[gateway] secure: false -> true"),
