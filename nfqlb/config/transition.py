@@ -14,12 +14,10 @@ from typing import TypeVar
 
 from nfqlb.config.marks import OFFLOAD, LinkMarks, needed_marks
 from nfqlb.config.numbers import datapaths, idle_times
-from nfqlb.core.spec import Address, Config, Leaving, Numbers, Real, Server, Target, Virtual
+from nfqlb.core.spec import Address, Config, Leaving, Numbers, Real, Server, Service, Target, Virtual
 
 Named = TypeVar("Named", Real, Virtual)
 
-Service = tuple[Address, str, int | None]
-"""What clients send to: address, protocol, and port (None: every port)."""
 Place = tuple[Address, int | None]
 """A real server's address, and its port in a virtual server."""
 
@@ -28,11 +26,6 @@ _EARLIER = re.compile(r"@\d+\Z")
 _BASE = 58  # characters of a name before @ and number: no name has more than 64
 #: Idle time-outs that the kernel can have names for.
 _TIMES = 62
-
-
-def service_of(virtual: Virtual) -> Service:
-    """What clients of a virtual server send to."""
-    return virtual.address, virtual.protocol, virtual.port
 
 
 def refusals(running: Config, wanted: Config, *, room: int) -> list[str]:
@@ -48,11 +41,13 @@ def refusals(running: Config, wanted: Config, *, room: int) -> list[str]:
     if wanted.gateway.max_connections > room:
         found.append(f"[gateway] max_connections: more than {room:,} needs a restart")
     found += _datapath_changes(running, wanted)
-    if not found:
-        found += _clashes(merged(running, wanted, numbered=False))
+    if found:
+        return found
+    config = _joined(running, wanted)
+    found += _clashes(config)
     if not found:
         try:
-            LinkMarks(merged(running, wanted))
+            _numbers(running, config)
         except ValueError:
             message = "has no room for the servers of before and after together"
             found.append(f"[gateway] mark_mask: {message}: wait until more have drained, or restart")
@@ -60,10 +55,10 @@ def refusals(running: Config, wanted: Config, *, room: int) -> list[str]:
 
 
 def _datapath_changes(running: Config, wanted: Config) -> Iterator[str]:
-    before = {service_of(virtual): virtual.datapath for virtual in running.virtuals}
+    before = {virtual.service: virtual.datapath for virtual in running.virtuals}
     bound = datapaths(running)
     for virtual in wanted.virtuals:
-        was = before.get(service_of(virtual), virtual.datapath)
+        was = before.get(virtual.service, virtual.datapath)
         if was != virtual.datapath:
             yield f"virtual server {virtual.name}: datapath: from {was} to {virtual.datapath} needs a restart"
         elif virtual.datapath not in bound:
@@ -82,21 +77,27 @@ def _clashes(config: Config) -> Iterator[str]:
             yield f"{virtual.address} cannot be that of {both}: wait until it has drained, or restart"
 
 
-def merged(running: Config, wanted: Config, *, numbered: bool = True) -> Config:
+def merged(running: Config, wanted: Config) -> Config:
     """The configuration to run next: `wanted`, and what of `running` may still have connections.
 
-    What drains keeps its name where that is free, else it is called NAME@1, @2 ... `numbered`: with the
-    numbers that the kernel knows links by. Raises ValueError where they do not fit.
+    What drains keeps its name where that is free, else it is called NAME@1, @2 ... With the numbers that the
+    kernel knows links by; raises ValueError where they do not fit.
     """
+    config = _joined(running, wanted)
+    return replace(config, numbers=_numbers(running, config))
+
+
+def _joined(running: Config, wanted: Config) -> Config:
+    """The same without numbers."""
     known = {real.address for real in wanted.reals}
     left = _left(running, wanted)
     addresses = {address for places in left.values() for address, _ in places} - known
     reals = _renamed(
         [real for real in running.reals if real.address in addresses], {real.name for real in wanted.reals}
     )
-    services = {service_of(virtual) for virtual in wanted.virtuals}
+    services = {virtual.service for virtual in wanted.virtuals}
     virtuals = _renamed(
-        [each for each in running.virtuals if service_of(each) in left and service_of(each) not in services],
+        [each for each in running.virtuals if each.service in left and each.service not in services],
         {virtual.name for virtual in wanted.virtuals},
     )
     everybody = (*wanted.reals, *(replace(real, backup="") for real in reals))
@@ -108,11 +109,10 @@ def merged(running: Config, wanted: Config, *, numbered: bool = True) -> Config:
         tuple(
             (virtual.name, Server(names[address], port))
             for virtual in destinations
-            for address, port in left.get(service_of(virtual), ())
+            for address, port in left.get(virtual.service, ())
         ),
     )
-    config = replace(wanted, reals=everybody, virtuals=destinations, leaving=leaving, numbers=Numbers())
-    return replace(config, numbers=_numbers(running, config)) if numbered else config
+    return replace(wanted, reals=everybody, virtuals=destinations, leaving=leaving, numbers=Numbers())
 
 
 def settled(running: Config, remaining: Collection[tuple[str, Server]]) -> Config:
@@ -145,19 +145,21 @@ def without_leftovers(config: Config) -> Config:
 
 def _left(running: Config, wanted: Config) -> dict[Service, list[Place]]:
     """The places that have connections, perhaps, and are not wanted any more, by what clients send to."""
-    after = {service_of(virtual): set(_places(wanted, virtual)) for virtual in wanted.virtuals}
-    found = {}
-    for virtual in running.virtuals:
-        stays = after.get(service_of(virtual), set())
-        places = [place for place in _places(running, virtual) if place not in stays]
-        if places:
-            found[service_of(virtual)] = places
-    return found
+    after = _places(wanted)
+    left = {
+        service: [place for place in places if place not in after.get(service, ())]
+        for service, places in _places(running).items()
+    }
+    return {service: places for service, places in left.items() if places}
 
 
-def _places(config: Config, virtual: Virtual) -> list[Place]:
+def _places(config: Config) -> dict[Service, dict[Place, None]]:
+    """The places of every virtual server, each once and in their order."""
     addresses = {real.name: real.address for real in config.reals}
-    return list(dict.fromkeys((addresses[each.real], each.port) for each in config.places(virtual)))
+    return {
+        virtual.service: dict.fromkeys((addresses[each.real], each.port) for each in config.places(virtual))
+        for virtual in config.virtuals
+    }
 
 
 def _without_servers(virtual: Virtual) -> Virtual:

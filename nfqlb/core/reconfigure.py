@@ -86,12 +86,12 @@ def _follow_reals(
 def _follow_virtuals(director: "Director", config: spec.Config) -> list[RealServer | VirtualServer]:
     """The virtual servers and their links; returns those of which something else has to be remembered."""
     reals = director.real_servers
-    before = {_service(virtual.spec): virtual for virtual in director.virtual_servers}
+    before = {virtual.spec.service: virtual for virtual in director.virtual_servers}
     noted: list[RealServer | VirtualServer] = []
     after = []
     for each in config.virtuals:
         leaving, draining = config.leaving_places(each), each.name in config.leaving.virtuals
-        virtual = before.get(_service(each))
+        virtual = before.get(each.service)
         if virtual is None:
             virtual = VirtualServer(each, reals, strict=config.strict, leaving=leaving, draining=draining)
             noted.append(virtual)
@@ -102,10 +102,6 @@ def _follow_virtuals(director: "Director", config: spec.Config) -> list[RealServ
         after.append(virtual)
     director.virtual_servers[:] = after
     return noted
-
-
-def _service(virtual: spec.Virtual) -> tuple[spec.Address, str, int | None]:
-    return virtual.address, virtual.protocol, virtual.port
 
 
 def _follow_stickiness(

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
 Address = IPv4Address | IPv6Address
+#: What clients send to: an address, a protocol, and a port (None: every one).
+Service = tuple[Address, str, int | None]
 
 REWRITE = "rewrite"
 """The datapath in which every packet is seen, and changed, by the core's worker."""
@@ -117,6 +119,11 @@ class Virtual:
     synguard_share: float = 25.0
     shadow: str = ""
     datapath: str = REWRITE
+
+    @property
+    def service(self) -> Service:
+        """What its clients send to: by that it is the same one in another configuration."""
+        return self.address, self.protocol, self.port
 
 
 @dataclass(frozen=True, slots=True)
