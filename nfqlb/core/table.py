@@ -175,9 +175,7 @@ class ConnectionTable:
             self._handshake(connection, 1)
         self._count(connection.link, self._counts[state], state.unanswered)
         if state.timeout is not None:
-            idle = state.timeout is Timeout.IDLE
-            queue = self._idle_queue(connection.link) if idle else self._queues[state.timeout]
-            queue.push(connection, now)
+            self._wait(connection, state.timeout, now)
 
     def move(self, connection: Connection, state: State, now: float) -> None:
         """Bring a connection to another state; its counts and its time-out follow."""
@@ -339,11 +337,11 @@ class ConnectionTable:
                 if connection.state.timeout is not timeout:
                     continue  # it is gone, or has moved on: another queue has it
                 if now - connection.seen < self._limit_of(connection, timeout):
-                    self._again(connection, queue, now)
+                    self._wait(connection, timeout, now)
                     continue
                 if self._carrier is not None and not connection.state.ended:
                     looked += _ASKING
-                    if self._goes_on(connection, queue, now):
+                    if self._goes_on(connection, timeout, now):
                         continue
                 self._time_out(connection, now)
         return looked
@@ -357,20 +355,20 @@ class ConnectionTable:
         else:
             self.remove(connection, now)
 
-    def _goes_on(self, connection: Connection, queue: DueQueue[Connection], now: float) -> bool:
+    def _goes_on(self, connection: Connection, timeout: Timeout, now: float) -> bool:
         """Whether a connection of which nothing was heard goes on, as its carrier knows."""
         before = connection.state
         state = self._ask(connection, now)
         if state is None or (state.unanswered and connection.state.unanswered):
             return False
         if connection.state is before:
-            self._again(connection, queue, now)
+            self._wait(connection, timeout, now)
         return True
 
-    def _again(self, connection: Connection, queue: DueQueue[Connection], now: float) -> None:
+    def _wait(self, connection: Connection, timeout: Timeout, now: float) -> None:
         """Look at a connection again later; its server may have another idle time-out by now."""
-        idle = connection.state.timeout is Timeout.IDLE
-        (self._idle_queue(connection.link) if idle else queue).push(connection, now)
+        idle = timeout is Timeout.IDLE
+        (self._idle_queue(connection.link) if idle else self._queues[timeout]).push(connection, now)
 
     def _ask(self, connection: Connection, now: float) -> State | None:
         """How far a connection has come, as its carrier knows: so far it is brought here. None: ended."""
