@@ -15,7 +15,7 @@ from nfqlb.core.explanation import Wanted, explain
 from nfqlb.core.health import Condition, Evidence
 from nfqlb.core.keys import client_of, client_port_of
 from nfqlb.core.response import FASTEST_RESPONSE, Linear
-from nfqlb.core.server import RealServer, VirtualServer
+from nfqlb.core.server import Link, RealServer, VirtualServer
 from nfqlb.core.snapshot import (
     ConnectionSnapshot,
     DecisionSnapshot,
@@ -87,27 +87,23 @@ def _links(virtual: VirtualServer) -> Iterator[LinkSnapshot]:
         fair[-1] = 0.0  # it serves where none of the others can
     capacity = fsum(fair)
     for link, weight in zip(everybody, fair, strict=True):
-        yield LinkSnapshot(
-            real=link.real.spec.name,
-            port=link.port,
-            connections=link.connections,
-            total=link.total,
-            state=link.real.state.shown,
-            share=link.connections / virtual.connections if virtual.connections else None,
-            fair=weight / capacity if capacity else None,
-            backup=link.stands_for is not None or link is virtual.backup,
-        )
-
-
+        yield _link(link, weight / capacity if capacity else None)
     for link in virtual.leaving:
-        yield LinkSnapshot(
-            real=link.real.spec.name,
-            port=link.port,
-            connections=link.connections,
-            total=link.total,
-            state=ServerState.DRAINING.shown,
-            share=link.connections / virtual.connections if virtual.connections else None,
-        )
+        yield _link(link, None)
+
+
+def _link(link: Link, fair: float | None) -> LinkSnapshot:
+    virtual = link.virtual
+    return LinkSnapshot(
+        real=link.real.spec.name,
+        port=link.port,
+        connections=link.connections,
+        total=link.total,
+        state=(ServerState.DRAINING if link.leaving else link.real.state).shown,
+        share=link.connections / virtual.connections if virtual.connections else None,
+        fair=fair,
+        backup=not link.leaving and (link.stands_for is not None or link is virtual.backup),
+    )
 
 
 def reals(director: "Director", now: float) -> Iterator[RealSnapshot]:
