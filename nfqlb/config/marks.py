@@ -42,8 +42,9 @@ class LinkMarks:
         shift = (self.mask & -self.mask).bit_length() - 1
         kept = {target: mark >> shift for target, mark in config.numbers.marks}
         plain, timed = _targets(config)
-        block = _block(timed, kept, (self.number_mask >> shift) + 1)
-        numbers = _numbered(plain, timed, kept, (self.number_mask >> shift) + 1, block)
+        size = (self.number_mask >> shift) + 1
+        block = _block(timed, kept, size)
+        numbers = _numbered(plain, timed, kept, size, block)
         if numbers is None:
             raise ValueError(f"{len(plain) + len(timed)} links do not fit into {self.mask:#010x}")
         self.marks: dict[Target, int] = {target: number << shift for target, number in numbers.items()}

@@ -216,12 +216,12 @@ def _flood(virtual: VirtualServer, guard: SynGuard) -> str:
     name = virtual.spec.name
     if guard.flooded:
         much = f"{virtual.half_open:,} half-open connections"
-        return f"{name}: SYN flood, {much}; {flood_measure(guard.given_up > 0, guard.refused > 0)}"
+        return f"{name}: SYN flood, {much}; {_measure(guard.given_up > 0, guard.refused > 0)}"
     gone = f"{guard.given_up:,} half-open connections given up, {guard.refused:,} SYNs refused so far"
     return f"{name}: no SYN flood any more; {gone}"
 
 
-def flood_measure(oldest: bool, rate: bool) -> str:
+def _measure(oldest: bool, rate: bool) -> str:
     """What is done about a flood, in words."""
     if oldest and rate:
         return "giving up the oldest, refusing what is above the rate"

@@ -211,8 +211,9 @@ class PacketPath:
         segment = packet.segment._replace(size=size, stamp=stamp)
         flags = segment.flags
         if absurd(flags):
-            side = "inbound" if hook == PREROUTING else "outbound"
-            return self.director.refuse(Drop.MALFORMED, **{side: packet.key})
+            if hook == PREROUTING:
+                return self.director.refuse(Drop.MALFORMED, inbound=packet.key)
+            return self.director.refuse(Drop.MALFORMED, outbound=packet.key)
         if hook != PREROUTING:
             return self.director.server_segment(segment, self.now)
         if flags & (SYN | ACK) == SYN:

@@ -19,7 +19,7 @@ LINKS = {4: 228, 6: 229}
 _INTERFACE, _OLD_PACKET, _SIMPLE, _STATISTICS, _PACKET = 1, 2, 3, 5, 6
 _BYTE_ORDER = 0x1A2B_3C4D
 _COMMENT = 1
-_HARDWARE, _SYSTEM, _APPLICATION = 2, 3, 4  # of a section
+_APPLICATION = 4  # of a section
 _NAME, _DESCRIPTION, _RESOLUTION, _OFFSET = 2, 3, 9, 14  # of an interface
 _FLAGS = 2  # of a packet
 _RECEIVED, _DROPPED = 4, 5  # of statistics
@@ -102,7 +102,6 @@ class _Clock(NamedTuple):
     link: int
     parts: int = 1_000_000
     offset: int = 0
-    snaplen: int = 0
 
 
 class _Section:
@@ -207,7 +206,7 @@ def _fields(part: _Section, layout: str, body: bytes) -> tuple[int, ...]:
 
 
 def _interface(body: bytes, part: _Section) -> _Clock:
-    link, _, snaplen = _fields(part, "HHI", body)
+    link, _, _ = _fields(part, "HHI", body)
     told = dict(_options(body[8:], part))
     resolution, offset = told.get(_RESOLUTION, b"\6"), told.get(_OFFSET, bytes(8))
     if len(resolution) != 1 or len(offset) != 8:
@@ -217,7 +216,7 @@ def _interface(body: bytes, part: _Section) -> _Clock:
         raise ValueError("an interface whose clock cannot be read")
     parts = 2**power if resolution[0] & 0x80 else 10**power
     seconds = int.from_bytes(offset, part.endian, signed=True)  # type: ignore[arg-type]  # "big" or "little"
-    return _Clock(link, parts, seconds, snaplen)
+    return _Clock(link, parts, seconds)
 
 
 def _options(data: bytes, part: _Section) -> Iterator[tuple[int, bytes]]:
