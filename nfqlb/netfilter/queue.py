@@ -33,7 +33,7 @@ from nfqlb.netfilter.messages import (
     id_of,
     is_error,
 )
-from nfqlb.netfilter.queue_status import read_queues
+from nfqlb.netfilter.queue_status import Room, read_queues
 
 COPY_RANGE = 65531  # the most that fits a netlink attribute (nfnetlink_queue.c: NFQNL_MAX_COPY_RANGE)
 _BUFFER_SIZE = 131_072
@@ -45,6 +45,8 @@ _SEND_BUFFER = 1 << 20
 
 _SO_TIMESTAMP = 29
 _SO_SNDBUFFORCE = 32
+_SO_MEMINFO = 55
+_memory = Struct("=II").unpack_from  # SK_MEMINFO_RMEM_ALLOC, SK_MEMINFO_RCVBUF (linux/sock_diag.h)
 _CONFIG_COMMAND, _CONFIG_PARAMS, _CONFIG_LENGTH, _CONFIG_MASK, _CONFIG_FLAGS = 1, 2, 3, 4, 5
 _BIND = b"\1\0\0\0"
 _FLAG_GSO = 4
@@ -111,6 +113,12 @@ class PacketQueue(QueueMessages):
     def fileno(self) -> int:
         """The descriptor that is readable when packets wait."""
         return self._socket.fileno()
+
+    @property
+    def room(self) -> Room:
+        """What it has room for, and what is taken of it now. Raises OSError."""
+        used, limit = _memory(self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 8))
+        return Room(self._length, limit, used)
 
     def close(self) -> None:
         """Unbind; the kernel drops what still waits."""

@@ -24,6 +24,15 @@ class QueueStatus:
     last_id: int
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a queue has room for: packets that wait, and bytes of them in its reader's socket (`used` now)."""
+
+    packets: int
+    bytes: int
+    used: int
+
+
 def parse_queues(text: str) -> list[QueueStatus]:
     """The bound queues, in the file's order. A line of another form is left out: a newer kernel's, say."""
     queues = []

@@ -22,7 +22,7 @@ from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.queue import MarkQueue, PacketQueue
 from nfqlb.netfilter.queue_status import LOG_PROC as LOG_GROUPS
 from nfqlb.netfilter.queue_status import PROC as QUEUES
-from nfqlb.netfilter.queue_status import bound
+from nfqlb.netfilter.queue_status import Room, bound
 from nfqlb.netfilter.tap import Tap
 from nfqlb.packet.path import PacketPath
 from nfqlb.runtime.journal import Journal
@@ -187,6 +187,10 @@ class Datapaths:
         if self.offloading is not None:
             found[self.offloading.queue.number] = "offload"
         return found
+
+    def rooms(self) -> dict[int, Room]:
+        """What each queue has room for, by its number. Raises OSError."""
+        return {queue.number: queue.room for queue in self.queues}
 
     def close(self) -> None:
         """Unbind everything."""

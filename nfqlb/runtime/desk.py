@@ -13,7 +13,7 @@ from typing import Protocol
 from nfqlb import __version__
 from nfqlb.core.spec import Config
 from nfqlb.netfilter.neighbours import Neighbour, Neighbours
-from nfqlb.netfilter.queue_status import read_queues
+from nfqlb.netfilter.queue_status import QueueStatus, Room, read_queues
 from nfqlb.runtime import access, answers, picture, views
 from nfqlb.runtime.events import Events
 from nfqlb.runtime.history import History, Moment, moment
@@ -39,9 +39,10 @@ class Worker(Asks, Protocol):
 class Desk:
     """Answers requests; `answer` is what the control socket calls.
 
-    `roles` are the packet queues' ("new", "established", "offload") by number. `listeners` are called with
-    every snapshot that is taken once a second, `virtual_completers` with the rows of virtual servers wherever
-    they are shown, and `followers` with each other configuration that is in force.
+    `roles` are the packet queues' ("new", "established", "offload") by number, `rooms` tells what they have
+    room for, and `queues` what the kernel says of them. `listeners` are called with every snapshot that is
+    taken once a second, `virtual_completers` with the rows of virtual servers wherever they are shown, and
+    `followers` with each other configuration that is in force.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class Desk:
         config: Config,
         worker: Worker,
         roles: Mapping[int, str],
+        rooms: Callable[[], Mapping[int, Room]] = dict,
         *,
+        queues: Callable[[], list[QueueStatus]] = read_queues,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -69,6 +72,9 @@ class Desk:
         self.pulse = Pulse(worker, self._taken, self._missed)
         self._worker = worker
         self._roles = roles
+        self._rooms = rooms
+        self._read = queues
+        self._asked = False  # with a tick, and not answered since
         self._clock = clock
         self._wall = wall
         self._started = clock()
@@ -116,8 +122,25 @@ class Desk:
 
     def tick(self) -> None:
         """To be called once a second."""
+        if self._asked and self.last is not None:
+            self._renew(self.last)
+        self._asked = True
         self.pulse.tick()
         self.waiting.tick()
+
+    def glance(self) -> None:
+        """Between two snapshots: whether a queue fills or drops. To be called every `stall.LOOK` seconds."""
+        if self.last is not None:
+            fresh = picture.refreshed(self.last, self.status(), self._around())
+            if self._queues.look(fresh):
+                self.last = picture.judged(fresh)
+
+    def _renew(self, last: JSONObject) -> None:
+        """Show the last snapshot with what can be known without the worker."""
+        fresh = picture.refreshed(last, self.status(), self._around())
+        self._queues.look(fresh)
+        self.last = picture.judged(fresh)
+        self.watching.look(self.last)
 
     def configured(self, config: Config) -> None:
         """Another configuration is in force."""
@@ -155,6 +178,7 @@ class Desk:
         _carefully(self._queues.look, snapshot)
         self.last = snapshot = picture.judged(snapshot)
         if scheduled:
+            self._asked = False
             self._moment = moment(snapshot, self._moment)
             self.history.append(self._moment.at, self._moment.values)
         first, self._first = self._first, []
@@ -191,12 +215,13 @@ class Desk:
             uptime=self._clock() - self._started,
             worker_pid=self._worker.pid,
             worker_restarts=self._worker.restarts,
-            queues=self._sums.of(queue for queue in read_queues() if queue.number in self._roles),
+            queues=self._sums.of(queue for queue in self._read() if queue.number in self._roles),
             roles=self._roles,
+            rooms=self._rooms(),
         )
 
 
-def _carefully(look: Callable[[JSONObject], None], snapshot: JSONObject) -> None:
+def _carefully(look: Callable[[JSONObject], object], snapshot: JSONObject) -> None:
     """Show somebody a snapshot; who stumbles over it takes nobody else's away."""
     try:
         look(snapshot)

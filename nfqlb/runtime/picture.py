@@ -62,7 +62,7 @@ def degraded(
     connections = snapshot["connections"]
     assert isinstance(connections, dict)
     return {
-        **snapshot,
+        **refreshed(snapshot, status, around),
         "at": round(at, 3),
         "state": DEGRADED,
         "why": why,
@@ -74,6 +74,13 @@ def degraded(
         "virtuals": [{**row, "rate": None} for row in objects(snapshot["virtuals"])],
         "reals": [{**row, "rate": None} for row in objects(snapshot["reals"])],
     }
+
+
+def refreshed(snapshot: JSONObject, status: GatewayStatus, around: Surroundings) -> JSONObject:
+    """A snapshot with what can be known without the worker as it is now: queues, and `others`."""
+    known = status.kernel_rows()
+    rows: list[JSON] = [{**row, **known.get(row["number"], {})} for row in objects(snapshot["queues"])]
+    return {**snapshot, "queues": rows, **around.others}
 
 
 def judged(snapshot: JSONObject) -> JSONObject:

@@ -97,10 +97,14 @@ def _some(rows: list[JSONObject], all_: int, what: str) -> str:
 
 
 def _queues(snapshot: JSONObject) -> Iterator[Problem]:
-    dropping = [queue for queue in objects(snapshot.get("queues")) if queue.get("dropping")]
+    queues = objects(snapshot.get("queues"))
+    dropping = [queue for queue in queues if queue.get("dropping")]
     if dropping:
         yield Problem("error", "queue dropping" if len(dropping) == 1 else f"{len(dropping)} queues dropping")
 
+    filling = [queue for queue in queues if queue.get("filling") and not queue.get("dropping")]
+    if filling:
+        yield Problem("warning", "queue filling" if len(filling) == 1 else f"{len(filling)} queues filling")
 
 def _table(snapshot: JSONObject) -> Iterator[Problem]:
     connections = part(snapshot, "connections")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nfqlb.core.snapshot import Totals
-from nfqlb.netfilter.queue_status import QueueStatus
+from nfqlb.netfilter.queue_status import QueueStatus, Room
 from nfqlb.runtime.protocol import JSON, JSONObject
 
 
@@ -16,7 +16,7 @@ from nfqlb.runtime.protocol import JSON, JSONObject
 class GatewayStatus:
     """What the supervisor knows of the gateway. `uptime` is in seconds, `worker_pid` None where none runs.
 
-    `roles` is what each queue is for, by its number.
+    `roles` is what each queue is for, `rooms` what it has room for, both by its number.
     """
 
     version: str
@@ -27,6 +27,11 @@ class GatewayStatus:
     worker_restarts: int
     queues: Sequence[QueueStatus]
     roles: Mapping[int, str] = field(default_factory=dict)
+    rooms: Mapping[int, Room] = field(default_factory=dict)
+
+    def kernel_rows(self) -> dict[JSON, JSONObject]:
+        """What the kernel says of each queue, by number: the part of its row that no worker is asked for."""
+        return {queue.number: _kernel_row(queue, self.rooms.get(queue.number)) for queue in self.queues}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,7 @@ def summary(worker: Mapping[str, JSON], gateway: GatewayStatus) -> JSONObject:
     """The whole `summary`: the worker's half, as `counts` made it, and what the supervisor knows."""
     losses = worker["losses"]
     assert isinstance(losses, dict)
+    known = gateway.kernel_rows()
     return {
         "version": gateway.version,
         "datapath": gateway.datapath,
@@ -87,9 +93,7 @@ def summary(worker: Mapping[str, JSON], gateway: GatewayStatus) -> JSONObject:
             {
                 "number": queue.number,
                 "role": gateway.roles.get(queue.number),
-                "depth": queue.depth,
-                "dropped_full": queue.dropped_full,
-                "dropped_socket": queue.dropped_socket,
+                **known[queue.number],
                 **{name: _by_queue(counts, queue.number) for name, counts in losses.items()},
             }
             for queue in gateway.queues
@@ -100,6 +104,17 @@ def summary(worker: Mapping[str, JSON], gateway: GatewayStatus) -> JSONObject:
         "audit": worker["audit"],
         "drops": worker["drops"],
         "replies": worker["replies"],
+    }
+
+
+def _kernel_row(queue: QueueStatus, room: Room | None) -> JSONObject:
+    return {
+        "depth": queue.depth,
+        "limit": None if room is None else room.packets,
+        "socket_bytes": None if room is None else room.used,
+        "socket_limit": None if room is None else room.bytes,
+        "dropped_full": queue.dropped_full,
+        "dropped_socket": queue.dropped_socket,
     }
 
 

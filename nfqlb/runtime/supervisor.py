@@ -126,7 +126,7 @@ class Supervisor:
         undo.enter_context(ask_for_stamps())  # response times are differences of stamps
         self._workers = Workers(self._selector, self._journal, self._be_worker)
         finally_(self._workers.end)
-        self._desk = Desk(config, self._workers, self._datapaths.roles)
+        self._desk = Desk(config, self._workers, self._datapaths.roles, self._datapaths.rooms)
         self._workers.born, self._workers.died = self._desk.born, self._desk.died
         moves = Movement()
         self._desk.listeners += [
@@ -292,6 +292,7 @@ class Supervisor:
                 self._workers.look_after()
             if watchdog.due(now):
                 self._notifier.alive()
+                self._desk.glance()
             if now >= tick:
                 tick = now + _TICK
                 self._control.tick()

@@ -1,11 +1,13 @@
 """`nfqlb` whose worker is not what it should be once the file that ABSENT_MINDED names is there.
 
 Once for each time that the file is made. With "loop" in it, the worker loses itself over the next packet, for
-ever; with "deaf", it goes round and reads no packet any more.
+ever; with "deaf", it goes round and reads no packet any more. As long as it is there with "slow" in it, each
+packet takes it five milliseconds more.
 """
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +28,8 @@ def absent_minded(judge: Judge) -> Judge:
             PLACE.unlink()
             while True:
                 pass
+        if PLACE.exists() and PLACE.read_text() == "slow":
+            time.sleep(0.005)
         return judge(self, *args)
 
     return judged

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from nfqlb.netfilter.queue_status import QueueStatus, Room
 from nfqlb.runtime import orders
 from nfqlb.runtime.beat import Beat
 from nfqlb.runtime.channel import restarting
@@ -17,19 +18,22 @@ from tests.core.scenario import Scenario, real, virtual
 
 
 class Worker:
-    """Answers as a worker does, through JSON's types, where it is there."""
+    """Answers as a worker does, through JSON's types, where it is there and not `silent`."""
 
     def __init__(self, lab: Scenario) -> None:
         self.lab = lab
         self.pid: int | None = 4711
         self.restarts = 0
         self.asked: list[str] = []
+        self.silent = False
         self.beat = Beat(lab.director, Losses, lab.now)
 
     def call(
         self, cmd: str, args: JSONObject, done: Callable[[JSON], None], failed: Callable[[ControlError], None]
     ) -> None:
         self.asked.append(cmd)
+        if self.silent:
+            return
         if self.pid is None:
             failed(restarting())
             return
@@ -67,9 +71,12 @@ class Office:
         self.lab = shop()
         self.worker = Worker(self.lab)
         self.now = 5000.0
+        self.waiting, self.lost = 0, 0  # in the queue
         self.desk = Desk(
-            self.lab.config, self.worker, {}, clock=lambda: self.now, wall=lambda: 1e9 + self.now
-        )
+            self.lab.config, self.worker, {7: "new"}, lambda: {7: Room(1000, 2_000_000, 0)},
+            queues=lambda: [QueueStatus(7, 99, self.waiting, self.lost, 0, 0)],
+            clock=lambda: self.now, wall=lambda: 1e9 + self.now,
+        )  # fmt: skip
 
     def ask(self, cmd: str, **args: Any) -> Outcome:
         found: list[Outcome] = []
@@ -139,6 +146,36 @@ def test_a_snapshot_before_the_first_account_waits_for_it() -> None:
     office.worker.pid = 4711
     office.tick()
     assert isinstance(replies[0], dict)
+
+
+def test_a_queue_that_fills_is_seen_between_two_snapshots(office: Office) -> None:
+    """F14: the last snapshot says so from then on, and the event is there."""
+    office.waiting = 600
+    office.desk.glance()
+    assert office.snapshot()["verdict"] == "queue filling"
+    assert office.snapshot()["queues"][0]["peak"] == 600
+    (event, *_) = office.desk.events.newest(1)
+    assert event["text"] == "queue 7 (new) fills: 600 of 1,000 packets wait"
+
+
+def test_queues_are_shown_as_they_are_while_the_worker_does_not_answer(office: Office) -> None:
+    """F12, F14: the kernel is asked, not the worker."""
+    office.worker.silent = True
+    office.tick()
+    office.waiting, office.lost = 1000, 3
+    office.tick()
+    (queue,) = office.snapshot()["queues"]
+    assert (queue["depth"], queue["dropped_full"], queue["dropping"]) == (1000, 3, True)
+    office.waiting = 400
+    office.tick()
+    assert office.snapshot()["queues"][0]["depth"] == 400
+    office.die()
+    office.worker.silent = False
+    office.desk.pulse.born()
+    assert office.snapshot()["state"] == "degraded"
+    office.waiting = 20
+    office.tick()
+    assert office.snapshot()["queues"][0]["depth"] == 20
 
 
 def test_nobody_but_the_pulse_asks_the_worker(office: Office) -> None:

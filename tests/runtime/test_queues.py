@@ -89,3 +89,59 @@ def test_each_queue_has_its_own_sums() -> None:
     made.of([QueueStatus(0, 99, 0, 5, 0, 0), QueueStatus(1, 99, 0, 8, 0, 0)])
     found = made.of([QueueStatus(0, 99, 0, 1, 0, 0), QueueStatus(1, 99, 0, 8, 0, 0)])
     assert [queue.dropped_full for queue in found] == [6, 8]
+
+
+def filled(lab: Lab, seconds: float, depth: int, used: int = 0, **more: int) -> JSONObject:
+    """The row of a queue with room for 1,000 packets and 2 MB, after so many seconds."""
+    lab.now += seconds
+    queue: JSONObject = {
+        "number": 0, "role": "new", "depth": depth, "limit": 1000, "socket_bytes": used,
+        "socket_limit": 2_000_000, "dropped_full": 0, "dropped_socket": 0, "overruns": 0, **more,
+    }  # fmt: skip
+    lab.watch.look({"queues": [queue]})
+    return queue
+
+
+def test_a_queue_that_fills_is_told_of_before_it_drops() -> None:
+    """F14: at half of its room; at its end, how full it has been."""
+    lab = Lab()
+    assert not filled(lab, 0, 499)["filling"]
+    assert filled(lab, 0.2, 500)["filling"]
+    assert filled(lab, 0.2, 900)["filling"]
+    assert lab.told() == ["queue 0 (new) fills: 500 of 1,000 packets wait"]
+    assert filled(lab, HELD - 0.1, 0)["filling"]
+    assert not filled(lab, 0.1, 0)["filling"]
+    assert lab.told()[1:] == [
+        "queue 0 (new) has room again: after 0 s in which up to 900 of 1,000 packets waited"
+    ]
+    assert [row["level"] for row in lab.events.newest(2)] == ["info", "warning"]
+
+
+def test_the_socket_of_its_reader_may_fill_first() -> None:
+    """F14: long packets."""
+    lab = Lab()
+    assert filled(lab, 0, 90, used=1_500_000)["filling"]
+    assert lab.told() == ["queue 0 (new) fills: 1.5 of 2.0 MB wait"]
+
+
+def test_a_queue_that_fills_and_drops_says_both() -> None:
+    """F14: and what it says stays apart."""
+    lab = Lab()
+    filled(lab, 0, 600)
+    row = filled(lab, 1, 1000, dropped_full=7)
+    assert (row["filling"], row["dropping"]) == (True, True)
+    assert lab.told()[1:] == ["queue 0 (new) drops packets: 7 so far"]
+
+
+def test_the_peak_is_kept_for_a_while() -> None:
+    """F14: what nobody looked at in time is still to be seen."""
+    lab = Lab()
+    assert [filled(lab, 1, depth)["peak"] for depth in (3, 80, 5)] == [3, 80, 80]
+    assert filled(lab, HELD - 1, 4)["peak"] == 4
+
+
+def test_a_queue_whose_room_is_not_known_does_not_fill() -> None:
+    lab = Lab()
+    queue: JSONObject = {"number": 0, "depth": 5000, "limit": None, "socket_limit": None}
+    lab.watch.look({"queues": [queue]})
+    assert (queue["filling"], queue["peak"]) == (False, 5000)

@@ -25,7 +25,7 @@ from nfqlb.core.snapshot import (
 )
 from nfqlb.core.spec import Address
 from nfqlb.netfilter.neighbours import Neighbour
-from nfqlb.netfilter.queue_status import QueueStatus
+from nfqlb.netfilter.queue_status import QueueStatus, Room
 from nfqlb.runtime import summary as overview
 from nfqlb.runtime import views
 from nfqlb.runtime.decision_view import decision
@@ -164,6 +164,7 @@ def test_summary_is_made_of_what_worker_and_supervisor_know() -> None:
         worker_restarts=2,
         queues=[QueueStatus(0, 99, 5, 1, 2, 1000)],
         roles={0: "new", 1: "established"},
+        rooms={0: Room(1024, 2_000_000, 4608)},
     )
     document = overview.summary(json.loads(encode(worker)), gateway)
     assert document == {
@@ -179,6 +180,9 @@ def test_summary_is_made_of_what_worker_and_supervisor_know() -> None:
                 "number": 0,
                 "role": "new",
                 "depth": 5,
+                "limit": 1024,
+                "socket_bytes": 4608,
+                "socket_limit": 2_000_000,
                 "dropped_full": 1,
                 "dropped_socket": 2,
                 "packets": 1000,

@@ -95,6 +95,9 @@ def _queues(snapshot: JSONObject) -> Said:
             if role == "new":
                 advice = "more connections came at a time than could be placed: a flood of SYNs, perhaps"
             yield "error" if now else "warning", what + now, advice
+        elif queue.get("filling"):
+            what = f"queue {number} ({role}) fills: {_number(queue, 'peak'):,} packets waited in it"
+            yield "warning", what, "the worker does not keep up; beyond its room packets are dropped"
         if refused := _number(queue, "refused"):
             what = f"the kernel refused {refused:,} verdicts of queue {number}"
             yield "warning", what, "the gateway's log may say more"
