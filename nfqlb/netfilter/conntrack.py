@@ -34,6 +34,11 @@ _RECEIVE_BUFFER = 4 << 20
 _BUFFER_SIZE = 1 << 16
 _DUMP_ATTEMPTS = 5
 _SETTINGS = Path("/proc/sys/net/netfilter")
+_STATISTICS = Path("/proc/net/stat/nf_conntrack")
+#: New connections that found no room, others that were given up for them, those that could not be entered.
+_LOSSES = ("drop", "early_drop", "insert_failed")
+NEARLY_FULL = 0.8
+"""The part of its limit from which on the table is said to be nearly full: others use it too."""
 
 # A tuple with ports: its own header, then those of addresses and protocol with the values between them.
 _read_ipv4 = Struct("=HHHHHH4sHH4sHHHHB3xHH2s2xHH2s2x").unpack_from
@@ -305,3 +310,10 @@ def room(settings: Path = _SETTINGS) -> tuple[int, int]:
     except OSError as error:
         raise netlink.refused(f"{settings}/nf_conntrack_count", error.errno or 0) from None
     return count, limit
+
+
+def losses(path: Path = _STATISTICS) -> dict[str, int]:
+    """What the table has lost since this network namespace began, by cause. Raises OSError."""
+    head, *rows = path.read_text(encoding="ascii").splitlines()
+    counted = [(name, index) for index, name in enumerate(head.split()) if name in _LOSSES]
+    return {name: sum(int(row.split()[index], 16) for row in rows) for name, index in counted}

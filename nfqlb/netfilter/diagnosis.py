@@ -9,12 +9,13 @@ from collections.abc import Callable, Collection, Iterator
 
 from nfqlb.core.spec import Config, Real
 from nfqlb.netfilter import clashes, host
+from nfqlb.netfilter.conntrack import NEARLY_FULL
 from nfqlb.netfilter.facts import Facts, Interface
 from nfqlb.netfilter.host import Finding
 from nfqlb.netfilter.sysctl import tracked
 from nfqlb.netfilter.vitals import Vitals
 
-_NEARLY, _FULL = 0.8, 0.95  # parts of the kernel's connection table
+_FULL = 0.95  # of the kernel's connection table
 _FILES = 256  # what a gateway may have open at once, with room to spare
 _CONNECTION = 480  # bytes that one takes in a full table (README, "What it costs")
 _REFUSED = "Connection refused"
@@ -196,7 +197,7 @@ def _offloads(config: Config, _facts: Facts, vitals: Vitals) -> Iterator[Finding
 
 def _conntrack(config: Config, _facts: Facts, vitals: Vitals) -> Iterator[Finding]:
     now, limit, lost = vitals.tracked or (0, 0, 0)
-    if limit and now >= limit * _NEARLY:
+    if limit and now >= limit * NEARLY_FULL:
         yield Finding(
             "error" if now >= limit * _FULL else "warning",
             f"the kernel tracks {now:,} connections of {limit:,} that it has room for; beyond that it drops",

@@ -31,7 +31,6 @@ from nfqlb.netfilter.solicit import Question
 _PATIENCE = 0.6  # seconds that servers and neighbours get to answer
 _MOST = 256  # questions of each kind at most: what is asked must not be a flood
 _IPVS = Path("/proc/net/ip_vs")
-_LOSSES = ("drop", "early_drop", "insert_failed")
 
 Place = tuple[Address, int]
 
@@ -146,9 +145,7 @@ def _tracked(_config: Config, _facts: Facts, vitals: Vitals) -> None:
     now, limit = conntrack.room()
     lost = 0
     with contextlib.suppress(OSError):
-        head, *rows = Path("/proc/net/stat/nf_conntrack").read_text(encoding="ascii").splitlines()
-        at = [index for index, name in enumerate(head.split()) if name in _LOSSES]
-        lost = sum(int(row.split()[index], 16) for row in rows for index in at)
+        lost = sum(conntrack.losses().values())
     vitals.tracked = now, limit, lost
 
 

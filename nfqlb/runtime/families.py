@@ -189,6 +189,12 @@ def _limits(snapshot: Snapshot) -> Iterator[Row]:
             yield _name(real), float(real["max_connections"])
 
 
+def _conntrack_limit(snapshot: Snapshot) -> Iterator[Row]:
+    limit = _value(snapshot, ("conntrack", "limit"))
+    if limit:
+        yield (), float(limit)
+
+
 def _shadow(field: str) -> Rows:
     def rows(snapshot: Snapshot) -> Iterator[Row]:
         for virtual in snapshot.get("virtuals") or ():
@@ -267,12 +273,6 @@ _GATEWAY = (
 _QUEUES = (
     _gauge("queue_waiting_packets", _each("queues", "depth", key=_queue),
            "Packets that wait in the queue.", "queue", "role"),
-    _counter("queue_packets", _each("queues", "packets", key=_queue),
-             "Packets that the worker has read from the queue.", "queue", "role"),
-    _counter("queue_busy_seconds", _each("queues", "busy_s", key=_queue),
-             "How long the worker has been at work on the queue's packets.", "queue", "role"),
-    _counter("queue_dropped_packets", _queue_drops,
-             "Packets that the kernel dropped before the worker saw them: the queue or its socket was full.",
     _gauge("queue_waiting_packets_peak", _each("queues", "peak", key=_queue),
            "The most packets that were seen to wait in the queue within ten seconds.", "queue", "role"),
     _gauge("queue_waiting_packets_limit", _each("queues", "limit", key=_queue),
@@ -281,6 +281,12 @@ _QUEUES = (
            "Memory of the kernel that is taken by packets for the queue's reader.", "queue", "role"),
     _gauge("queue_socket_bytes_limit", _each("queues", "socket_limit", key=_queue),
            "How much of it there may be; the kernel drops what comes beyond that.", "queue", "role"),
+    _counter("queue_packets", _each("queues", "packets", key=_queue),
+             "Packets that the worker has read from the queue.", "queue", "role"),
+    _counter("queue_busy_seconds", _each("queues", "busy_s", key=_queue),
+             "How long the worker has been at work on the queue's packets.", "queue", "role"),
+    _counter("queue_dropped_packets", _queue_drops,
+             "Packets that the kernel dropped before the worker saw them: the queue or its socket was full.",
              "queue", "role", "cause"),
     _counter("queue_overruns", _each("queues", "overruns", key=_queue),
              "Reports that the kernel had no room to hand a packet over.", "queue", "role"),
@@ -288,6 +294,14 @@ _QUEUES = (
              "Verdicts that the kernel did not take.", "queue", "role"),
     _counter("queue_unreadable_packets", _each("queues", "unreadable", key=_queue),
              "Packets in a message of a shape not understood.", "queue", "role"),
+)  # fmt: skip
+_CONNTRACK = (
+    _gauge("conntrack_entries", _one("conntrack", "now"), "Connections in the kernel's own table."),
+    _gauge("conntrack_entries_limit", _conntrack_limit,
+           "How many it has room for, nf_conntrack_max. Absent where there is no limit."),
+    _counter("conntrack_losses", _kinds(("conntrack", "lost")),
+             "Connections that the kernel's table had no room for, or gave up, by what became of them.",
+             "cause"),
 )  # fmt: skip
 _RULES_AND_RELOAD = (
     _gauge("rules_present", _one("rules", "present"), "1 where the iptables rules are as they should be."),
@@ -364,4 +378,4 @@ _REALS = (
            "The response time that is expected of the real server for its next connection.", "real"),
 )  # fmt: skip
 #: Every metric there is, in the order of exposition.
-FAMILIES = (*_BUILD, *_GATEWAY, *_QUEUES, *_RULES_AND_RELOAD, *_VIRTUALS, *_LINKS, *_REALS)
+FAMILIES = (*_BUILD, *_GATEWAY, *_QUEUES, *_CONNTRACK, *_RULES_AND_RELOAD, *_VIRTUALS, *_LINKS, *_REALS)

@@ -7,6 +7,7 @@ found is in the snapshot.
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from nfqlb.netfilter.conntrack import NEARLY_FULL
 from nfqlb.runtime.protocol import JSON, JSONObject, objects, part
 
 LEVELS = ("error", "warning", "info")
@@ -25,7 +26,7 @@ class Problem(NamedTuple):
 
 def problems(snapshot: JSONObject) -> list[Problem]:
     """All that is wrong, the worst first."""
-    looks = (_gateway, _virtuals, _floods, _reals, _queues, _table)
+    looks = (_gateway, _virtuals, _floods, _reals, _queues, _table, _tracking)
     found = [problem for look in looks for problem in look(snapshot)]
     return sorted(found, key=lambda problem: LEVELS.index(problem.level))
 
@@ -101,10 +102,10 @@ def _queues(snapshot: JSONObject) -> Iterator[Problem]:
     dropping = [queue for queue in queues if queue.get("dropping")]
     if dropping:
         yield Problem("error", "queue dropping" if len(dropping) == 1 else f"{len(dropping)} queues dropping")
-
     filling = [queue for queue in queues if queue.get("filling") and not queue.get("dropping")]
     if filling:
         yield Problem("warning", "queue filling" if len(filling) == 1 else f"{len(filling)} queues filling")
+
 
 def _table(snapshot: JSONObject) -> Iterator[Problem]:
     connections = part(snapshot, "connections")
@@ -118,3 +119,14 @@ def _table(snapshot: JSONObject) -> Iterator[Problem]:
     lost = part(snapshot, "journal").get("lost")
     if isinstance(lost, int) and lost:
         yield Problem("warning", f"journal full: a new worker would not know {lost:,} records")
+
+
+def _tracking(snapshot: JSONObject) -> Iterator[Problem]:
+    table = part(snapshot, "conntrack")
+    now, limit = table.get("now"), table.get("limit")
+    if not isinstance(now, int) or not isinstance(limit, int):
+        return
+    if table.get("losing"):
+        yield Problem("error", f"kernel's connection table full: {now:,} of {limit:,}")
+    elif limit and now >= limit * NEARLY_FULL:
+        yield Problem("warning", f"kernel's connection table nearly full: {now:,} of {limit:,}")

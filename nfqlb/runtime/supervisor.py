@@ -48,6 +48,7 @@ from nfqlb.runtime.protocol import ControlError, JSONObject
 from nfqlb.runtime.reload import Reload
 from nfqlb.runtime.stall import LOOK, Movement, Watchdog
 from nfqlb.runtime.takeover import Bequest
+from nfqlb.runtime.tracking import Tracking
 from nfqlb.runtime.traffic import Traffic
 from nfqlb.runtime.worker import Worker
 from nfqlb.runtime.workers import Workers
@@ -162,6 +163,7 @@ class Supervisor:
             config, self._selector, self._desk.events.add, self._desk.rules, self._datapaths.rebind
         )
         undo.callback(self._guard.close)
+        self._tracking = Tracking(self._desk.events, self._desk.others)
         self._prepare_fallback(alone)
         self._prepare_reloads()
 
@@ -290,9 +292,9 @@ class Supervisor:
             now = time.monotonic()
             if not self._stopping:
                 self._workers.look_after()
+                self._desk.glance()
             if watchdog.due(now):
                 self._notifier.alive()
-                self._desk.glance()
             if now >= tick:
                 tick = now + _TICK
                 self._control.tick()
@@ -302,6 +304,7 @@ class Supervisor:
                 self._missed.tick()
                 self._guard.tick()
                 self._fallback.tick()
+                self._tracking.tick()
                 self._hands.tick()
                 self._reload.tick()
                 self._checkup.tick()

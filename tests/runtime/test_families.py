@@ -107,6 +107,8 @@ def test_the_gateway_as_a_whole(wanted: Format) -> None:
         "nfqlb_sticky_entries": 7.0,
         "nfqlb_sticky_entries_limit": 2000.0,
         "nfqlb_journal_lost_records_total": 19.0,
+        "nfqlb_conntrack_entries": 28.0,
+        "nfqlb_conntrack_entries_limit": 29.0,
         "nfqlb_rules_present": 1.0,
         "nfqlb_rules_repairs_total": 23.0,
         "nfqlb_rules_last_repair_timestamp_seconds": 1.69e9,
