@@ -56,6 +56,35 @@ def set_up(style: Style | None = None, stream: IO[str] | None = None) -> Style:
     return chosen
 
 
+def complete() -> None:
+    """Have descriptors 0, 1 and 2 lead somewhere, to nowhere where they are closed.
+
+    Else what is opened next gets their numbers, and with them what is meant for people.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+
+
+def say(line: str) -> None:
+    """One line on stdout, where whoever has started us may wait for it. That nobody takes it is logged."""
+    descriptor = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    why = "nobody reads it"
+    try:
+        if poll.poll(_PATIENCE):
+            os.write(descriptor, f"{line}\n".encode())
+            return
+    except OSError as error:
+        why = str(error.strerror)
+    logger.warning("%r cannot be said on standard output: %s", line, why)
+
+
 def fitting(environment: Mapping[str, str], stream: IO[str]) -> Style:
     """`journal` where JOURNAL_STREAM names this stream, by device and inode; else `text`."""
     device, _, inode = environment.get("JOURNAL_STREAM", "").partition(":")

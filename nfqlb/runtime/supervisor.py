@@ -14,7 +14,6 @@ import os
 import selectors
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -28,7 +27,7 @@ from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.queue import ask_for_stamps
 from nfqlb.netfilter.reply import ReplySockets, open_replies, replies_to_clients
 from nfqlb.netfilter.state import Claim, Record
-from nfqlb.runtime import takeover
+from nfqlb.runtime import logs, takeover
 from nfqlb.runtime.captures import Captures
 from nfqlb.runtime.channel import WorkerChannel
 from nfqlb.runtime.checkup import Checkup
@@ -353,7 +352,7 @@ def run(config: Config, source: Source, *, take_over: bool = False) -> int:
                 config = takeover.continued(heir, config)
             if not _is_able(config, alone=heir is None):
                 return 1
-            supervisor = Supervisor(config, source, _say_ready, notifier, heir)
+            supervisor = Supervisor(config, source, lambda: logs.say("ready"), notifier, heir)
             supervisor.run()
     except (KernelError, ControlError) as error:
         logger.error("%s", error)
@@ -378,11 +377,6 @@ def _is_able(config: Config, *, alone: bool) -> bool:
         level = logging.ERROR if finding.level == "error" else logging.WARNING
         logger.log(level, "%s%s", finding.what, f"; {finding.advice}" if finding.advice else "")
     return not any(finding.level == "error" for finding in findings)
-
-
-def _say_ready() -> None:
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
 
 
 def _noticed(_number: int, _frame: object) -> None:

@@ -4,9 +4,10 @@ import io
 import json
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -194,3 +195,44 @@ def test_a_reader_that_is_gone_is_no_trouble() -> None:
     with logging_to(writing), os.fdopen(writing, "w") as stream:
         logs.set_up("text", stream)
         logger.info("said")
+
+
+def test_f30_that_nobody_takes_the_word_is_logged_and_no_more(
+    text: Log, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, a reader that is gone, and one that does not read."""
+    logs.say("ready")
+    assert capfd.readouterr().out == "ready\n"
+    gone, broken = os.pipe()
+    os.close(gone)
+    stuck, full = os.pipe()
+    os.set_blocking(full, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(full, bytes(4096))
+    os.set_blocking(full, True)
+    for descriptor in (os.open("/dev/full", os.O_WRONLY), broken, full):
+        with os.fdopen(descriptor, "w") as stream:
+            monkeypatch.setattr(sys, "stdout", stream)
+            logs.say("ready")
+    os.close(stuck)
+    reasons = [line.split(": ", 2)[2] for line in text.lines()]
+    assert reasons == ["No space left on device", "Broken pipe", "nobody reads it"]
+
+
+def test_f30_closed_descriptors_lead_nowhere_from_then_on() -> None:
+    """Else the next file or socket would be standard output to whoever writes there."""
+    program = """
+import os, sys
+from nfqlb.runtime import logs
+logs.complete()
+logs.set_up("text")
+logs.logger.warning("one")
+logs.say("two")
+print("three", file=sys.stderr)
+sys.exit(0 if os.open("/dev/null", os.O_RDONLY) == 3 else 5)
+"""
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" 0<&- 1>&- 2>&-', "sh", sys.executable, "-c", program], timeout=20, check=False
+    )
+    assert done.returncode == 0

@@ -49,6 +49,7 @@ def _run(options: argparse.Namespace) -> int:
     from nfqlb.runtime import logs, supervisor
     from nfqlb.runtime.handover import Source
 
+    logs.complete()
     style = logs.set_up(options.log)
     source = Source(options.config, options.socket)
     try:
