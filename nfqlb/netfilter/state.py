@@ -83,14 +83,18 @@ class Claim:
     """Holds a network namespace for one nfqlb, until `release`, the end of `with`, or of the process.
 
     A forked child inherits the lock; one that outlives its parent has to `abandon` it. Raises KernelError,
-    naming the owner's process id, where another holds it.
+    naming the owner's process id, where another holds it, and where there is no room for ours.
     """
 
     def __init__(self, directory: Path = DIRECTORY, where: Namespace | None = None) -> None:
         self._file = _lock_file(directory, where)
         self._descriptor = self._take()
-        os.truncate(self._descriptor, 0)
-        os.write(self._descriptor, f"{os.getpid()}\n".encode())
+        try:
+            os.truncate(self._descriptor, 0)
+            os.write(self._descriptor, f"{os.getpid()}\n".encode())
+        except OSError as error:
+            self.release()
+            raise KernelError(f"{self._file}: cannot be written: {error.strerror}") from None
 
     def release(self) -> None:
         """Gives the namespace back. May be called twice."""

@@ -72,9 +72,11 @@ def switch(wanted: Mapping[str, str], record: Record, root: Path = ROOT) -> list
         if path not in known and _read(root, path) != value
     ]
     dropped = [change for change in before if change.path not in wanted]
-    record.write(dropped + kept + fresh)
+    if fresh:  # else all is recorded, and there need not be room to do it again
+        record.write(dropped + kept + fresh)
     done = _put_back(dropped, root)
-    record.write(kept + fresh)
+    if dropped:
+        record.write(kept + fresh)
     for path, value in wanted.items():
         if _read(root, path) != value:
             _write(root, path, value)

@@ -47,6 +47,21 @@ def test_a_released_namespace_is_free_and_leaves_no_file(tmp_path: Path) -> None
     Claim(tmp_path, HERE).release()
 
 
+def test_f30_without_room_for_the_claim_it_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
+    """As where /run is full: a file of no length can be made there."""
+    program = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); " + HOLD
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "net-4026531840.lock: cannot be written: File too large" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_looking_for_the_owner_does_not_free_the_namespace(tmp_path: Path) -> None:
     with Claim(tmp_path, HERE):
         assert owner(tmp_path, HERE) == os.getpid()

@@ -118,6 +118,23 @@ def test_the_record_is_there_before_the_change(machine: Machine) -> None:
     assert restore(machine.record, machine.root) == [f"{OUTSIDE} = 0"]
 
 
+def test_f30_what_is_recorded_already_needs_no_room_to_be_set_again(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody undoes it while storage is used up."""
+
+    def full(_changes: object) -> None:
+        raise KernelError("cannot be written: No space left on device")
+
+    switch({OUTSIDE: "1"}, machine.record, machine.root)
+    machine.put(OUTSIDE, "0")
+    monkeypatch.setattr(machine.record, "write", full)
+    assert switch({OUTSIDE: "1"}, machine.record, machine.root) == [f"{OUTSIDE} = 1"]
+    with pytest.raises(KernelError, match="No space left"):
+        switch({OUTSIDE: "1", INSIDE: "1"}, machine.record, machine.root)
+    assert machine.get(INSIDE) == "0"
+
+
 def test_a_record_is_for_root_alone(machine: Machine) -> None:
     switch({OUTSIDE: "1"}, machine.record, machine.root)
     (file,) = machine.directory.iterdir()
