@@ -42,6 +42,8 @@ def _gateway(snapshot: JSONObject) -> Iterator[Problem]:
     rules, reload = part(snapshot, "rules"), part(snapshot, "reload")
     if rules.get("present") is False:
         yield Problem("error", f"rules missing{_because(rules.get('why'))}")
+    elif rules.get("present") is None and rules.get("why"):
+        yield Problem("warning", f"rules{_because(rules['why'])}")
     if rules.get("contested"):
         yield Problem("error", str(rules["contested"]))
     if reload.get("ok") is False:
