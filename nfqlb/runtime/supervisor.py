@@ -27,7 +27,7 @@ from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.queue import ask_for_stamps
 from nfqlb.netfilter.reply import ReplySockets, open_replies, replies_to_clients
 from nfqlb.netfilter.state import Claim, Record
-from nfqlb.runtime import logs, takeover
+from nfqlb.runtime import files, logs, takeover
 from nfqlb.runtime.captures import Captures
 from nfqlb.runtime.channel import WorkerChannel
 from nfqlb.runtime.checkup import Checkup
@@ -345,6 +345,7 @@ def run(config: Config, source: Source, *, take_over: bool = False) -> int:
     notifier = from_environment(os.environ)
     supervisor = None
     try:
+        files.have_enough()
         with ExitStack() as undo:
             heir = takeover.heir(config, take_over=take_over)
             if heir is not None:
@@ -356,6 +357,9 @@ def run(config: Config, source: Source, *, take_over: bool = False) -> int:
             supervisor.run()
     except (KernelError, ControlError) as error:
         logger.error("%s", error)
+        status = 1
+    except OSError as error:  # of whatever the machine has too little
+        logger.error("the gateway cannot go on: %s", error)
         status = 1
     else:
         status = 0
