@@ -27,7 +27,7 @@ from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.queue import ask_for_stamps
 from nfqlb.netfilter.reply import ReplySockets, open_replies, replies_to_clients
 from nfqlb.netfilter.state import Claim, Record
-from nfqlb.runtime import files, logs, takeover
+from nfqlb.runtime import departure, files, logs, takeover
 from nfqlb.runtime.captures import Captures
 from nfqlb.runtime.channel import WorkerChannel
 from nfqlb.runtime.checkup import Checkup
@@ -144,7 +144,7 @@ class Supervisor:
         undo.callback(self._metrics.close)
         _log_all(sysctl.switch, repair.settings(config), record)
         self._workers.start()
-        finally_(_log_all, rules.withdraw)
+        finally_(_log_all, departure.withdraw)
         traffic = Traffic(config)
         if self._heir is None:
             traffic.begin()
