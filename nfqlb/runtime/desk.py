@@ -179,8 +179,8 @@ class Desk:
         self.last = snapshot = picture.judged(snapshot)
         if scheduled:
             self._asked = False
-            self._moment = moment(snapshot, self._moment)
-            self.history.append(self._moment.at, self._moment.values)
+            self._moment = moment(snapshot, self._moment, self._clock())
+            self.history.append(self._wall(), self._moment.values)
         first, self._first = self._first, []
         for request, then in first:
             try:

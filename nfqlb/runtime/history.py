@@ -65,17 +65,18 @@ class History:
 
 
 class Moment(NamedTuple):
-    """One second of the history. `traffic` are bytes in and out since the start, `at` the time of day (s)."""
+    """One second of the history. `traffic` are bytes in and out since the start, `now` seconds of a clock."""
 
-    at: float
+    now: float
     traffic: dict[Key, tuple[float, float]]
     values: dict[Key, Values]
 
 
-def moment(snapshot: JSONObject, before: Moment | None) -> Moment:
-    """What the history keeps of a snapshot; bytes a second are known from the second one on."""
-    at = snapshot["at"]
-    assert isinstance(at, float | int)
+def moment(snapshot: JSONObject, before: Moment | None, now: float) -> Moment:
+    """What the history keeps of a snapshot; bytes a second are known from the second one on.
+
+    `now` is of a monotonic clock: the time of day may be set in between.
+    """
     traffic: dict[Key, tuple[float, float]] = {}
     values: dict[Key, Values] = {}
     for kind, row in named_rows(snapshot):
@@ -87,25 +88,25 @@ def moment(snapshot: JSONObject, before: Moment | None) -> Moment:
         bytes_ = _bytes(row.get("traffic"))
         if bytes_ is not None:
             traffic[key] = bytes_
-        values[key] = (rate, connections, *_flow(bytes_, before, key, at))
+        values[key] = (rate, connections, *_flow(bytes_, before, key, now))
     whole, key = snapshot["connections"], ("gateway", "")
     assert isinstance(whole, dict)
     everything = (sum(each[0] for each in traffic.values()), sum(each[1] for each in traffic.values()))
     if traffic:
         traffic[key] = everything
-    flow = _flow(everything if traffic else None, before, key, at)
+    flow = _flow(everything if traffic else None, before, key, now)
     values[key] = (_number(whole["rate"]), _number(whole["now"]), *flow)
-    return Moment(at, traffic, values)
+    return Moment(now, traffic, values)
 
 
 def _flow(
-    bytes_: tuple[float, float] | None, before: Moment | None, key: Key, at: float
+    bytes_: tuple[float, float] | None, before: Moment | None, key: Key, now: float
 ) -> tuple[float | None, float | None]:
     """Bytes a second in and out."""
     known = before.traffic.get(key) if before is not None else None
-    if bytes_ is None or known is None or before is None or at <= before.at:
+    if bytes_ is None or known is None or before is None or now <= before.now:
         return None, None
-    took = at - before.at
+    took = now - before.now
     return max(0.0, bytes_[0] - known[0]) / took, max(0.0, bytes_[1] - known[1]) / took
 
 

@@ -6,10 +6,9 @@ from nfqlb.runtime.protocol import JSON, JSONObject
 GATEWAY = ("gateway", "")
 
 
-def snapshot(at: float, bytes_in: int | None = None) -> JSONObject:
+def snapshot(bytes_in: int | None = None) -> JSONObject:
     traffic: JSON = None if bytes_in is None else {"bytes_in": bytes_in, "bytes_out": 2 * bytes_in}
     return {
-        "at": at,
         "connections": {"now": 3, "rate": 1.5},
         "virtuals": [{"name": "web", "rate": 1.0, "connections": 2, "traffic": traffic}],
         "reals": [{"name": "a", "rate": None, "connections": 2, "response_s": 0.25}],
@@ -17,7 +16,7 @@ def snapshot(at: float, bytes_in: int | None = None) -> JSONObject:
 
 
 def test_what_a_snapshot_leaves() -> None:
-    assert moment(snapshot(10.0), None).values == {
+    assert moment(snapshot(), None, 10.0).values == {
         GATEWAY: (1.5, 3, None, None),
         ("virtual", "web"): (1.0, 2, None, None),
         ("real", "a"): (None, 2, 0.25),
@@ -25,8 +24,8 @@ def test_what_a_snapshot_leaves() -> None:
 
 
 def test_bytes_a_second_are_known_from_the_second_moment_on() -> None:
-    first = moment(snapshot(10.0, 1000), None)
-    second = moment(snapshot(12.0, 1500), first)
+    first = moment(snapshot(1000), None, 10.0)
+    second = moment(snapshot(1500), first, 12.0)
     assert first.values["virtual", "web"] == (1.0, 2, None, None)
     assert second.values["virtual", "web"] == (1.0, 2, 250, 500)
     assert second.values[GATEWAY] == (1.5, 3, 250, 500)

@@ -106,7 +106,8 @@ class Gateway:
 
     def _now(self) -> dict[str, Any]:
         passed = time.time() - self._begun
-        snapshot = {**self.snapshot, "at": round(self._begun + passed, 3)}
+        uptime = self.snapshot["uptime_s"] + passed
+        snapshot = {**self.snapshot, "at": round(self._begun + passed, 3), "uptime_s": uptime}
         snapshot["queues"] = [
             {**queue, "packets": queue["packets"] + 1000 * passed, "busy_s": queue["busy_s"] + 0.02 * passed}
             for queue in snapshot["queues"]

@@ -12,7 +12,8 @@ from tests.runtime import sample
 
 
 def later(document: dict[str, Any], seconds: float) -> dict[str, Any]:
-    return {**copy.deepcopy(document), "at": document["at"] + seconds}
+    at, uptime = document["at"] + seconds, document["uptime_s"] + seconds
+    return {**copy.deepcopy(document), "at": at, "uptime_s": uptime}
 
 
 def test_everything_that_can_be_in_a_snapshot_is_read() -> None:
@@ -57,6 +58,15 @@ def test_speeds_are_between_two_snapshots() -> None:
     assert found.queues[0].rate == 2000
     assert found.queues[0].cost == pytest.approx(25e-6)
     assert found.dropping == {"no-connection": 3, "not-syn": 1}
+
+
+@pytest.mark.parametrize("step", [-3600, 3600])
+def test_f29_speeds_are_the_same_whatever_the_time_of_day_is_set_to(step: float) -> None:
+    first = sample.snapshot()
+    second = later(first, 2.0)
+    second["at"] += step
+    second["virtuals"][0]["traffic"]["bytes_out"] += 5000
+    assert snapshot(second, snapshot(first)).virtuals[0].flow["bytes_out"] == 2500
 
 
 def test_a_counter_that_fell_and_a_moment_seen_twice_have_no_speed_below_nothing() -> None:
