@@ -63,14 +63,17 @@ def socket_path(lab: Lab) -> Path:
 
 
 class Appliance:
-    """`nfqlb run` in the gateway's namespace, forwarding packets."""
+    """`nfqlb run` in the gateway's namespace, forwarding packets.
 
-    def __init__(self, lab: Lab, config: str) -> None:
+    `within` is a command that runs it, as `env` or `unshare` do.
+    """
+
+    def __init__(self, lab: Lab, config: str, *, within: Sequence[str] = ()) -> None:
         self.lab = lab
         self.config = lab.directory / "nfqlb.toml"
         self.config.write_text(config)
         self.program: Program = lab.gateway.start(
-            *command("run", "-c", str(self.config)), environment=python_path()
+            *within, *command("run", "-c", str(self.config)), environment=python_path()
         )
 
     def wait_ready(self) -> None:
@@ -111,10 +114,10 @@ def nfqlb_command(lab: Lab, *arguments: str, timeout: float = 20.0) -> Completed
 
 
 @contextmanager
-def balancing(lab: Lab, config: str) -> Iterator[Appliance]:
-    """A running gateway for the time of the context; stopped after it by SIGTERM."""
+def balancing(lab: Lab, config: str, *, within: Sequence[str] = ()) -> Iterator[Appliance]:
+    """A running gateway for the time of the context, as `Appliance` has it; stopped after it by SIGTERM."""
     require("iptables-restore")
-    appliance = Appliance(lab, config)
+    appliance = Appliance(lab, config, within=within)
     try:
         appliance.wait_ready()
         yield appliance
