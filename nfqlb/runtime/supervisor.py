@@ -15,6 +15,7 @@ import selectors
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -359,7 +360,8 @@ def run(config: Config, source: Source, *, take_over: bool = False) -> int:
         logger.error("%s", error)
         status = 1
     except OSError as error:  # of whatever the machine has too little
-        logger.error("the gateway cannot go on: %s", error)
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        logger.error("the gateway cannot go on: %s (%s:%d)", error, where.filename, where.lineno)
         status = 1
     else:
         status = 0
