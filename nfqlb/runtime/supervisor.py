@@ -28,7 +28,7 @@ from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.queue import ask_for_stamps
 from nfqlb.netfilter.reply import ReplySockets, open_replies, replies_to_clients
 from nfqlb.netfilter.state import Claim, Record
-from nfqlb.runtime import departure, files, logs, takeover
+from nfqlb.runtime import departure, files, logs, rights, takeover
 from nfqlb.runtime.captures import Captures
 from nfqlb.runtime.channel import WorkerChannel
 from nfqlb.runtime.checkup import Checkup
@@ -144,6 +144,7 @@ class Supervisor:
         self._desk.followers.append(self._metrics.configured)
         undo.callback(self._metrics.close)
         _log_all(sysctl.switch, repair.settings(config), record)
+        rights.keep(rights.SUPERVISOR)  # who has a queue that we want is told only to who may look
         self._workers.start()
         finally_(_log_all, departure.withdraw)
         traffic = Traffic(config)

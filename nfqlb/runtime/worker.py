@@ -19,7 +19,7 @@ from nfqlb.core.chronicle import Change, Notice
 from nfqlb.core.spec import Config
 from nfqlb.core.verdict import Drop, Reply
 from nfqlb.netfilter.reply import ReplySockets, open_replies, replies_to_clients
-from nfqlb.runtime import orders
+from nfqlb.runtime import orders, rights
 from nfqlb.runtime.beat import Beat
 from nfqlb.runtime.bindings import identity_of
 from nfqlb.runtime.channel import WorkerChannel
@@ -92,6 +92,7 @@ class Worker:
         if self._datapaths.rewriting is not None:
             with suppress(PermissionError):
                 os.nice(_NICENESS)
+        rights.keep(rights.WORKER)
         self._restore()
         self._beat = Beat(self.director, self._losses, time.monotonic())
         gc.freeze()

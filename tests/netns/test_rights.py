@@ -1,0 +1,50 @@
+"""What a gateway that root has started may do: as /proc says of its processes, while connections pass."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nfqlb.demo.appliance import balancing, virtual
+from nfqlb.demo.lab import Lab
+from nfqlb.demo.web import serve
+from nfqlb.runtime.rights import SUPERVISOR, WORKER, held
+from tests.netns.asking import ask
+from tests.netns.both import Bench, Datapath, configuration
+from tests.netns.test_control import command
+from tests.netns.test_operator import replace_worker
+
+
+@pytest.fixture(scope="module")
+def lab(datapath: Datapath) -> Iterator[Lab]:
+    with Bench(datapath, clients=1, servers=2) as lab:
+        for server in lab.servers:
+            serve(lab, server)
+        yield lab
+
+
+def no_new_privileges(pid: int) -> bool:
+    return bool(re.search(r"^NoNewPrivs:\s*1$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE))
+
+
+def rights(pid: int) -> dict[str, frozenset[int]]:
+    return {kind: held(pid, kind) for kind in ("Prm", "Eff", "Inh", "Bnd", "Amb")}
+
+
+def test_rights_that_are_not_needed_are_given_up(lab: Lab) -> None:
+    """The worker keeps CAP_NET_ADMIN and CAP_NET_RAW alone, with which its successor can do a reload, too."""
+    none: frozenset[int] = frozenset()
+    web = virtual("web", ("web1", "web2"), scheduler="round-robin")
+    with balancing(lab, configuration(lab, web)) as appliance:
+        assert {ask(lab.client).server for _ in range(4)} == {"web1", "web2"}
+        supervisor = appliance.program.pid
+        for pid, kept in ((supervisor, SUPERVISOR), (appliance.worker, WORKER)):
+            assert rights(pid) == {"Prm": kept, "Eff": kept, "Inh": none, "Bnd": SUPERVISOR, "Amb": none}
+            assert no_new_privileges(pid)
+        replace_worker(appliance)
+        changed = virtual("web", ("web1", "web2"), scheduler="round-robin", reject="reset")  # raw sockets
+        appliance.config.write_text(configuration(lab, changed))
+        assert command(lab, "reload", "-c", str(appliance.config))[0] == 0
+        assert {ask(lab.client).server for _ in range(4)} == {"web1", "web2"}
+        assert held(appliance.worker) == WORKER
