@@ -3,8 +3,9 @@
 The supervisor's end asks, the worker's end answers. Neither blocks: what cannot be sent yet is kept. The
 supervisor sends one request at a time and keeps the others, so a worker in the middle of its packets
 never has more than one to look at, and at most one reply under way; a long reply is encoded and sent in
-portions, one a poll. Requests that the worker takes to its grave, or does not answer in time, fail with
-a reason; they are never left hanging.
+portions, one a poll. Long lists are asked for when nothing else is: whoever asks for many of them holds up
+neither orders nor the gateway itself. Requests that the worker takes to its grave, or does not answer in
+time, fail with a reason; they are never left hanging.
 """
 
 import itertools
@@ -17,9 +18,12 @@ from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 from typing import NamedTuple
 
 from nfqlb.runtime.protocol import (
+    DEFAULT_LIMITS,
     JSON,
     MAX_REPLY,
     ControlError,
+    Encoded,
+    Ident,
     JSONObject,
     LineReader,
     LineTooLongError,
@@ -55,6 +59,8 @@ class _Waiting(NamedTuple):
     deadline: float
     done: Callable[[JSON], None]
     failed: Callable[[ControlError], None]
+    patient: bool  # what comes later may go first
+    verbatim: Callable[[Encoded], None] | None  # gets a list as it was sent, in place of `done`
 
 
 class SupervisorChannel:
@@ -88,6 +94,20 @@ class SupervisorChannel:
         (it is gone), "worker-busy" (no answer in 4 seconds, or too many requests wait), "too-large" (the
         request, or its reply), or the worker's own.
         """
+        self._call(cmd, args, done, failed, None)
+
+    def forward(self, request: Request) -> None:
+        """Let the worker answer a client's request; a list goes to the client as it came."""
+        self._call(request.cmd, request.args, request.reply, request.refuse, request.reply)
+
+    def _call(
+        self,
+        cmd: str,
+        args: JSONObject,
+        done: Callable[[JSON], None],
+        failed: Callable[[ControlError], None],
+        verbatim: Callable[[Encoded], None] | None,
+    ) -> None:
         if self.closed:
             failed(restarting())
             return
@@ -103,12 +123,9 @@ class SupervisorChannel:
         if len(self._waiting) >= MAX_WAITING:
             failed(_busy())
             return
-        self._waiting[ident] = _Waiting(line, self._clock() + PATIENCE, done, failed)
+        deadline, patient = self._clock() + PATIENCE, cmd in DEFAULT_LIMITS
+        self._waiting[ident] = _Waiting(line, deadline, done, failed, patient, verbatim)
         self._ask()
-
-    def forward(self, request: Request) -> None:
-        """Let the worker answer a client's request."""
-        self.call(request.cmd, request.args, request.reply, request.refuse)
 
     def tick(self) -> None:
         """Give up requests that have waited too long. To be called about once a second."""
@@ -164,8 +181,7 @@ class SupervisorChannel:
             line = self._reader.take()
             if line is None:
                 return False
-            reply = decode(line)
-            ident, outcome = ident_of(reply), outcome_of(reply)
+            ident, outcome = self._understood(line)
         except LineTooLongError:
             # The worker answers one question at a time, so it is this one's reply.
             ident, outcome = self._asked, ControlError("too-large", "the reply is too long", "ask for less")
@@ -182,10 +198,23 @@ class SupervisorChannel:
         self._ask()
         return True
 
+    def _understood(self, line: bytes) -> tuple[Ident, JSON | Encoded | ControlError]:
+        """Whose reply a line is, and what it says. Raises ControlError.
+
+        A list for a client is not taken apart: with 10,000 rows that takes longer than to make it.
+        """
+        waiting = self._waiting.get(self._asked) if self._asked is not None else None
+        head = b'{"id":%d,"ok":true,"result":' % (self._asked or 0)
+        if waiting and waiting.verbatim and line.startswith(head + b"[") and line.endswith(b"]}"):
+            return self._asked, Encoded(line[len(head) : -1])
+        reply = decode(line)
+        return ident_of(reply), outcome_of(reply)
+
     def _ask(self) -> None:
         if self.closed or self._asked is not None or not self._waiting:
             return
-        self._asked = next(iter(self._waiting))
+        urgent = (ident for ident, waiting in self._waiting.items() if not waiting.patient)
+        self._asked = next(urgent, None) or next(iter(self._waiting))
         self._out += self._waiting[self._asked].line
         self._flush()
 
@@ -304,16 +333,19 @@ class WorkerChannel:
             piece = next(self._replies[0], None)
         except Exception:
             logger.exception("a reply could not be written")
-            piece = b"\n"  # the line so far is no JSON: the supervisor reports a bad reply
+            piece = b"!\n"  # that is no JSON: the supervisor reports a bad reply
             self._replies.popleft()
         if piece is None:
             self._replies.popleft()
         return piece or b""
 
 
-def _finish(waiting: _Waiting, result: JSON) -> None:
+def _finish(waiting: _Waiting, result: JSON | Encoded) -> None:
     try:
-        waiting.done(result)
+        if not isinstance(result, Encoded):
+            waiting.done(result)
+        elif waiting.verbatim is not None:
+            waiting.verbatim(result)
     except Exception:
         logger.exception("a reply of the worker could not be used")
         waiting.failed(ControlError("internal-error", "the gateway failed to answer", "its log says more"))

@@ -35,6 +35,9 @@ class Worker(Asks, Protocol):
     pid: int | None
     restarts: int
 
+    def forward(self, request: Request) -> None:
+        """Let it answer a request; what it says is the reply."""
+
 
 class Desk:
     """Answers requests; `answer` is what the control socket calls.
@@ -102,12 +105,12 @@ class Desk:
         if handler is not None:
             handler(request)
         elif request.cmd in views.COMMANDS:
-            self.forward(request)
+            self._worker.forward(request)
         else:
             hint = views.suggest(request.cmd, self.commands)
             raise ControlError("unknown-command", f"there is no command {request.cmd!r}", hint)
 
-    def forward(self, request: Request, finish: Callable[[JSON], JSON] = lambda result: result) -> None:
+    def forward(self, request: Request, finish: Callable[[JSON], JSON]) -> None:
         """Let the worker answer; `finish` makes of its result what is replied."""
         self._worker.call(
             request.cmd, request.args, lambda result: request.reply(finish(result)), request.refuse

@@ -17,7 +17,7 @@ from selectors import BaseSelector
 from nfqlb.netfilter.procfs import doing
 from nfqlb.runtime.channel import SupervisorChannel, pair, restarting
 from nfqlb.runtime.journal import Journal
-from nfqlb.runtime.protocol import JSON, ControlError, JSONObject
+from nfqlb.runtime.protocol import JSON, ControlError, JSONObject, Request
 from nfqlb.runtime.stall import LOOK, MOST, YOUNG, Heart, Vitals
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,13 @@ class Workers:
             failed(restarting())
         else:
             self._channel.call(cmd, args, done, failed)
+
+    def forward(self, request: Request) -> None:
+        """Let the worker answer a client's request; see `SupervisorChannel.forward`."""
+        if self._channel is None:
+            request.refuse(restarting())
+        else:
+            self._channel.forward(request)
 
     def start(self) -> None:
         """Fork a worker. Raises OSError."""

@@ -21,7 +21,7 @@ from nfqlb.runtime.channel import (
     WorkerChannel,
     pair,
 )
-from nfqlb.runtime.protocol import JSON, MAX_REPLY, ControlError, JSONObject, Request, Result
+from nfqlb.runtime.protocol import JSON, MAX_REPLY, ControlError, Encoded, JSONObject, Request, Result
 
 if TYPE_CHECKING:
     from tests.runtime.conftest import Loop
@@ -94,6 +94,42 @@ def test_a_clients_request_is_forwarded_and_answered(ends: Ends) -> None:
     ends.poll()[0].reply("fine")
     ends.poll()
     assert answers == ["fine"]
+
+
+def test_a_list_for_a_client_is_not_taken_apart(ends: Ends) -> None:
+    """F31: it takes the supervisor no time, however long it is."""
+    answers: list[object] = []
+    for ident in "ab":
+        request = Request(ident, "connections", {}, None, lambda _request, out: answers.append(out))
+        ends.supervisor.forward(request)
+    rows: list[JSONObject] = [{"name": "web1]}"}, {"name": "\u202e"}]
+    ends.poll()[0].reply(iter(rows))
+    ends.poll()[0].reply([])
+    ends.poll()
+    assert answers == [Encoded(b'[{"name":"web1]}"},{"name":"\\u202e"}]'), Encoded(b"[]")]
+
+
+def test_a_list_for_a_client_that_cannot_be_written_is_a_bad_reply(ends: Ends) -> None:
+    answers: list[object] = []
+    ends.supervisor.forward(Request(1, "sticky", {}, None, lambda _request, out: answers.append(out)))
+    rows: list[JSONObject] = [{"reals": ["a"]}, {"reals": float("nan")}]
+    ends.poll()[0].reply(iter(rows))
+    ends.poll()
+    (error,) = answers
+    assert isinstance(error, ControlError)
+    assert error.code == "bad-reply"
+
+
+def test_long_lists_let_others_go_first(ends: Ends) -> None:
+    """F31: somebody who asks for many lists holds up neither the gateway's own questions nor orders."""
+    for cmd in ("connections", "sticky", "decisions", "failures", "pulse", "set-real"):
+        ends.call(cmd)
+    seen = []
+    for _ in range(6):
+        (request,) = ends.poll()
+        seen.append(request.cmd)
+        request.reply([])
+    assert seen == ["connections", "pulse", "set-real", "sticky", "decisions", "failures"]
 
 
 def test_the_worker_has_one_question_at_a_time(ends: Ends) -> None:

@@ -42,6 +42,9 @@ class Worker:
         except ControlError as error:
             failed(error)
 
+    def forward(self, request: Request) -> None:
+        self.call(request.cmd, request.args, request.reply, request.refuse)
+
     def _answer(self, cmd: str, args: JSONObject, done: Callable[[JSON], None]) -> None:
         director, now = self.lab.director, self.lab.now
         self.beat.tell(director.chronicle.drain(now), now)

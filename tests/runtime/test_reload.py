@@ -109,6 +109,9 @@ class Gateway:
         step = self.step(cmd, cmd.partition(" ")[0], {"remaining": list(self.remaining)})
         step(done, failed)  # type: ignore[arg-type]  # a worker fails with ControlErrors alone
 
+    def forward(self, request: Request) -> None:
+        self.call(request.cmd, request.args, request.reply, request.refuse)
+
     def step(self, what: str, name: str, result: JSON) -> Step:
         def begin(done: Callable[[JSON], None], failed: Callable[[Any], None]) -> None:
             self.did.append(what)
