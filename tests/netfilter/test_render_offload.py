@@ -30,6 +30,7 @@ SIX = Virtual("six", ip_address("2001:db8::1"), (Server("v6", 80),), port=80, da
 DNS = Virtual("dns", WEB.address, (Server("web1", 53),), protocol="udp", port=53, datapath="offload")
 FAST = replace(WEB, name="fast", port=81, scheduler="fastest-response")
 SLOW = Virtual("slow", WEB.address, (Server("web1", 443),), port=443)
+EVENTS = "--ctevents new,destroy,reply,assured,protoinfo"
 
 RULES = """\
 *mangle
@@ -102,7 +103,7 @@ COMMIT
 -A NFQLB-O-PREROUTING -i eth0 -p tcp -m tcp --syn -j NFQLB-O-SYNS
 -A NFQLB-O-SYNS -m mark ! --mark 0x0/0x7f0000 -g NFQLB-O-TRACK
 -A NFQLB-O-SYNS -d 192.0.2.100/32 -p tcp -m tcp --dport 80 -m comment --comment web -g NFQLB-O-QUEUE
--A NFQLB-O-TRACK -p tcp -j CT --timeout nqt0 --ctevents destroy
+-A NFQLB-O-TRACK -p tcp -j CT --timeout nqt0 --ctevents new,destroy,reply,assured,protoinfo
 -A NFQLB-O-QUEUE -j NFQUEUE --queue-num 4 --queue-bypass
 -I PREROUTING 1 -j NFQLB-O-PREROUTING
 COMMIT
@@ -257,7 +258,7 @@ def test_each_real_server_keeps_its_idle_time_out() -> None:
     )
     mark = LinkMarks(config).of(WEB, WEB.servers[1])
     text = render(config).ipv4
-    assert f"-p tcp -m mark --mark {mark:#x}/0x7f0000 -j CT --timeout nqt1 --ctevents destroy" in text
+    assert f"-p tcp -m mark --mark {mark:#x}/0x7f0000 -j CT --timeout nqt1 {EVENTS}" in text
     assert idle_times(config) == [3600, 61]
     policies = wanted(config)
     named = {
@@ -287,7 +288,7 @@ def test_names_of_time_outs_are_short_enough_to_be_shown_whole() -> None:
 def test_a_kernel_without_such_time_outs_gets_rules_without() -> None:
     text = render(of(WEB, DNS), policies=False).ipv4
     assert "--timeout" not in text
-    assert text.count("-j CT --ctevents destroy") == 2
+    assert text.count(f"-j CT {EVENTS}") == 2
 
 
 def test_both_datapaths_share_tables_and_not_queues() -> None:

@@ -2,15 +2,16 @@
 
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
 from nfqlb.core.spec import Server, Timeouts
-from nfqlb.netfilter import conntrack, timeouts
-from nfqlb.netfilter.conntrack import ASSURED, ESTABLISHED, SYN_SENT, Conntrack, Endings
+from nfqlb.netfilter import conntrack, netlink, timeouts
+from nfqlb.netfilter.conntrack import ASSURED, ESTABLISHED, SYN_SENT, Conntrack, Endings, Entry
 from tests.netns.kernel_edge import MASK, OFFLOAD, OFFLOAD6, TWO, key, offloading
 from tests.netns.site import CLIENT, REAL, REAL6, VIP, VIP6, Site, built, client, entered, serve, wait_until
 from tests.netns.test_offload import pass_on, talking
@@ -77,6 +78,40 @@ def test_ipv6_entries_are_read_and_deleted(site: Site) -> None:
             assert not edge.conntrack.delete(entry.inbound)
             assert edge.entries() == []
             wait_until(lambda: edge.ended == [(entry.inbound, socket.IPPROTO_TCP)])
+
+
+def told(sock: socket.socket) -> list[Entry]:
+    """What the kernel has told of entries that came or changed."""
+    found: list[Entry] = []
+    with suppress(BlockingIOError):
+        while True:
+            buffer = bytearray(1 << 16)
+            got = sock.recv_into(buffer, flags=socket.MSG_DONTWAIT)
+            read = (conntrack.entry_in(buffer, at, end) for _, _, at, end in netlink.messages(buffer, got))
+            found += [entry for entry in read if entry is not None]
+    return found
+
+
+def test_whoever_listens_is_told_how_a_connection_goes_on(site: Site) -> None:
+    """F36: conntrackd listens so, to tell another gateway. A request changes the mark alone: not told."""
+    config = replace(OFFLOAD, virtuals=(replace(OFFLOAD.virtuals[0], scheduler="fastest-response"),))
+    with offloading(site, config) as edge, entered(site.gateway), netlink.connect() as sock:
+        for group in (1, 2):  # NFNLGRP_CONNTRACK_NEW, NFNLGRP_CONNTRACK_UPDATE
+            sock.setsockopt(netlink.SOL_NETLINK, netlink.ADD_MEMBERSHIP, group)
+        with talking(site) as (here, there):
+            pass_on(here, there, b"question")
+            pass_on(there, here, b"answer")
+            first, *_, last = told(sock)
+            assert first.tcp_state == SYN_SENT
+            assert first.mark == edge.mark("web")
+            assert first.outbound[:4] == ip_address(REAL).packed
+            assert last.tcp_state == ESTABLISHED
+            assert last.status & ASSURED
+            for _ in range(5):
+                pass_on(here, there, b"question")
+                pass_on(there, here, b"answer")
+            assert told(sock) == []
+        wait_until(lambda: [entry.tcp_state for entry in told(sock)][-1:] == [conntrack.TIME_WAIT])
 
 
 def test_all_of_one_link_are_deleted_and_none_of_another(site: Site) -> None:
