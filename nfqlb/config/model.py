@@ -75,6 +75,7 @@ class GatewayTable(TableModel):
     other_ports: Literal["drop", "host"] = "drop"
     metrics: Metrics = ""
     fallback: Switch = True
+    hold_addresses: Switch = True
 
 
 class TimeoutsTable(TableModel):

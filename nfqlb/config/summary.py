@@ -11,7 +11,7 @@ from nfqlb.config.numbers import datapaths, queue_numbers, tap_group
 from nfqlb.core.spec import Address, Config, Gateway, Real, Timeouts, Virtual
 
 _WEIGHTLESS = ("round-robin", "least-connections", "fastest-response")
-_OF_GATEWAY = ("secure", "count_on", "close_on", "fallback")
+_OF_GATEWAY = ("secure", "count_on", "close_on", "fallback", "hold_addresses")
 _OF_VIRTUAL = (
     "startup", "on_failure", "reject", "sticky_refresh", "ageing", "clamp", "predict", "response_start",
     "shadow", "synguard", "synguard_rate",

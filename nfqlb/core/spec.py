@@ -35,6 +35,7 @@ class Gateway:
     other_ports: str = "drop"
     metrics: str = ""
     fallback: bool = True
+    hold_addresses: bool = True
 
 
 @dataclass(frozen=True, slots=True)

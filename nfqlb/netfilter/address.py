@@ -65,6 +65,8 @@ class Placement:
 
 def placements(config: Config, present: Iterable[InterfaceAddress]) -> list[Placement]:
     """The virtual addresses that the gateway must hold, given the addresses it has without ours."""
+    if not config.gateway.hold_addresses:
+        return []
     others = [entry for entry in present if not entry.ours]
     taken = {entry.address.ip for entry in others}
     found: dict[Address, Placement] = {}

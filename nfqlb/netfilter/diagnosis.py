@@ -87,6 +87,8 @@ def _addresses(config: Config, facts: Facts, vitals: Vitals) -> Iterator[Finding
     here = {entry.address.ip for entry in facts.addresses}
     for virtual in {virtual.address: virtual for virtual in config.virtuals}.values():
         address = virtual.address
+        if address not in here and not config.gateway.hold_addresses:
+            continue  # another gateway serves, and answers for it
         if vitals.running and address not in here and (near := _near(config, facts, virtual.address)):
             yield Finding(
                 "error",
@@ -269,6 +271,10 @@ def _fine_addresses(config: Config, facts: Facts, _vitals: Vitals) -> str:
         return ""
     routed = [str(address) for address in addresses if not _near(config, facts, address)]
     near = len(addresses) - len(routed)
+    here = {entry.address.ip for entry in facts.addresses}
+    if near and not config.gateway.hold_addresses and here.isdisjoint(addresses):
+        there = _count(near, "virtual address is", "virtual addresses are")
+        return f"{there} not here: the other gateway serves"
     said = [f"nobody else claims {_count(near, 'virtual address', 'virtual addresses')}"] if near else []
     said += [f"{', '.join(routed)}: yours to route here"] if routed else []
     return "; ".join(said)

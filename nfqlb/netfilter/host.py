@@ -254,7 +254,7 @@ def _virtual_addresses(config: Config, found: Facts) -> Iterator[Finding]:
         for entry in found.addresses:
             if entry.address.ip != address or entry.ours:
                 continue
-            if config.gateway.other_ports == "drop":
+            if config.gateway.other_ports == "drop" and config.gateway.hold_addresses:
                 yield Finding(
                     "warning",
                     f"virtual address {address} is an address of this machine already, on {entry.interface}: "

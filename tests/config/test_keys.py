@@ -96,6 +96,7 @@ KEYS = (
     ),
     Key("gateway", "secure", False, ("false",), ("true",), (), NO_SWITCH),
     Key("gateway", "fallback", True, ("true",), ("false",), (), NO_SWITCH),
+    Key("gateway", "hold_addresses", True, ("true",), ("false",), (), NO_SWITCH),
     Key("gateway", "reject", "drop", ('"drop"',), ('"reset"',), (), NO_TEXT),
     Key("gateway", "count_on", "syn", ('"syn"',), ('"syn-ack"',), (), (*NO_TEXT, '"ack"')),
     Key("gateway", "close_on", "both", ('"both"',), ('"fin"', '"time-out"'), (), (*NO_TEXT, '"timeout"')),

@@ -52,6 +52,14 @@ def test_what_an_earlier_start_left_is_still_wanted() -> None:
     assert placements(config("192.0.2.100"), [*HERE, ours]) == [Placement("eth0", IPv4Address("192.0.2.100"))]
 
 
+def test_where_somebody_else_puts_addresses_none_is_wanted() -> None:
+    """F36: hold_addresses = false."""
+    given = config("192.0.2.100")
+    given = replace(given, gateway=replace(given.gateway, hold_addresses=False))
+    ours = InterfaceAddress("eth0", ip_interface("192.0.2.100/32"), ours=True)
+    assert placements(given, [*HERE, ours]) == []
+
+
 def test_a_single_address_is_no_subnet() -> None:
     here = present(("eth0", "192.0.2.100/32"))
     assert placements(config("192.0.2.100"), [replace(here[0], ours=True)]) == []

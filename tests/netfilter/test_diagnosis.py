@@ -179,6 +179,19 @@ def test_a_virtual_address_that_is_not_there() -> None:
     assert found(well(running=False), facts) == []
 
 
+def test_of_two_gateways_the_one_that_waits_has_no_virtual_address() -> None:
+    """F36: the other one has it, and answers for it. Only if both have it something is wrong."""
+    config = replace(CONFIG, gateway=replace(CONFIG.gateway, hold_addresses=False))
+    waiting = replace(FACTS, addresses=tuple(entry for entry in FACTS.addresses if not entry.ours))
+    vitals = well()
+    vitals.others = {VIP: "02:00:00:00:00:99"}
+    assert found(vitals, waiting, config) == []
+    rows = {each.area: each for each in diagnose(config, waiting, vitals)}
+    assert rows["addresses"].what == "1 virtual address is not here: the other gateway serves"
+    (finding,) = found(vitals, FACTS, config)
+    assert "02:00:00:00:00:99" in finding.what
+
+
 def test_a_virtual_address_that_somebody_else_has() -> None:
     vitals = well()
     vitals.others = {VIP: "02:00:00:00:00:99"}
