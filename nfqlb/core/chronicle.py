@@ -142,6 +142,12 @@ class Chronicle:
         self._known = {virtual: state_of(virtual) for virtual in self._virtuals}
         self.touched = False
 
+    def adopted(self, count: int, now: float) -> None:
+        """So many connections are known now that the kernel alone had."""
+        were = "connection" if count == 1 else "connections"
+        self._notices.append(Notice("", f"{count:,} {were} of the kernel's taken over", now, "info"))
+        self.touched = True
+
     def drifted(self, wrong: str, now: float) -> None:
         """The audit found a counter wrong, and has put it right."""
         self._notices.append(Notice("", f"a counter had gone wrong and was put right: {wrong}", now, "error"))

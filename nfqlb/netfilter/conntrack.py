@@ -181,6 +181,10 @@ class Conntrack:
     def delete(self, inbound: bytes, protocol: int = socket.IPPROTO_TCP) -> bool:
         """Forget one entry, by what its client sends; False where there is none."""
         request = netlink.message(_DELETE, netlink.ACK, _original(inbound, protocol), family=_family(inbound))
+        return self._done(request)
+
+    def _done(self, request: bytes) -> bool:
+        """Carry out what is asked of one entry; False where there is none."""
         try:
             netlink.ask(self._socket, request, "conntrack")
         except NetlinkError as error:
@@ -188,6 +192,12 @@ class Conntrack:
                 return False
             raise
         return True
+
+    def shorten(self, inbound: bytes, protocol: int, seconds: int) -> bool:
+        """Forget one entry that much later, unless packets come; False where there is none."""
+        body = _original(inbound, protocol) + attribute(_TIMEOUT, seconds.to_bytes(4, "big"))
+        request = netlink.message(_NEW, netlink.ACK, body, family=_family(inbound))
+        return self._done(request)
 
     def delete_marked(self, mark: int, mask: int) -> None:
         """Forget every entry whose mark is `mark` in the bits of `mask`, in both address families.

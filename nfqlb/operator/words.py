@@ -21,6 +21,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "clear": ("sticky",),
     "wait": ("real", "virtual", "connections"),
     "batch": (),
+    "adopt": (),
     "doctor": (),
     "capture": (),
     "replay": (),

@@ -41,6 +41,7 @@ NEEDED: dict[str, Level] = {
     "set-virtual": Level.OPERATE,
     "clear-sticky": Level.OPERATE,
     "batch": Level.OPERATE,
+    "adopt": Level.OPERATE,
     "reload": Level.ADMIN,
     "diff": Level.ADMIN,
     "verify": Level.ADMIN,

@@ -139,4 +139,5 @@ _COMMANDS: dict[str, Callable[["Desk", Request], None]] = {
     "history": _history,
     "events": _events,
     "batch": _batch,
+    "adopt": _order,
 }

@@ -27,6 +27,7 @@ from nfqlb.netfilter.tap import Tap
 from nfqlb.packet.path import PacketPath
 from nfqlb.runtime.journal import Journal
 from nfqlb.runtime.offload import KernelCarrier, OffloadPath
+from nfqlb.runtime.protocol import ControlError, JSONObject
 from nfqlb.runtime.recording import Recording
 
 logger = logging.getLogger(__name__)
@@ -244,6 +245,7 @@ class Paths:
         self._offload = OffloadPath(self.director, table, now, journal) if table is not None else None
         self.now = now
         self._sweep_at = now
+        self._adopted = 0  # connections of the kernel's that were told of
 
     def connect(self, on_error: Callable[[Exception], None]) -> None:
         """Begin to judge."""
@@ -295,12 +297,24 @@ class Paths:
         if offload is None or not (offload.behind or offload.sweeping) or self.now < self._sweep_at:
             return False
         try:
-            return not offload.sweep(_SWEEP)
+            if not offload.sweep(_SWEEP):
+                return True
         except KernelError as error:
             logger.warning("the kernel's connections cannot be compared with: %s", error)
             offload.behind = True
             self._sweep_at = self.now + _SWEEP_AGAIN
             return False
+        fresh, self._adopted = offload.adopted - self._adopted, offload.adopted
+        if fresh:
+            self.director.chronicle.adopted(fresh, self.now)
+        return False
+
+    def adopt(self) -> JSONObject:
+        """Somebody has given connections to the kernel: find them. Raises ControlError without `offload`."""
+        if self._offload is None:
+            raise ControlError("bad-argument", 'no virtual server has datapath "offload"')
+        self._offload.behind, self._sweep_at = True, self.now
+        return {"said": ["looking for connections that the kernel alone has"]}
 
     def take_replies(self) -> list[bytes]:
         """The packets that are to go to clients."""

@@ -15,6 +15,7 @@ from struct import Struct
 from typing import Protocol
 
 from nfqlb.config.marks import OFFLOAD, LinkMarks
+from nfqlb.config.numbers import whole_seconds
 from nfqlb.core.connection import Connection
 from nfqlb.core.director import Director
 from nfqlb.core.keys import TCP, UDP, UDP_END, flipped, key_end, server_of, without_end
@@ -66,6 +67,9 @@ class Table(Protocol):
 
     def delete(self, inbound: bytes, protocol: int) -> bool:
         """Forget an entry."""
+
+    def shorten(self, inbound: bytes, protocol: int, seconds: int) -> bool:
+        """Let an entry have that much time left."""
 
 
 class KernelCarrier:
@@ -134,7 +138,7 @@ class OffloadPath:
     def follow(self, config: Config) -> None:
         """The director follows another configuration, in which marks that both have are the same."""
         marks = LinkMarks(config)
-        self._udp = config.timeouts.udp
+        self._timeouts = config.timeouts
         # by a link's own identity: nothing is found faster
         self._marks = {
             link: marks.of(virtual.spec, Server(link.real.spec.name, link.port))
@@ -284,15 +288,32 @@ class OffloadPath:
         if connection is None:
             if state is not None:
                 self._adopt(entry, state)
+            self._shorten(entry)
         elif state is not None:
             self.director.progressed(connection, state, self.now)
             if connection.state.quick:
-                connection.seen = max(connection.seen, heard_of(connection, entry, self.now, self._udp))
+                heard = heard_of(connection, entry, self.now, self._timeouts.udp)
+                connection.seen = max(connection.seen, heard)
         else:
             if entry.tcp_state in _ANSWERED:
                 self.director.progressed(connection, State.ESTABLISHED, self.now)
             self.director.forget(connection, self.now)
             self.forgotten += 1
+
+    def _shorten(self, entry: Entry) -> None:
+        """The entry of a stranger, which no rule of ours has made, gets no more time than one of ours has."""
+        times = self._timeouts
+        connection = self._inbound.get(entry.inbound + key_end(entry.protocol))
+        if entry.protocol == UDP:
+            limit = times.udp
+        elif entry.tcp_state in (conntrack.SYN_SENT, conntrack.SYN_RECEIVED):
+            limit = times.half_open
+        elif entry.tcp_state not in _STATES:
+            limit = times.closing
+        else:
+            limit = times.idle if connection is None else connection.link.real.spec.idle_timeout
+        if entry.timeout > whole_seconds(limit):
+            self._table.shorten(entry.inbound, entry.protocol, whole_seconds(limit))
 
     def _adopt(self, entry: Entry, state: State) -> None:
         key = entry.inbound + key_end(entry.protocol)

@@ -202,6 +202,8 @@ class Worker:
             return self._beat.rows(args, now)
         if cmd == "capture":
             return self._recorder.answer(args, now)
+        if cmd == "adopt":
+            return self._paths.adopt()
         if cmd == "reload":
             self._reload(args, now)
         if cmd in ("reload", "remaining"):

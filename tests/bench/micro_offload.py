@@ -153,6 +153,9 @@ class _Unasked:
     def delete(self, inbound: bytes, protocol: int) -> bool:
         raise AssertionError("asked to delete an entry")
 
+    def shorten(self, inbound: bytes, protocol: int, seconds: int) -> bool:
+        raise AssertionError("asked to shorten an entry's time")
+
 
 def _from_server(connection: Connection, flags: int) -> bytes:
     key = connection.outbound

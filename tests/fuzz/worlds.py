@@ -89,6 +89,10 @@ class Ledger:
         """Forget an entry."""
         return self.rows.pop(inbound, None) is not None
 
+    def shorten(self, inbound: bytes, protocol: int, seconds: int) -> bool:
+        """Let an entry have that much time left."""
+        return inbound in self.rows
+
     def translate(self, connection: Connection, mark: int) -> None:
         """The kernel has sent a connection where its mark says."""
         if len(self.rows) >= _MOST_ENTRIES:

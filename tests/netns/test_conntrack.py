@@ -80,6 +80,20 @@ def test_ipv6_entries_are_read_and_deleted(site: Site) -> None:
             wait_until(lambda: edge.ended == [(entry.inbound, socket.IPPROTO_TCP)])
 
 
+def test_an_entry_can_have_its_time_shortened(site: Site) -> None:
+    with offloading(site) as edge, talking(site) as (here, there):
+        pass_on(here, there, b"question")
+        (entry,) = edge.entries()
+        assert entry.timeout > 1000
+        assert edge.conntrack.shorten(entry.inbound, entry.protocol, 7)
+        (after,) = edge.entries()
+        assert 4 <= after.timeout <= 7
+        pass_on(here, there, b"question")
+        assert edge.entries()[0].timeout > 1000
+        assert edge.conntrack.delete(entry.inbound)
+        assert not edge.conntrack.shorten(entry.inbound, entry.protocol, 7)
+
+
 def told(sock: socket.socket) -> list[Entry]:
     """What the kernel has told of entries that came or changed."""
     found: list[Entry] = []

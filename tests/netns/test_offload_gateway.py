@@ -157,6 +157,35 @@ def test_connections_outlive_the_gateway_and_its_journal(lab: Lab) -> None:
             wait_until(lambda: now(second) == 0, "the end of ten connections")
 
 
+def test_what_another_gateway_had_is_adopted_when_told(lab: Lab) -> None:
+    """F36: conntrackd gives such entries to the kernel; here conntrack does. What ended gets no more time."""
+    config = configuration(lab, virtual("web", ALL, scheduler="round-robin", sticky=600))
+    told = ("-I", "-p", "tcp", "-s", lab.client.address, "-d", VIP, "--dport", "80", "-u", "SEEN_REPLY",
+            "-g", "10.0.0.12", "-m", "0x20000", "-t", "5000")  # fmt: skip
+    with balancing(lab, config) as appliance:
+        for port, state in ((5001, "ESTABLISHED"), (5002, "ESTABLISHED"), (5003, "TIME_WAIT")):
+            lab.gateway.run("conntrack", *told, "--sport", str(port), "--state", state)
+        assert now(appliance) == 0
+        done = nfqlb_command(lab, "adopt", "-c", str(appliance.config))
+        assert done.returncode == 0, done.stderr
+        wait_until(lambda: now(appliance) == 2, "the two that are under way")
+        assert set(servers_of(appliance).values()) == {"web2"}
+        assert [row["real"] for row in rows(appliance, "sticky")] == ["web2"]
+        texts = [row["text"] for row in rows(appliance, "events")]
+        assert "2 connections of the kernel's taken over" in texts
+        left = lab.gateway.run("conntrack", "-L", "-p", "tcp", "-d", VIP).stdout.splitlines()
+        times = {line.split()[3]: int(line.split()[2]) for line in left}
+        assert 3000 < times["ESTABLISHED"] <= 3600
+        assert times["TIME_WAIT"] <= 10
+        lab.gateway.run("conntrack", "-F")
+        wait_until(lambda: now(appliance) == 0, "their end")
+
+
+def test_without_offload_the_kernel_has_nothing_to_adopt(lab: Lab) -> None:
+    with balancing(lab, plain.configuration(lab)) as appliance, pytest.raises(ControlError, match="offload"):
+        appliance.ask("adopt")
+
+
 def test_a_full_table_gives_up_what_nobody_answers(lab: Lab) -> None:
     """A23: half-open connections make room, established ones never, though nothing of them was heard."""
     config = configuration(

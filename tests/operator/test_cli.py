@@ -148,7 +148,7 @@ class Running:
                 raise ControlError("bad-argument", "command 3: no such server; nothing was changed", "sorry")
             request.reply({"said": ["one", "two"]})
             return
-        if request.cmd in ORDERS:
+        if request.cmd in (*ORDERS, "adopt"):
             self.orders.append((request.cmd, request.args))
             if request.args.get("name") == "nobody":
                 raise ControlError("bad-argument", "there is no real server 'nobody'", "there is web1")
@@ -512,6 +512,13 @@ def test_waiting_is_passed_on_and_what_holds_is_said(running: Running) -> None:
         ("wait", {"condition": "real web1 empty"}),
         ("wait", {"condition": "real a failed and connections 0", "timeout": 5.0}),
     ]
+
+
+def test_adopting_is_an_order(running: Running) -> None:
+    status, output, errors = running.run("adopt", "--socket", str(running.path))
+    assert (status, errors) == (0, "")
+    assert "\x1b" not in output
+    assert running.orders == [("adopt", {})]
 
 
 def test_a_batch_is_one_request(running: Running, tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def test_levels(
         ("set-virtual", Level.OPERATE),
         ("clear-sticky", Level.OPERATE),
         ("batch", Level.OPERATE),
+        ("adopt", Level.OPERATE),
         ("reload", Level.ADMIN),
         ("capture", Level.ADMIN),
     ],

@@ -63,6 +63,10 @@ class Ledger:
         self.deleted.append(inbound)
         return self.rows.pop(inbound, None) is not None
 
+    def shorten(self, inbound: bytes, protocol: int, seconds: int) -> bool:
+        self.rows[inbound] = self.rows[inbound]._replace(timeout=seconds)
+        return True
+
 
 def key(source: tuple[str, int], destination: tuple[str, int]) -> bytes:
     addresses = ip_address(source[0]).packed + ip_address(destination[0]).packed
@@ -301,6 +305,19 @@ def test_connections_that_only_the_kernel_knows_are_adopted(gateway: Worker) -> 
     assert gateway.connections() == [1, 1]
     gateway.client(RST, 1, 0, port=5001)
     assert gateway.connections() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("state", "given", "left"),
+    [(ESTABLISHED, 432_000, 3600), (ESTABLISHED, 300, 300), (TIME_WAIT, 3600, 10), (SYN_SENT, 3600, 30)],
+)
+def test_the_entry_of_a_stranger_has_no_more_time_than_one_of_ours(
+    gateway: Worker, state: int, given: int, left: int
+) -> None:
+    """F36: what another gateway's kernel had comes with a time that somebody chose."""
+    inbound = gateway.enter(state=state, timeout=given)
+    gateway.sweep()
+    assert gateway.ledger.rows[inbound].timeout == left
 
 
 def test_an_entry_of_a_server_that_is_no_more_is_not_adopted(gateway: Worker) -> None:

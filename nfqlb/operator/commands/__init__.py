@@ -34,6 +34,7 @@ ALL: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "clear": ("forget which client is bound to which server", change.add_clear),
     "wait": ("wait until a server is empty, failed, in service, ...", script.add_wait),
     "batch": ("carry out several orders, all of them or none", script.add_batch),
+    "adopt": ("look for connections that the kernel has from another gateway", script.add_adopt),
     "doctor": ("say what is wrong here, and what to do about it", doctor.add_doctor),
     "capture": ("write what a virtual server's packets were, and became, to a file", capture.add_capture),
     "replay": ("run a capture through other settings: what would have gone where?", capture.add_replay),

@@ -1,4 +1,4 @@
-"""`wait` and `batch`: what scripts need beside single orders."""
+"""`wait`, `batch` and `adopt`: what scripts need beside single orders."""
 
 import argparse
 import sys
@@ -38,6 +38,13 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
     add_config(parser, required=False)
 
 
+def add_adopt(parser: argparse.ArgumentParser) -> None:
+    """The words of `adopt`."""
+    parser.set_defaults(command=_adopt)
+    add_socket(parser)
+    add_config(parser, required=False)
+
+
 def _wait(options: argparse.Namespace) -> int:
     from math import inf
 
@@ -50,6 +57,15 @@ def _wait(options: argparse.Namespace) -> int:
     with Client(socket_of(options)) as client:
         result = client.call("wait", args, patience=inf if options.timeout is None else options.timeout)
     say(map(clean, said(result)))
+    return 0
+
+
+def _adopt(options: argparse.Namespace) -> int:
+    from nfqlb.operator.change import said
+    from nfqlb.runtime.client import Client
+
+    with Client(socket_of(options)) as client:
+        say(map(clean, said(client.call("adopt", {}))))
     return 0
 
 
