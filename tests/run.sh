@@ -11,7 +11,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 require_root
 # shellcheck disable=SC2086 # lists of words
 install_packages $build_packages $gateway_packages nginx-light curl wrk iperf3 tcpdump iputils-ping conntrack \
-    dnsmasq-base bind9-dnsutils prometheus tshark systemd zsh mandoc
+    conntrackd keepalived dnsmasq-base bind9-dnsutils prometheus tshark systemd zsh mandoc
 install_project test,fuzz
 
 scratch=$(mktemp -d)

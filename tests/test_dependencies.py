@@ -43,7 +43,7 @@ CALLED = {
 #: What is in Debian's copyright file of a package under such a licence.
 COPYRIGHT = {
     "GPL-2.0-only": r"^License: GPL-2\b",
-    "GPL-2.0-or-later": r"^License: GPL-2\+|common-licenses/GPL-2\b",
+    "GPL-2.0-or-later": r"^License: GPL-2\+|common-licenses/GPL-2\b|either version 2 of the License, or",
     "LGPL-2.1-or-later": r"LGPL-2\.1\b",
     "PSF-2.0": r"PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2",
     "MPL-2.0": r"^License: MPL-2\.0\b",

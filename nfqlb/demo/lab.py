@@ -173,12 +173,16 @@ class Lab:
         self._stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
         self.network = self._stack.enter_context(Network(self.identity))
         outside, inside = self._mtus
-        self.gateway = self._host(
-            "gateway", outside=("192.0.2.1/24", outside), inside=("10.0.0.1/24", inside)
-        )
-        self._forward_ipv6(self.gateway)
+        self.gateways = self._build_gateways(outside, inside)
+        self.gateway = self.gateways[0]
         self.clients = self._build_side("client", "outside", "192.0.2", "203.0.113", self._sizes[0], outside)
         self.servers = self._build_side("web", "inside", "10.0.0", "10.0.1", self._sizes[1], inside)
+
+    def _build_gateways(self, outside: int, inside: int) -> tuple[Host, ...]:
+        """One gateway, its ends of the links with these MTUs."""
+        gateway = self._host("gateway", outside=("192.0.2.1/24", outside), inside=("10.0.0.1/24", inside))
+        self._forward_ipv6(gateway)
+        return (gateway,)
 
     def _build_side(
         self, name: str, side: str, near: str, far: str, count: int, mtu: int
@@ -198,7 +202,7 @@ class Lab:
             self.network.switch("far", ends)
             self.router = router
             beside = (router,)
-        self.network.switch(side, [host.interfaces[side] for host in (self.gateway, *beside)])
+        self.network.switch(side, [host.interfaces[side] for host in (*self.gateways, *beside)])
         if self.router is not None and routed:
             self._route(self.gateway, f"{far}.0/24", f"{near}.2")
             self._route(self.router, "default", f"{near}.1")

@@ -31,7 +31,7 @@ class Bench(Lab):
 
     def __exit__(self, *raised: Any) -> None:
         """Also take away what killed gateways have left to their next start, which does not come."""
-        left = files_of(self.gateway.namespace)
+        left = [file for gateway in self.gateways for file in files_of(gateway.namespace)]
         super().__exit__(*raised)
         for file in left:
             Path(file).unlink(missing_ok=True)
