@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from time import monotonic
+from typing import Self
 
 PATIENCE = 10.0
 """Seconds without a byte after which a visitor gives up and reports an error."""
@@ -61,21 +62,22 @@ class Event:
 
 
 class Visit:
-    """One connection of a visitor to a virtual server."""
+    """One connection of a visitor to a virtual server, from a port of its own where `own_port` is not 0."""
 
-    def __init__(self, plan: Plan, place: str, source: str) -> None:
+    def __init__(self, plan: Plan, place: str, source: str, own_port: int = 0) -> None:
         self._plan = plan
         self._place = place
         self._source = source
+        self._from = (source, own_port)
         self._port = plan.shop if place == "shop" else plan.page
         self._asked = 0
         self._own_port = 0
         self._begun = monotonic()
 
-    async def __aenter__(self) -> "Visit":
+    async def __aenter__(self) -> Self:
         async with asyncio.timeout(PATIENCE):
             self._reader, self._writer = await asyncio.open_connection(
-                self._plan.address, self._port, local_addr=(self._source, 0)
+                self._plan.address, self._port, local_addr=self._from
             )
         self._own_port = self._writer.get_extra_info("sockname")[1]
         return self
