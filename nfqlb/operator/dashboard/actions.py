@@ -76,15 +76,14 @@ def press(state: State, key: str) -> list[Deed]:
     if key in "12345" and len(key) == 1:
         state.go(Page(TABS[int(key) - 1]))
         return [Do("refresh")]
-    by = _moves(state).get(key)
     pane = focused(state)
+    by = _moves(pane).get(key)
     if by is not None and pane is not None:
         pane.listing.move(pane.keys, by)
     return []
 
 
-def _moves(state: State) -> dict[str, int]:
-    pane = focused(state)
+def _moves(pane: AnyPane | None) -> dict[str, int]:
     page, whole = (pane.listing.height, len(pane.rows)) if pane is not None else (1, 1)
     return {
         "up": -1, "k": -1, "down": 1, "j": 1, "pgup": -page, "pgdn": page, " ": page,

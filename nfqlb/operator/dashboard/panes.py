@@ -26,7 +26,6 @@ class Pane(Generic[T]):
     there is to say of a row in a line of its own; empty where no line is wanted.
     """
 
-    name: str
     listing: Listing
     columns: Sequence[Column[T]]
     rows: Sequence[T]
@@ -74,12 +73,15 @@ def panes(state: State) -> list[AnyPane]:
 
 def focused(state: State) -> AnyPane | None:
     """The list that keys act on."""
-    found = panes(state)
+    return at_focus(state, panes(state))
+
+
+def at_focus(state: State, found: Sequence[AnyPane]) -> AnyPane | None:
+    """The one of these lists of the page that keys act on."""
     return found[min(state.focus, len(found) - 1)] if found else None
 
 
 def _pane(
-    name: str,
     listing: Listing,
     columns_: Sequence[Column[T]],
     rows: Sequence[T],
@@ -97,7 +99,7 @@ def _pane(
     if column is not None and column.sort is not None:
         kept = _sorted(kept, column.sort, listing.reverse)
     return Pane(
-        name, listing, columns_, kept, [key(row) for row in kept], len(rows), title, empty or "nothing", about
+        listing, columns_, kept, [key(row) for row in kept], len(rows), title, empty or "nothing", about
     )
 
 
@@ -115,7 +117,6 @@ def _virtuals(state: State) -> list[AnyPane]:
     rows = state.snapshot.virtuals if state.snapshot is not None else ()
     return [
         _pane(
-            "virtuals",
             state.listing("virtuals"),
             columns.virtuals(state, rows),
             rows,
@@ -131,7 +132,6 @@ def _reals(state: State) -> list[AnyPane]:
     rows = state.snapshot.reals if state.snapshot is not None else ()
     return [
         _pane(
-            "reals",
             state.listing("reals"),
             columns.reals(state, rows),
             rows,
@@ -153,7 +153,6 @@ def _connections(state: State, title: str = "") -> AnyPane:
         rows = [row for row in rows if row.virtual == name]
     asked = state.connections is not None
     return _pane(
-        "connections",
         state.listing("connections"),
         columns.connections(rows),
         rows,
@@ -168,7 +167,6 @@ def _events(state: State) -> list[AnyPane]:
     happened, decided = state.events or (), state.decisions or ()
     return [
         _pane(
-            "events",
             state.listing("events"),
             columns.events(state, happened),
             happened,
@@ -179,7 +177,6 @@ def _events(state: State) -> list[AnyPane]:
             about=lambda row: f"{row.text}, by {row.who}" if row.who else row.text,
         ),
         _pane(
-            "decisions",
             state.listing("decisions"),
             columns.decisions(state, decided),
             decided,
@@ -196,7 +193,6 @@ def _virtual(state: State) -> list[AnyPane]:
     rows = virtual.places if virtual is not None else ()
     return [
         _pane(
-            "servers",
             state.listing("servers"),
             columns.places(state, rows),
             rows,

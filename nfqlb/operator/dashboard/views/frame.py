@@ -1,5 +1,6 @@
 """The whole screen: header with the verdict, tabs, the page, the line below it, and what lies over it."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from rich.segment import Segment
@@ -22,21 +23,23 @@ _TAB_OF = {"summary": 0, "virtuals": 1, "reals": 2, "connections": 3, "events": 
 def frame(state: State, width: int, height: int) -> Lines:
     """Exactly `height` lines of `width` cells each; what does not fit is left out."""
     state.seen = set()
-    top = [header(state, width), verdict(state, width), _tabs(state, width)]
-    bottom = [_footer(state, width)]
-    body = page(state, width, max(0, height - len(top) - len(bottom)))
+    found = lists.panes(state)
+    pane = lists.at_focus(state, found)
+    top = [header(state, width), verdict(state, width), _tabs(state, pane, width)]
+    bottom = [_footer(state, pane, width)]
+    body = page(state, found, width, max(0, height - len(top) - len(bottom)))
     lines = [*top, *body, *bottom]
     if len(lines) > height:
         lines = lines[:height]
     return over.over(lines, state, width, height) if state.told is not None else lines
 
 
-def page(state: State, width: int, height: int) -> Lines:
-    """The page in `height` lines."""
+def page(state: State, found: Sequence[AnyPane], width: int, height: int) -> Lines:
+    """The page, with these lists, in `height` lines."""
     lines: Lines = []
     if state.snapshot is not None:
         lines = _above(state, width, height)
-        lines += _lists(state, width, height - len(lines))
+        lines += _lists(state, found, width, height - len(lines))
     return [*lines[:height], *(Line(width, state.look).done() for _ in range(height - len(lines)))]
 
 
@@ -52,9 +55,8 @@ def _above(state: State, width: int, height: int) -> Lines:
     return []
 
 
-def _lists(state: State, width: int, height: int) -> Lines:
+def _lists(state: State, found: Sequence[AnyPane], width: int, height: int) -> Lines:
     lines: Lines = []
-    found = lists.panes(state)
     state.focus = min(state.focus, max(0, len(found) - 1))
     for index, pane in enumerate(found):
         room = height - len(lines)
@@ -142,13 +144,12 @@ def verdict(state: State, width: int) -> list[Segment]:
     return line.gap(1).put(snapshot.verdict or snapshot.state, TITLE).done()
 
 
-def _tabs(state: State, width: int) -> list[Segment]:
+def _tabs(state: State, pane: AnyPane | None, width: int) -> list[Segment]:
     line = Line(width, state.look)
     current = _TAB_OF[state.page.kind]
     names = _TABS if width >= 64 else tuple(tab[:5] for tab in _TABS)
     for index, name in enumerate(names):
         line.gap(1).put(f" {name} ", CHOSEN if index == current else PLAIN)
-    pane = lists.focused(state)
     told = []
     if pane is not None:
         listing = pane.listing
@@ -160,7 +161,7 @@ def _tabs(state: State, width: int) -> list[Segment]:
     return line.done()
 
 
-def _footer(state: State, width: int) -> list[Segment]:
+def _footer(state: State, pane: AnyPane | None, width: int) -> list[Segment]:
     line = Line(width, state.look)
     prompt = state.prompt
     if isinstance(prompt, Confirming):
@@ -169,7 +170,6 @@ def _footer(state: State, width: int) -> list[Segment]:
     if isinstance(prompt, Weighing):
         return line.put(f" weight of {prompt.name}: {prompt.text}_ ", TITLE).put("(Enter, Esc)", FAINT).done()
     if isinstance(prompt, Filtering):
-        pane = lists.focused(state)
         pattern = pane.listing.pattern if pane is not None else ""
         return line.put(f" rows that hold: {pattern}_ ", TITLE).put("(Enter, Esc)", FAINT).done()
     if state.message and state.now < state.message_until:
