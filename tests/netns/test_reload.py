@@ -346,8 +346,8 @@ def test_a_worker_that_is_killed_in_a_reload(lab: Lab, gateway: Appliance) -> No
         for each in (without(lab, "web2", web(lab, "web1", "web3")), config) * 2:
             gateway.config.write_text(each)
             pid = gateway.worker
-            os.kill(gateway.program.pid, signal.SIGHUP)
             done = gateway.program.stderr.count(" reloaded")
+            os.kill(gateway.program.pid, signal.SIGHUP)
             os.kill(pid, signal.SIGKILL)
             wait_until(lambda done=done: gateway.program.stderr.count(" reloaded") > done, "the reload")  # type: ignore[misc]
             assert held.again() == first
