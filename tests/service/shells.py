@@ -74,11 +74,14 @@ class Shell:
             self._read(0.1)
 
     def _quiet(self) -> None:
-        """Read until nothing more comes: long enough for the program that the shell asks."""
+        """Read until nothing more comes and the program that the shell asks has ended."""
         before = -1
-        while before != len(self.screen):
+        while before != len(self.screen) or self._asks():
             before = len(self.screen)
             self._read(1.0)
+
+    def _asks(self) -> bool:
+        return bool(Path(f"/proc/{self._pid}/task/{self._pid}/children").read_text())
 
     def _read(self, seconds: float) -> None:
         if select.select([self._terminal], [], [], seconds)[0]:
