@@ -343,10 +343,13 @@ class Director:
         dropped = self.fpas.expire(now, share)
         looked = self.table.expire(now, budget - dropped)
         more = self._outage.step(now, (budget + _ENDING_COSTS - 1) // _ENDING_COSTS)
-        for wrong in self.audit.step(self.real_servers.values(), self.virtual_servers, now, budget // 4 or 1):
-            self.chronicle.drifted(wrong, now)
         self.chronicle.look_at_floods(now)
         return more or dropped >= share or looked >= budget - dropped
+
+    def recount(self, now: float, budget: int = 250) -> None:
+        """Count up to `budget` connections again, and tell of counters that were wrong (`core.audit`)."""
+        for wrong in self.audit.step(self.real_servers.values(), self.virtual_servers, now, budget):
+            self.chronicle.drifted(wrong, now)
 
     def _happened(self, connection: Connection, event: Event | None, now: float) -> None:
         connection.seen = now

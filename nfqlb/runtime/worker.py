@@ -158,6 +158,7 @@ class Worker:
                     interest = self._answer(poll, now, interest)
             if overdue or now >= timer:
                 overdue = self.director.tick(now, _TIMER_BUDGET)
+                self.director.recount(now, _TIMER_BUDGET // 4)
                 timer = now + _TIMER
                 self._recorder.look(now)
                 if self._orphan is not None:

@@ -165,6 +165,7 @@ class Scenario:
         self.now += seconds
         while self.director.tick(self.now):
             pass
+        self.director.recount(self.now)
 
     # --- what can be seen
 

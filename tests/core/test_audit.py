@@ -22,6 +22,7 @@ def round_of(lab: Scenario, budget: int = 1000) -> None:
     lab.now += 15
     while lab.director.audit.rounds == before:
         lab.director.tick(lab.now, budget)
+        lab.director.recount(lab.now, budget // 4 or 1)
 
 
 def told(lab: Scenario) -> list[str]:
@@ -97,7 +98,7 @@ def test_a_new_configuration_begins_a_new_count() -> None:
     for _ in range(50):
         lab.connect()
     lab.now += 15
-    lab.director.tick(lab.now, 10)
+    lab.director.recount(lab.now, 2)
     assert lab.director.table.recount is not None
     gateway = replace(lab.config.gateway, count_on="syn-ack", close_on="fin")
     lab.director.reconfigure(replace(lab.config, gateway=gateway), lab.now)
@@ -142,7 +143,7 @@ def test_whatever_happens_meanwhile(steps: list[tuple[str, int]], tight: bool) -
             lab.wait(which)
         elif step == "count":
             lab.now += 4
-            lab.director.tick(lab.now, 1)
+            lab.director.recount(lab.now, 1)
         elif step in ("ack", "fin", "reset") or (step == "server_fin" and call.reply_key):
             getattr(call, step)()
     round_of(lab, 1)
