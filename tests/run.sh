@@ -39,6 +39,7 @@ build_packages_and_check() {
 step style "$venv/bin/ruff" check --no-cache .
 step types "$venv/bin/mypy" --cache-dir "$cache/mypy"
 step packages build_packages_and_check
-step tests "$venv/bin/python" -m pytest --ignore=tests/bench --basetemp="$scratch/pytest" "$@"
+# Most tests wait for programs more than they compute, so there are more of them at once than processors.
+step tests "$venv/bin/python" -m pytest --ignore=tests/bench --basetemp="$scratch/pytest" -n 3 --dist loadfile "$@"
 
 [ -z "$failed" ] || fail "failed:$failed"
