@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--datapath", choices=("rewrite", "offload", "both"), default="rewrite")
     parser.add_argument("--report", type=Path, help="a Markdown file to write")
     wanted = parser.parse_args()
+    words = f"--seed {wanted.seed} --minutes {wanted.minutes:g} --datapath {wanted.datapath}"
     with site(Shape(wanted.datapath), Size()) as place:
         story = Story(place, random.Random(wanted.seed), Pace(), to_terminal)
         try:
@@ -38,9 +39,9 @@ def main() -> int:
             for text in unsteady(story):
                 story.blame(text)
             if wanted.report:
-                wanted.report.write_text(report(story, wanted.datapath, wanted.seed))
+                wanted.report.write_text(report(story, wanted.datapath, words))
     if wanted.report:
-        wanted.report.write_text(report(story, wanted.datapath, wanted.seed))
+        wanted.report.write_text(report(story, wanted.datapath, words))
     sys.stdout.write(verdict(story) + "\n")
     return 1 if story.wrong else 0
 

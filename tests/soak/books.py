@@ -55,6 +55,15 @@ class Taken:
     ended: float
 
 
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """SYNs from everywhere at a virtual server: from when until when (s)."""
+
+    place: str
+    begun: float
+    ended: float
+
+
 @dataclass(slots=True)
 class Ledger:
     """What the gateway has counted: connections of each link, now and ever; of each virtual server, ever."""
@@ -131,6 +140,19 @@ def by_servers(pages: Counter[str], served: Mapping[str, int], *, exact: bool) -
         f"{server}: {pages[server]} pages arrived, the server sent {served[server]}"
         for server in sorted(served)
         if served[server] < pages[server] or (exact and served[server] != pages[server])
+    ]
+
+
+def given_up(losses: Iterable[Loss], bursts: Sequence[Burst]) -> list[Loss]:
+    """Losses of connections that were half-open in a burst: at its `synguard` the oldest makes room.
+
+    Such a client has seen the server's SYN-ACK, but the gateway not yet its ACK; an answer it never had.
+    """
+    return [
+        loss
+        for loss in losses
+        if (loss.what, loss.server) == ("connection", "")
+        and any(one.place == loss.place and one.begun <= loss.begun <= one.ended for one in bursts)
     ]
 
 

@@ -18,7 +18,7 @@ from tests.netns import test_takeover as takeover
 from tests.netns.asking import wait_until
 from tests.netns.long_faults import kill_worker
 from tests.netns.test_guard_gateway import FLUSH
-from tests.soak.books import Taken
+from tests.soak.books import Burst, Taken
 from tests.soak.site import FLOODED, Site
 
 _FLOOD = str(Path(__file__).resolve().parents[1] / "netns" / "flood.py")
@@ -238,10 +238,12 @@ def link_down(site: Site, chance: random.Random) -> float:
 def flooded(site: Site, chance: random.Random) -> float:
     """SYNs from anywhere for some seconds, more than the gateway lets through."""
     words = (FLOODED.address, str(FLOODED.port), "3.5", str(chance.randint(2500, 5000)))
-    assert site.hostile.start(sys.executable, _FLOOD, *words).wait(30) == 0
     begun = time.monotonic()
-    wait_until(lambda: half_open(site) < 20, "the end of what the flood has left")
-    return time.monotonic() - begun
+    assert site.hostile.start(sys.executable, _FLOOD, *words).wait(30) == 0
+    over = time.monotonic()
+    wait_until(lambda: half_open(site) < 20, "the end of what the flood has left", timeout=30)
+    site.bursts.append(Burst(FLOODED.name, begun, time.monotonic()))
+    return time.monotonic() - over
 
 
 def half_open(site: Site) -> int:

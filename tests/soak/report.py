@@ -50,17 +50,16 @@ def verdict(story: Story) -> str:
     return f"{len(story.wrong)} things were wrong:\n" + "\n".join(story.wrong)
 
 
-def report(story: Story, datapath: str, seed: int) -> str:
-    """All of it."""
+def report(story: Story, datapath: str, words: str) -> str:
+    """All of it; `words` are those of the command that began the run."""
     opened = sum(story.counts.opened.values())
     unknown = sum(count for (_, server), count in story.counts.opened.items() if server == UNKNOWN)
     lasted = max(story.lasted, 1.0)
     lines = [
         f"# Soak, {datapath}",
         "",
-        f"`tests/soak/run.sh --seed {seed} --minutes {lasted / 60:.0f} --datapath {datapath}` at commit "
-        f"{_commit()}: {lasted / 60:.1f} minutes on Linux {platform.release()}, Python "
-        f"{platform.python_version()}.",
+        f"`tests/soak/run.sh {words}` at commit {_commit()}: {lasted / 60:.1f} minutes on Linux "
+        f"{platform.release()}, Python {platform.python_version()}.",
         "",
         "| | measured | should be |",
         "|---|---|---|",
@@ -74,6 +73,7 @@ def report(story: Story, datapath: str, seed: int) -> str:
         f"| packets that came to the gateway | {story.packets:,}, {story.packets / lasted:,.0f} a second | |",
         f"| damaged packets | {story.site.malformed:,} | |",
         f"| lost with a server that was taken away | {story.excused:,} | |",
+        f"| given up half-open in a burst, for others, as `synguard` says | {story.crowded:,} | |",
         f"| lost otherwise | {len(story.lost)} | 0 |",
         f"| rests at which all was compared | {len(story.rests)} | |",
         f"| what did not agree, at any of them | {len(story.wrong)} | 0 |",

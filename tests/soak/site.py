@@ -20,7 +20,7 @@ from nfqlb.runtime.protocol import ControlError, JSONObject
 from tests.netns.asking import traces, wait_until
 from tests.netns.both import Bench, Datapath, configuration
 from tests.netns.test_protocols import name_server
-from tests.soak.books import Counts, Taken
+from tests.soak.books import Burst, Counts, Taken
 from tests.soak.visitors import Loss, Place, Plan
 
 ECHO = 7777
@@ -80,7 +80,7 @@ def config(
     other: dict[str, Any] = {"datapath": "offload"} if shape.datapath == "both" else {}
     virtuals = (
         virtual("web", names, scheduler=plain),
-        virtual("shop", pages, port=8080, sticky=20, synguard=500, synguard_rate=1500, **other),
+        virtual("shop", pages, port=8080, sticky=20, synguard=2000, synguard_rate=1500, **other),
         virtual("fast", pages, port=81, scheduler="fastest-response"),
         virtual("six", six, address=VIP6, scheduler=hashed, **other),
         virtual("dns", names, port=53, protocol="udp", scheduler="round-robin", **other),
@@ -94,7 +94,10 @@ def config(
 
 
 class Site:
-    """What runs, and how to ask it. `taken` are the servers that were taken away so far."""
+    """What runs, and how to ask it.
+
+    `taken` are the servers that were taken away so far, `bursts` the bursts of SYNs.
+    """
 
     def __init__(
         self, lab: Bench, gateway: Appliance, web: dict[str, Program], size: Size, shape: Shape
@@ -109,6 +112,7 @@ class Site:
         self.trickle: Program | None = None
         self.malformed = 0
         self.taken: list[Taken] = []
+        self.bursts: list[Burst] = []
         self._read: dict[Host, int] = {}
         self._logged: dict[str, int] = {}
         self._accounts = 0

@@ -88,6 +88,7 @@ class Story:
     done: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     lost: list[Loss] = field(default_factory=list)
     excused: int = 0
+    crowded: int = 0
     counts: Counts = field(default_factory=Counts)
     connections: int = 0
     drops: Counter[str] = field(default_factory=Counter)
@@ -206,6 +207,9 @@ class Story:
 
     def judge(self, losses: list[Loss]) -> None:
         """Which losses nothing explains."""
+        crowded = books.given_up(losses, self.site.bursts)
+        self.crowded += len(crowded)
+        losses = [loss for loss in losses if loss not in crowded]
         bad = books.unexcused(losses, self.site.taken)
         self.lost += bad
         self.excused += len(losses) - len(bad)

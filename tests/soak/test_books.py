@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.soak import books
-from tests.soak.books import Counts, Ledger, Taken
+from tests.soak.books import Burst, Counts, Ledger, Taken
 from tests.soak.gauge import growth
 from tests.soak.visitors import Loss
 
@@ -95,6 +95,23 @@ def test_pages() -> None:
 def test_which_losses_are_explained(server: str, begun: float, at: float, explained: bool) -> None:
     loss = Loss("web", "connection", server, 1, begun, at, "gone")
     assert books.unexcused([loss], [Taken("web1", 10, 15)]) == ([] if explained else [loss])
+
+
+@pytest.mark.parametrize(
+    ("place", "what", "server", "begun", "expected"),
+    [
+        ("shop", "connection", "", 12, True),
+        ("shop", "connection", "web1", 12, False),
+        ("shop", "connect", "", 12, False),
+        ("shop", "connection", "", 16, False),
+        ("web", "connection", "", 12, False),
+    ],
+)
+def test_which_losses_are_a_bursts(
+    place: str, what: str, server: str, begun: float, expected: bool
+) -> None:
+    loss = Loss(place, what, server, 1, begun, begun + 30, "gone")
+    assert books.given_up([loss], [Burst("shop", 10, 15)]) == ([loss] if expected else [])
 
 
 def test_growth() -> None:

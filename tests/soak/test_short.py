@@ -28,7 +28,7 @@ def test_nothing_is_lost_and_all_is_counted(capsys: pytest.CaptureFixture[str]) 
         story = Story(place, random.Random(SEED), Pace(storm=1, calm=3, pause=0.4), print)
         story.tell((part,))
         story.finish()
-        text = report(story, "both", SEED)
+        text = report(story, "both", f"--seed {SEED}")
     with capsys.disabled():
         print(text if story.wrong else f"{story.lasted:.0f} s, {story.packets:,} packets")
     assert story.wrong == []
