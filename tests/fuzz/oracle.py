@@ -1,16 +1,14 @@
 """What a packet must be after it was judged, found without the code that judges.
 
-Owns the independent view: its own walk along the headers, its own sums (a plain loop over words; scapy and
-dpkt, which are slow, for those who ask), and the claims that hold for every packet, damaged ones too. A
-translation changes one address, one port, and sums; and no sum's error: what was right is right, and what was
-wrong stays exactly as wrong.
+Owns the independent view: its own walk along the headers, its own sums (a plain loop over words; scapy, which
+is slow, for those who ask), and the claims that hold for every packet, damaged ones too. A translation
+changes one address, one port, and sums; and no sum's error: what was right is right, and what was wrong stays
+exactly as wrong.
 """
 
 from struct import unpack
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import dpkt
-from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6, in6_chksum
 from scapy.utils import checksum
 
@@ -244,16 +242,3 @@ def check_by_scapy(packet: bytes) -> None:
     if found.protocol == _UDP:
         body = body[: _word(body, 4)]
     assert in6_chksum(found.protocol, IPv6(packet[:40]), body) == 0
-
-
-def seen_by_others(packet: bytes) -> list[tuple[bytes, bytes, int, int]]:
-    """Addresses and ports as scapy and as dpkt read them, of a packet without extension headers."""
-    six = packet[0] >> 4 == 6
-    theirs: Any = (IPv6 if six else IP)(packet)
-    ours: Any = (dpkt.ip6.IP6 if six else dpkt.ip.IP)(packet)
-    scapys = bytes(theirs)[8:40] if six else bytes(theirs)[12:20]
-    size = len(scapys) // 2
-    return [
-        (scapys[:size], scapys[size:], theirs.payload.sport, theirs.payload.dport),
-        (ours.src, ours.dst, ours.data.sport, ours.data.dport),
-    ]

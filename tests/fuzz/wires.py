@@ -36,36 +36,40 @@ def ending(key: bytes) -> bytes:
 def queue(data: bytes) -> int:
     """The queue's message parser: whole messages, damaged ones, and any bytes at all, into one buffer."""
     choices, buffer = Choices(data), bytearray(BUFFER)
-    view, errors = memoryview(buffer), list[Exception]()
+    view, errors, judged = memoryview(buffer), list[Exception](), list[bytes]()
     reader = QueueMessages(7)
     reader.on_error = errors.append
 
     def judge(buffer: bytearray, start: int, end: int, hook: int, info: int, stamp_at: int) -> int:
         assert start >= 36
-        assert end <= BUFFER
-        assert 0 <= hook <= 255
         assert 0 <= stamp_at <= start - 16 or not stamp_at
+        judged.append(bytes(buffer[start:end]))
         return choices.below(4)
 
     reader.judge = judge
     count = 0
     while count < _MOST and (choices.left or not count):
         count += 1
-        whole = _queued(choices) if choices.below(8) else choices.some(200)
+        payload: bytes | None = packet(choices, nobody, inbound=True).data[:2000]
+        whole = _queued(choices, payload or b"")
+        if not choices.below(8):
+            whole, payload = choices.some(200), None
         if choices.below(2):
-            whole = damage(choices, whole)
+            whole, payload = damage(choices, whole), None
         buffer[: len(whole)] = whole
         got = len(whole)
         is_error(buffer, got)
         packet_id = id_in(buffer, got)
         place = reader.find(buffer, got)
         if place is None:
+            assert payload is None, "it is whole"
             continue
         number = bytes(buffer[24:28])
         mask = choices.pick((0, 0x00FF_0000))
         answered = (
             reader.answer_mark(buffer, view, place, mask) if mask else reader.answer(buffer, view, place)
         )
+        assert payload is None or judged[-1] == payload
         assert bytes(answered[28:32]) == number
         assert packet_id in (0, int.from_bytes(number, "big"))
         assert len(answered) >= 32
@@ -76,37 +80,40 @@ def queue(data: bytes) -> int:
     return count
 
 
-def _queued(choices: Choices) -> bytes:
+def _queued(choices: Choices, payload: bytes) -> bytes:
     parts = attribute(1, pack("!IHB", choices.below(1000), 0x0800, choices.below(5)))
     for kind, value in ((5, 4), (6, 4), (3, 4), (20, 4), (9, 12), (4, 16), (16, 4), (14, 4)):
         if choices.below(2):
             parts += attribute(kind, choices.take(value))
-    return _message(3 << 8, parts + attribute(10, packet(choices, nobody, inbound=True).data[:2000]))
+    return _message(3 << 8, parts + attribute(10, payload))
 
 
 def tap(data: bytes) -> int:
     """The tap's message parser, several messages in one read."""
     choices, buffer = Choices(data), bytearray(BUFFER)
-    errors, gaps = list[Exception](), list[int]()
+    errors, gaps, seen = list[Exception](), list[int](), list[tuple[bytes, int]]()
 
     def on_packet(buffer: bytearray, start: int, end: int, hook: int, stamp: tuple[int, ...]) -> None:
-        assert start <= BUFFER
-        assert end <= BUFFER
         assert len(stamp) in (0, 2)
+        seen.append((bytes(buffer[start:end]), hook))
 
     reader = TapMessages(on_packet, gaps.append)
     reader.on_error = errors.append
     count = 0
     while count < _MOST and (choices.left or not count):
-        batch = b""
+        batch, put = b"", list[tuple[bytes, int]]()
         for _ in range(1 + choices.below(4)):
             count += 1
             made = packet(choices, nobody, inbound=True).data[: choices.below(97)]
-            batch += copied(choices, made, choices.below(5), count)
-        if choices.below(2):
+            put.append((made, choices.below(5)))
+            batch += copied(choices, *put[-1], count)
+        damaged = choices.below(2)
+        if damaged:
             batch = damage(choices, batch)
         buffer[: len(batch)] = batch
+        seen.clear()
         reader.read(buffer, len(batch))
+        assert damaged or seen == put
     assert len(reader._layouts) <= 32
     if errors:
         raise errors[0]
