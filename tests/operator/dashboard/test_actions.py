@@ -237,6 +237,7 @@ def test_whatever_is_pressed_the_screen_is_whole(
 
 def test_before_the_first_snapshot() -> None:
     state = State()
-    assert keys(state, "1", "2", "j", "e", "d", "s", "/", "enter", "esc") is not None
+    deeds = keys(state, "1", "2", "j", "e", "d", "s", "/", "enter", "esc")
+    assert not [deed for deed in deeds if isinstance(deed, Order)]
     lines = ["".join(segment.text for segment in line) for line in frame(state, 80, 24)]
     assert "asking the gateway" in lines[1]
