@@ -97,10 +97,8 @@ class Terminal:
         """Act upon signals; whether the program had been stopped. Raises EndedError where one ends it."""
         with contextlib.suppress(BlockingIOError):
             self.wakeup.recv(4096)
+        self._end()
         signals, self._signals = self._signals, set()
-        for number in ENDING:
-            if number in signals:
-                raise EndedError(number)
         if signal.SIGTSTP in signals:
             self._stop()
         elif signal.SIGCONT in signals:  # it was stopped by SIGSTOP, and who knows what came meanwhile
@@ -144,11 +142,28 @@ class Terminal:
         before, self._before = self._before, None
         if before is None:
             return
-        with contextlib.suppress(OSError):
+        try:
             self._console.set_alt_screen(False)
             self._console.show_cursor(True)
+        except OSError:
+            self._lose()
+        if self._is_behind():
+            return  # the shell has its own modes by now, and whoever changes them from behind is stopped
         with contextlib.suppress(termios.error):
             termios.tcsetattr(self.source, termios.TCSADRAIN, before)
+
+    def _is_behind(self) -> bool:
+        """Whether another job has the terminal, as after a SIGSTOP."""
+        try:
+            return os.tcgetpgrp(self.source) != os.getpgrp()
+        except OSError:  # it is not ours to have in that sense, or gone
+            return False
+
+    def _lose(self) -> None:
+        """The terminal is gone: what is left to write goes nowhere, or Python would end with an error."""
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._screen)
+        os.close(null)
 
     def _stop(self) -> None:
         """Ctrl-Z: stop, with the terminal as it was; take it over again when the program goes on."""
@@ -157,7 +172,14 @@ class Terminal:
         signal.raise_signal(signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, self._note)
         self._signals.discard(signal.SIGCONT)  # that was this
+        self._end()  # before the terminal is taken, which is another job's perhaps
         self._take()
+
+    def _end(self) -> None:
+        """Raises EndedError where a signal has come that ends the program."""
+        for number in ENDING:
+            if number in self._signals:
+                raise EndedError(number)
 
     def _leave(self) -> None:
         self._give_back()
@@ -174,7 +196,7 @@ def interactive() -> bool:
         sys.stdin is not None
         and sys.stdin.isatty()
         and sys.stdout.isatty()
-        and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+        and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
     )
 
 

@@ -291,7 +291,7 @@ def test_stopped_from_outside_and_gone_on_with(gateway: Gateway) -> None:
 
 
 def test_the_gateway_goes_and_comes_back(gateway: Gateway) -> None:
-    """It stays up with the last picture, says that there is no answer, and goes on when there is one."""
+    """F33: it stays up with the last picture, says that there is no answer, and goes on when there is one."""
     with top(gateway.path, idle=gateway.step) as screen:
         screen.shows("all well")
         gateway.stop()
