@@ -171,20 +171,25 @@ class _Out(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record's lines, or count them as lost."""
-        try:
-            line = self.format(record)
-        except Exception:  # noqa: BLE001 - a defect in a log line must not stop what it tells of
-            self.handleError(record)
-            return
+        line = self._line(record)
         if self._lost:
             lost, self._lost = self._lost, 0
-            told = logging.LogRecord(
-                __name__, logging.WARNING, "", 0, "%d log entries were lost: nobody read them", (lost,), None
-            )
-            if not self._write(self.format(told)):
+            told = _own(logging.WARNING, "%d log entries were lost: nobody read them", lost)
+            if not self._write(self._line(told)):
                 self._lost = lost
         if self._lost or not self._write(line):
             self._lost += 1
+
+    def _line(self, record: logging.LogRecord) -> str:
+        """A record's lines. A defect in them must neither stop what they tell of, nor leave it untold."""
+        try:
+            return self.format(record)
+        except Exception as error:  # noqa: BLE001
+            why = f"{type(error).__name__} in {record.name}, line {record.lineno}: {record.msg!r:.200}"
+        try:
+            return self.format(_own(logging.ERROR, "a log entry could not be written: %s", why))
+        except Exception:  # noqa: BLE001
+            return clean(why)
 
     def _write(self, line: str) -> bool:
         """Whether the line got out whole; one that did not get out at all may come again."""
@@ -199,6 +204,10 @@ class _Out(logging.Handler):
                 return False
         self._patience = _PATIENCE
         return True
+
+
+def _own(level: int, message: str, *args: object) -> logging.LogRecord:
+    return logging.LogRecord(__name__, level, "", 0, message, args, None)
 
 
 def _last_words(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

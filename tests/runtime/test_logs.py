@@ -121,6 +121,29 @@ def test_json_that_nobody_can_write_is_written_as_text(machine: Log) -> None:
     assert json.loads(machine.lines()[0])["odd"] == "/x"
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_an_entry_that_cannot_be_written_is_told_of(style: Style, tmp_path: Path) -> None:
+    """F13: in the style of the others, and those that follow are not harmed."""
+    for log in opened(tmp_path, style):
+        logger.info("%d of %s", "web1")
+        logger.info("said")
+        broken, said = log.lines()
+        assert "a log entry could not be written: TypeError in nfqlb.test, line " in broken
+        assert "%d of %s" in broken
+        assert "said" in said
+        assert style != "json" or json.loads(broken)["level"] == "error"
+
+
+def test_a_log_that_cannot_write_anything_leaves_its_callers_alone(
+    text: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F13: not even a line of its own."""
+    (handler,) = (each for each in logging.getLogger().handlers if type(each).__module__ == logs.__name__)
+    monkeypatch.setattr(handler, "formatter", logging.Formatter("%(nothing)s"))
+    logger.error("failed")
+    assert text.lines()[0].startswith("ValueError in nfqlb.test, line ")
+
+
 def test_debugging_is_not_logged(text: Log) -> None:
     logger.debug("said")
     assert text.lines() == []
