@@ -177,11 +177,14 @@ class PacketQueue(QueueMessages):
                     raise
                 self.overruns += 1
                 continue
-            place = self.find(buffer, got)
-            if place is None:
-                self._set_aside(buffer, got)
-                return False
-            verdicts.append(self.answer(buffer, view, place))
+            try:
+                place = self.find(buffer, got)
+                if place is None:
+                    self._set_aside(buffer, got)
+                    return False
+                verdicts.append(self.answer(buffer, view, place))
+            except Exception as error:  # noqa: BLE001  whatever went wrong, the packet needs its verdict
+                self._fail(buffer, got, verdicts, error)
             size += got
             if size > _BATCH_BYTES:
                 break
@@ -191,6 +194,13 @@ class PacketQueue(QueueMessages):
         """Send verdicts together; where the kernel has no room for them all, one by one."""
         try:
             self._socket.sendmsg(verdicts)
+    def _fail(self, buffer: bytearray, got: int, verdicts: list[memoryview], error: Exception) -> None:
+        """Drop a packet that was read, and that nobody came to judge."""
+        if packet_id := id_in(buffer, got):
+            verdicts.append(memoryview(self.drop(packet_id.to_bytes(4, "big"))))
+        self.failed += 1
+        self.on_error(error)
+
             return
         except OSError:
             pass
