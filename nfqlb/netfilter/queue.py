@@ -48,7 +48,7 @@ _SO_SNDBUFFORCE = 32
 _SO_MEMINFO = 55
 _memory = Struct("=II").unpack_from  # SK_MEMINFO_RMEM_ALLOC, SK_MEMINFO_RCVBUF (linux/sock_diag.h)
 _CONFIG_COMMAND, _CONFIG_PARAMS, _CONFIG_LENGTH, _CONFIG_MASK, _CONFIG_FLAGS = 1, 2, 3, 4, 5
-_BIND = b"\1\0\0\0"
+_BIND, _UNBIND = b"\1\0\0\0", b"\2\0\0\0"
 _FLAG_GSO = 4
 _COPY_PACKET = 2
 
@@ -109,6 +109,10 @@ class PacketQueue(QueueMessages):
         length = header(8, _CONFIG_LENGTH) + self._length.to_bytes(4, "big")
         self._socket.send(self.message(MSG_CONFIG, length))
         self._configure()
+
+    def let_go(self) -> None:
+        """Unbind, with the socket left as it is for `rebind`; the kernel drops what still waits."""
+        self._socket.send(self.message(MSG_CONFIG, Struct("=HH").pack(8, _CONFIG_COMMAND) + _UNBIND))
 
     def fileno(self) -> int:
         """The descriptor that is readable when packets wait."""
@@ -190,10 +194,6 @@ class PacketQueue(QueueMessages):
                 break
         return False
 
-    def _send(self, verdicts: list[memoryview]) -> None:
-        """Send verdicts together; where the kernel has no room for them all, one by one."""
-        try:
-            self._socket.sendmsg(verdicts)
     def _fail(self, buffer: bytearray, got: int, verdicts: list[memoryview], error: Exception) -> None:
         """Drop a packet that was read, and that nobody came to judge."""
         if packet_id := id_in(buffer, got):
@@ -201,6 +201,10 @@ class PacketQueue(QueueMessages):
         self.failed += 1
         self.on_error(error)
 
+    def _send(self, verdicts: list[memoryview]) -> None:
+        """Send verdicts together; where the kernel has no room for them all, one by one."""
+        try:
+            self._socket.sendmsg(verdicts)
             return
         except OSError:
             pass

@@ -14,7 +14,7 @@ COUNTERS = frozenset({"total"})
 GROUPS = frozenset(
     {
         "drops", "replies", "followed", "losses", "ditched", "traffic", "journal", "shadow", "response",
-        "evicted", "audit",
+        "evicted", "audit", "defects",
     }
 )  # fmt: skip
 #: Fields that tell the rows of a list apart: the first that is there does.

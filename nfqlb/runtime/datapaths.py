@@ -168,6 +168,7 @@ class Datapaths:
             if self.rewriting is not None:
                 undo.callback(self.rewriting.close)
             self.offloading = Offloading(config, given) if OFFLOAD in used else None
+            self._free = False  # the queue of `offload` has been let go of
             undo.pop_all()
 
     @property
@@ -206,8 +207,22 @@ class Datapaths:
             found |= {_tap(tap.group): tap.fileno(), _ENDINGS: self.offloading.endings.fileno()}
         return found
 
-    def rebind(self) -> list[str]:
-        """Bind again what the kernel has let go of, as it does with a module of its own. Says what it was."""
+    def let_go(self) -> bool:
+        """Unbind the queue of `offload`, if there is one: the kernel spreads new connections alone then."""
+        if self.offloading is None:
+            return False
+        self._free = True
+        self.offloading.queue.let_go()
+        return True
+
+    def rebind(self, *, again: bool = False) -> list[str]:
+        """Bind again what the kernel has let go of, as it does with a module of its own. Says what it was.
+
+        `again`: also what we have let go of.
+        """
+        if self._free and not again:
+            return []
+        self._free = False
         done = []
         queues = bound(QUEUES)
         for queue in self.queues:

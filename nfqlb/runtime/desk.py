@@ -20,6 +20,7 @@ from nfqlb.runtime.history import History, Moment, moment
 from nfqlb.runtime.protocol import JSON, ControlError, JSONObject, Request, objects
 from nfqlb.runtime.pulse import Account, Asks, Pulse
 from nfqlb.runtime.queues import QueueSums, QueueWatch
+from nfqlb.runtime.stumbles import Stumbles
 from nfqlb.runtime.summary import GatewayStatus
 from nfqlb.runtime.waiting import Waiting
 from nfqlb.runtime.watching import Watching
@@ -69,6 +70,7 @@ class Desk:
         self.virtual_completers: list[Callable[[Iterable[JSONObject]], None]] = []
         self.followers: list[Callable[[Config], None]] = []
         self.last: JSONObject | None = None  # the last snapshot
+        self.stumbles = Stumbles()  # the supervisor's
         self.watching = Watching(clock)
         self.waiting = Waiting(clock)
         self.listeners.append(self.watching.look)
@@ -155,9 +157,11 @@ class Desk:
         """A worker has been started."""
         self.pulse.born()
 
-    def died(self, pid: int, cause: str) -> None:
-        """A worker is dead, and another will be started."""
-        self.events.add("worker", str(pid), f"worker {pid} died ({cause}); starting another", level="warning")
+    def died(self, pid: int, cause: str, wait: str = "") -> None:
+        """A worker is dead, and another will be started: at once, unless `wait` says otherwise."""
+        level = "error" if wait else "warning"
+        text = f"worker {pid} died ({cause}); {wait or 'starting another'}"
+        self.events.add("worker", str(pid), text, level=level)
 
     # --- the pulse
 
@@ -178,7 +182,7 @@ class Desk:
 
     def _show(self, snapshot: JSONObject, scheduled: bool) -> None:
         self.complete_virtuals(snapshot["virtuals"])
-        _carefully(self._queues.look, snapshot)
+        self._carefully(self._queues.look, snapshot)
         self.last = snapshot = picture.judged(snapshot)
         if scheduled:
             self._asked = False
@@ -193,7 +197,14 @@ class Desk:
         if snapshot["state"] == picture.RUNNING:
             self.waiting.look(snapshot)
         for listen in self.listeners if scheduled else ():
-            _carefully(listen, snapshot)
+            self._carefully(listen, snapshot)
+
+    def _carefully(self, look: Callable[[JSONObject], object], snapshot: JSONObject) -> None:
+        """Show somebody a snapshot; who stumbles over it takes nobody else's away."""
+        try:
+            look(snapshot)
+        except Exception as error:  # noqa: BLE001
+            self.stumbles.note("showing a snapshot", error)
 
     def _around(self) -> picture.Surroundings:
         return picture.Surroundings(self.known_neighbours(), self.rules, self.reload, self.others)
@@ -221,12 +232,7 @@ class Desk:
             queues=self._sums.of(queue for queue in self._read() if queue.number in self._roles),
             roles=self._roles,
             rooms=self._rooms(),
+            stumbles=self.stumbles.count,
         )
 
 
-def _carefully(look: Callable[[JSONObject], object], snapshot: JSONObject) -> None:
-    """Show somebody a snapshot; who stumbles over it takes nobody else's away."""
-    try:
-        look(snapshot)
-    except Exception:
-        logger.exception("a snapshot could not be used")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from nfqlb.netfilter.neighbours import Neighbour
 from nfqlb.runtime import views
 from nfqlb.runtime.problems import problems, verdict
-from nfqlb.runtime.protocol import JSON, JSONObject, objects
+from nfqlb.runtime.protocol import JSON, JSONObject, objects, part
 from nfqlb.runtime.pulse import Account
 from nfqlb.runtime.summary import GatewayStatus, summary
 
@@ -80,7 +80,8 @@ def refreshed(snapshot: JSONObject, status: GatewayStatus, around: Surroundings)
     """A snapshot with what can be known without the worker as it is now: queues, and `others`."""
     known = status.kernel_rows()
     rows: list[JSON] = [{**row, **known.get(row["number"], {})} for row in objects(snapshot["queues"])]
-    return {**snapshot, "queues": rows, **around.others}
+    defects = {**part(snapshot, "defects"), "supervisor": status.stumbles}
+    return {**snapshot, "queues": rows, "defects": defects, **around.others}
 
 
 def judged(snapshot: JSONObject) -> JSONObject:

@@ -48,6 +48,10 @@ def _gateway(snapshot: JSONObject) -> Iterator[Problem]:
         yield Problem("error", str(rules["contested"]))
     if reload.get("ok") is False:
         yield Problem("warning", f"last reload failed{_because(reload.get('error'))}")
+    defects = [*part(snapshot, "defects").values(), part(snapshot, "drops").get("internal-error")]
+    if many := sum(each for each in defects if isinstance(each, int)):
+        what = "1 internal error" if many == 1 else f"{many:,} internal errors"
+        yield Problem("warning", f"{what}; please report it, with the log")
 
 
 def _because(why: JSON) -> str:

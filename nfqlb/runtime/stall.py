@@ -31,6 +31,8 @@ from nfqlb.runtime.protocol import JSON, JSONObject
 
 LOOK = 0.2
 """Seconds between two looks of the supervisor."""
+STOPPED_BY_OTHERS = "it has been stopped"
+"""How the reason begins that is no fault of the worker's."""
 STOPPED, LOOPING, HANGING, BIRTH = 0.6, 3.0, 6.0, 20.0
 MOST = 4  # times as long, at the end
 YOUNG = 60.0  # seconds that a worker has lived at most
@@ -118,7 +120,7 @@ class Vitals:
         if self._used is None:
             self._used = doing.used
         if doing.state in ("T", "t"):
-            return f"it has been stopped for {quiet:.1f} s" if quiet >= STOPPED else ""
+            return f"{STOPPED_BY_OTHERS} for {quiet:.1f} s" if quiet >= STOPPED else ""
         asked = self._heart.patience
         if now < asked:
             return ""
@@ -164,9 +166,12 @@ class Watchdog:
         self._due = now
         self._beats = -1
 
-    def due(self, now: float) -> bool:
-        """Whether to tell it now. A worker without a beat since the last time leaves it untold."""
-        if not self._every or now < self._due or self._heart.beats == self._beats:
+    def due(self, now: float, *, idle: bool = False) -> bool:
+        """Whether to tell it now. A worker without a beat since the last time leaves it untold.
+
+        `idle`: there is none for a while, on purpose.
+        """
+        if not self._every or now < self._due or (self._heart.beats == self._beats and not idle):
             return False
         self._beats = self._heart.beats
         self._due = now + self._every

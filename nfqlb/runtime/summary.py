@@ -16,7 +16,8 @@ from nfqlb.runtime.protocol import JSON, JSONObject
 class GatewayStatus:
     """What the supervisor knows of the gateway. `uptime` is in seconds, `worker_pid` None where none runs.
 
-    `roles` is what each queue is for, `rooms` what it has room for, both by its number.
+    `roles` is what each queue is for, `rooms` what it has room for, both by its number. `stumbles` are the
+    supervisor's own.
     """
 
     version: str
@@ -28,6 +29,7 @@ class GatewayStatus:
     queues: Sequence[QueueStatus]
     roles: Mapping[int, str] = field(default_factory=dict)
     rooms: Mapping[int, Room] = field(default_factory=dict)
+    stumbles: int = 0
 
     def kernel_rows(self) -> dict[JSON, JSONObject]:
         """What the kernel says of each queue, by number: the part of its row that no worker is asked for."""
@@ -41,6 +43,7 @@ class Losses:
     `packets`: judged, in `busy_s` seconds. `overruns`: reports that the kernel had no room to hand a packet
     over; `refused`: verdicts that it did not take; `unreadable`: packets in a message of a shape not
     understood. `unkept` are records that found no room in the journal: connections, and servers.
+    `stumbles` are defects that the worker went on from, beside those in judging a packet.
     `followed` is what was not told in time of connections that the kernel carries, by what it is.
     """
 
@@ -50,6 +53,7 @@ class Losses:
     refused: Mapping[int, int] = field(default_factory=dict)
     unreadable: Mapping[int, int] = field(default_factory=dict)
     unkept: int = 0
+    stumbles: int = 0
     followed: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -62,6 +66,7 @@ def counts(totals: Totals, losses: Losses | None = None) -> JSONObject:
             for name in ("packets", "busy_s", "overruns", "refused", "unreadable")
         },
         "journal": {"lost": losses.unkept},
+        "defects": {"worker": losses.stumbles},
         "followed": dict(losses.followed),
         "connections": {
             "now": totals.connections,
@@ -79,7 +84,9 @@ def counts(totals: Totals, losses: Losses | None = None) -> JSONObject:
 def summary(worker: Mapping[str, JSON], gateway: GatewayStatus) -> JSONObject:
     """The whole `summary`: the worker's half, as `counts` made it, and what the supervisor knows."""
     losses = worker["losses"]
+    defects = worker["defects"]
     assert isinstance(losses, dict)
+    assert isinstance(defects, dict)
     known = gateway.kernel_rows()
     return {
         "version": gateway.version,
@@ -99,6 +106,7 @@ def summary(worker: Mapping[str, JSON], gateway: GatewayStatus) -> JSONObject:
             for queue in gateway.queues
         ],
         "journal": worker["journal"],
+        "defects": {**defects, "supervisor": gateway.stumbles},
         "followed": worker["followed"],
         "evicted": worker["evicted"],
         "audit": worker["audit"],

@@ -47,6 +47,7 @@ from nfqlb.runtime.notify import Notifier, from_environment
 from nfqlb.runtime.protocol import ControlError, JSONObject
 from nfqlb.runtime.reload import Reload
 from nfqlb.runtime.stall import LOOK, Movement, Watchdog
+from nfqlb.runtime.stumbles import Stumbles
 from nfqlb.runtime.takeover import Bequest
 from nfqlb.runtime.tracking import Tracking
 from nfqlb.runtime.traffic import Traffic
@@ -58,6 +59,7 @@ logger = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1)
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _TICK = 1.0
+_BREATH = 0.05  # seconds after a defect, which may come again each time
 
 
 class Supervisor:
@@ -82,6 +84,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._undo = ExitStack()
         self._stopping = False
+        self._stumbles = Stumbles()
         self._heir = heir
         self.leaving = heir is not None  # until we have taken over, what is there is not ours to undo
 
@@ -128,7 +131,9 @@ class Supervisor:
         self._workers = Workers(self._selector, self._journal, self._be_worker)
         finally_(self._workers.end)
         self._desk = Desk(config, self._workers, self._datapaths.roles, self._datapaths.rooms)
+        self._desk.stumbles = self._stumbles
         self._workers.born, self._workers.died = self._desk.born, self._desk.died
+        self._workers.rest = self._rest
         moves = Movement()
         self._desk.listeners += [
             lambda snapshot: self._notifier.status(str(snapshot["verdict"])),
@@ -284,31 +289,44 @@ class Supervisor:
 
     # --- serving
 
+    def _rest(self, rests: bool) -> str:
+        """No worker is there for a while, or one will be: what happens to packets meanwhile, in words."""
+        if not rests:
+            self._datapaths.rebind(again=True)
+            return ""
+        alone = self._datapaths.let_go() if fallback.wanted(self._config) else False
+        return "; the kernel spreads new connections alone" if alone else ""
+
     def _serve(self) -> None:
         tick = time.monotonic()
         watchdog = Watchdog(self._workers.heart, self._notifier.watchdog, tick)
+        looks = (self._workers.look_after, self._desk.glance)
+        ticks = (
+            self._control.tick, self._metrics.tick, self._workers.tick, self._desk.tick, self._missed.tick,
+            self._guard.tick, self._fallback.tick, self._tracking.tick, self._hands.tick, self._reload.tick,
+            self._checkup.tick,
+        )  # fmt: skip
         while not self._stopping:
             for key, mask in self._selector.select(LOOK):
-                key.data(mask)
+                self._carefully(key.data, mask)
             now = time.monotonic()
             if not self._stopping:
-                self._workers.look_after()
-                self._desk.glance()
-            if watchdog.due(now):
+                for look in looks:
+                    self._carefully(look)
+            if watchdog.due(now, idle=self._workers.resting):
                 self._notifier.alive()
             if now >= tick:
                 tick = now + _TICK
-                self._control.tick()
-                self._metrics.tick()
-                self._workers.tick()
-                self._desk.tick()
-                self._missed.tick()
-                self._guard.tick()
-                self._fallback.tick()
-                self._tracking.tick()
-                self._hands.tick()
-                self._reload.tick()
-                self._checkup.tick()
+                for each in ticks:
+                    self._carefully(each)
+
+    def _carefully(self, act: Callable[..., object], *args: object) -> None:
+        """No defect in what is beside the packets may end the gateway."""
+        try:
+            act(*args)
+        except Exception as error:  # noqa: BLE001
+            self._stumbles.note(f"in {getattr(act, '__qualname__', act)}", error)
+            time.sleep(_BREATH)
 
     # --- the worker
 

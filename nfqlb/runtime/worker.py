@@ -31,6 +31,7 @@ from nfqlb.runtime.orphan import Orphan
 from nfqlb.runtime.protocol import JSONObject, Result
 from nfqlb.runtime.recording import Recorder
 from nfqlb.runtime.stall import BIRTH, Heart
+from nfqlb.runtime.stumbles import Stumbles
 from nfqlb.runtime.summary import Losses, counts
 from nfqlb.runtime.views import respond
 
@@ -76,7 +77,9 @@ class Worker:
         self._orphan: Orphan | None = None
         self._replies = replies
         self._stopping = False
+        self._interest = select.POLLIN  # in what the channel has
         self._complained = -_QUIET
+        self._stumbles = Stumbles(hopeless=True)
         self._paths = Paths(config, datapaths, journal)
         self.director = self._paths.director
         self._recorder = Recorder(self.director, self._paths.watch)
@@ -136,9 +139,8 @@ class Worker:
         sources = {source.reader.fileno(): source for source in self._datapaths.sources()}
         for descriptor in sources:
             poll.register(descriptor, select.POLLIN)
-        interest = select.POLLIN
-        poll.register(self._channel.fileno(), interest)
-        paths, chronicle, beat = self._paths, self.director.chronicle, self._heart.beat
+        poll.register(self._channel.fileno(), self._interest)
+        paths, beat, note = self._paths, self._heart.beat, self._stumbles.note
         timer = 0.0
         overdue = False  # more has timed out than one round looked at
         behind = False  # the kernel has not told everything
@@ -150,25 +152,43 @@ class Worker:
                 paths.tell_time(now)
             for descriptor, _ in ready:  # in the order of registration
                 source = sources.get(descriptor)
-                if source is not None:
-                    source.reader.run(source.budget)
-                elif self._orphan is not None:
-                    self._orphan.ready(descriptor)
-                else:
-                    interest = self._answer(poll, now, interest)
+                try:
+                    if source is not None:
+                        source.reader.run(source.budget)
+                    else:
+                        self._heed(poll, descriptor, now)
+                except Exception as error:  # noqa: BLE001  no defect may end a worker that can go on
+                    note("reading what came", error)
             if overdue or now >= timer:
-                overdue = self.director.tick(now, _TIMER_BUDGET)
-                self.director.recount(now, _TIMER_BUDGET // 4)
                 timer = now + _TIMER
-                self._recorder.look(now)
-                if self._orphan is not None:
-                    self._orphan.tick(now)
-                    self._stopping = self._stopping or self._orphan.over
-            behind = paths.catch_up()
-            if chronicle.touched:
-                self._tell(now)
-            if self._replies is not None:
-                self._reply(self._replies)
+                try:
+                    overdue = self._look_around(now)
+                except Exception as error:  # noqa: BLE001
+                    overdue = False
+                    note("looking at what has timed out", error)
+            try:
+                behind = paths.catch_up()
+                self._say(now)
+            except Exception as error:  # noqa: BLE001
+                behind = False
+                note("telling what has happened", error)
+
+    def _look_around(self, now: float) -> bool:
+        """What is to be done now and then; whether more has timed out than could be looked at."""
+        if self._orphan is not None:
+            self._orphan.tick(now)
+            self._stopping = self._stopping or self._orphan.over
+        self._recorder.look(now)
+        overdue = self.director.tick(now, _TIMER_BUDGET)
+        self.director.recount(now, _TIMER_BUDGET // 4)
+        return overdue
+
+    def _say(self, now: float) -> None:
+        """Tell operators and clients what there is to tell."""
+        if self.director.chronicle.touched:
+            self._tell(now)
+        if self._replies is not None:
+            self._reply(self._replies)
 
     def _reply(self, sockets: ReplySockets) -> None:
         """Send what is to go to clients; what the kernel does not take is lost, as any packet may be."""
@@ -176,18 +196,25 @@ class Worker:
             if not sockets.send(packet):
                 self.director.tally.reply(Reply.NOT_SENT)
 
-    def _answer(self, poll: select.poll, now: float, interest: int) -> int:
-        """Answer what the supervisor asks; returns what the channel waits for from now on."""
+    def _heed(self, poll: select.poll, descriptor: int, now: float) -> None:
+        """Something is readable that is no packet."""
+        if self._orphan is not None:
+            self._orphan.ready(descriptor)
+        else:
+            self._answer(poll, now)
+
+    def _answer(self, poll: select.poll, now: float) -> None:
+        """Answer what the supervisor asks, and wait for what the channel needs from now on."""
         for request in self._channel.poll():
             with self._heart.busy(_ANSWER):
                 respond(request, lambda cmd, args: self._result(cmd, args, now))
         if self._channel.lost:
             self._lose(poll, now)
-            return interest
+            return
         wanted = select.POLLIN | (select.POLLOUT if self._channel.events & EVENT_WRITE else 0)
-        if wanted != interest:
+        if wanted != self._interest:
+            self._interest = wanted
             poll.modify(self._channel.fileno(), wanted)
-        return wanted
 
     def _lose(self, poll: select.poll, now: float) -> None:
         """The supervisor is gone."""
@@ -231,6 +258,7 @@ class Worker:
             refused={queue.number: queue.refused for queue in queues},
             unreadable={queue.number: queue.unreadable for queue in queues},
             unkept=self._journal.unkept,
+            stumbles=self._stumbles.count,
             followed=self._paths.followed(),
         )
 

@@ -101,6 +101,7 @@ def snapshot(*, reals: int = 2) -> dict[str, Any]:
             }
         ],
         "journal": {"lost": 19},
+        "defects": {"worker": 33, "supervisor": 34},
         "conntrack": {"now": 28, "limit": 29, "lost": {"drop": 30, "early_drop": 31, "insert_failed": 32}},
         "followed": {"lost": 20},
         "evicted": {"connections": 25, "sticky": 26},

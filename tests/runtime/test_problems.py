@@ -64,6 +64,12 @@ def test_the_worst_comes_first() -> None:
             "1 of 1 server (web1) cannot be reached on the link",
         ),
         ({"queues": [{"dropping": True}, {"dropping": True}]}, "error", "2 queues dropping"),
+        ({"defects": {"worker": 1}}, "warning", "1 internal error; please report it, with the log"),
+        (
+            {"defects": {"worker": 0, "supervisor": 3}, "drops": {"internal-error": 1200, "no-server": 5}},
+            "warning",
+            "1,203 internal errors; please report it, with the log",
+        ),
         ({"queues": [{"filling": True}, {"filling": False}]}, "warning", "queue filling"),
         ({"queues": [{"filling": True}, {"filling": True}]}, "warning", "2 queues filling"),
         ({"queues": [{"filling": True, "dropping": True}]}, "error", "queue dropping"),

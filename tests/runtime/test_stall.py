@@ -187,6 +187,15 @@ def test_the_watchdog_hears_at_half_of_its_time() -> None:
     assert told == [0, 5, 10, 15, 20, 25]
 
 
+def test_the_watchdog_hears_of_a_gateway_that_is_without_a_worker_on_purpose() -> None:
+    """F13: to be started anew would only go round that."""
+    watchdog = Watchdog(Heart(), 10.0, 100.0)
+    assert watchdog.due(100.0)
+    assert not watchdog.due(105.0)
+    assert watchdog.due(105.0, idle=True)
+    assert not watchdog.due(106.0, idle=True)
+
+
 def test_the_watchdog_hears_nothing_without_a_beat_and_at_once_with_the_next() -> None:
     heart = Heart()
     watchdog = Watchdog(heart, 10.0, 100.0)

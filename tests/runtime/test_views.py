@@ -152,7 +152,7 @@ def answer(cmd: str, **args: object) -> list[JSONObject]:
 def test_summary_is_made_of_what_worker_and_supervisor_know() -> None:
     losses = overview.Losses(
         packets={0: 1000, 1: 7}, busy_s={0: 0.0123456789, 1: 0.5}, overruns={0: 7, 1: 9}, unreadable={0: 1},
-        unkept=4,
+        unkept=4, stumbles=6,
     )  # fmt: skip
     worker = overview.counts(TOTALS, losses)
     gateway = overview.GatewayStatus(
@@ -165,6 +165,7 @@ def test_summary_is_made_of_what_worker_and_supervisor_know() -> None:
         queues=[QueueStatus(0, 99, 5, 1, 2, 1000)],
         roles={0: "new", 1: "established"},
         rooms={0: Room(1024, 2_000_000, 4608)},
+        stumbles=1,
     )
     document = overview.summary(json.loads(encode(worker)), gateway)
     assert document == {
@@ -193,6 +194,7 @@ def test_summary_is_made_of_what_worker_and_supervisor_know() -> None:
             }
         ],
         "journal": {"lost": 4},
+        "defects": {"worker": 6, "supervisor": 1},
         "followed": {},
         "evicted": {"connections": 0, "sticky": 0},
         "audit": {"drift": 0},

@@ -49,7 +49,8 @@ Said = Iterator[tuple[str, str, str]]
 def _gateway(snapshot: JSONObject, version: str) -> Said:
     if snapshot["state"] != "running":
         advice = "wait a second and ask again; if it stays so, its log says why workers die"
-        yield "error", "its worker does not answer, and is being replaced", advice
+        why = str(snapshot.get("why") or "and is being replaced")
+        yield "error", f"its worker does not answer: {why}", advice
     worker, reload = part(snapshot, "worker"), part(snapshot, "reload")
     restarts = _number(worker, "restarts")
     if restarts:
@@ -65,6 +66,8 @@ def _gateway(snapshot: JSONObject, version: str) -> Said:
     if error := part(snapshot, "fallback").get("error"):
         what = f"should it die, the kernel would not know to which servers new connections go: {error}"
         yield "warning", what, "is xt_statistic there? fallback = false says that it is not wanted"
+    if defects := sum(_number(part(snapshot, "defects"), who) for who in ("worker", "supervisor")):
+        yield "warning", f"it has gone on from {defects:,} defects", "its log has more; please report it"
     if _number(part(snapshot, "drops"), "internal-error"):
         yield "error", "packets were dropped for a defect of nfqlb", "its log has more; please report it"
 
