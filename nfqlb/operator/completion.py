@@ -21,9 +21,10 @@ DIRECTORIES = ":directories"
 _ANSWER = 0.5  # seconds that the gateway gets
 _PATHS = {"FILE": FILES, "PATH": FILES, "DIRECTORY": DIRECTORIES}
 _STATES = {
-    "real": ("in-service", "sticky-only", "maintenance", "out-of-service", "weight="),
+    "real": ("in-service", "sticky-only", "maintenance", "out-of-service"),
     "virtual": ("in-service", "out-of-service"),
 }
+_SET = {"real": (*_STATES["real"], "drain", "weight="), "virtual": _STATES["virtual"]}
 
 Names = Mapping[str, Sequence[str]]
 """The names of `real` and of `virtual` servers."""
@@ -108,7 +109,7 @@ def _values(line: _Line, action: argparse.Action, names: Names) -> list[Candidat
         return _condition(line.given, names)
     kind = line.parser.get_default("kind")
     if metavar.startswith("STATE"):
-        return [Candidate(state) for state in _STATES.get(kind, ())]
+        return [Candidate(state) for state in _SET.get(kind, ())]
     for subject in ("real", "virtual"):
         if subject in (action.dest, metavar.lower()) or (action.dest == "name" and kind == subject):
             return [Candidate(name, f"{subject} server") for name in names.get(subject, ())]
@@ -122,8 +123,8 @@ def _condition(given: Sequence[str], names: Names) -> list[Candidate]:
     if given[-1] in names:
         return [Candidate(name) for name in names[given[-1]]]
     if len(given) > 1 and given[-2] in names:
-        states = [state for state in _STATES[given[-2]] if not state.endswith("=")]
-        return [Candidate(word) for word in ("empty", "connections", "not", "failed", *states)]
+        words = ("empty", "connections", "not", "failed", *_STATES[given[-2]])
+        return [Candidate(word) for word in words]
     return []
 
 

@@ -21,6 +21,8 @@ from nfqlb.runtime.views import bad
 #: What an operator may set. A virtual server is in service or not (A26).
 REAL_STATES = tuple(state.shown for state in ServerState if state.operator)
 VIRTUAL_STATES = (ServerState.IN_SERVICE.shown, ServerState.OUT_OF_SERVICE.shown)
+#: What an operator may say as well.
+_WORDS = {"drain": ServerState.STICKY_ONLY}
 MAX_BATCH = 1000  # orders in a batch: they are carried out in one go, while packets wait
 #: Carries out an order that was found to be possible.
 Act = Callable[[], JSONObject]
@@ -194,16 +196,18 @@ def _name(what: str, args: JSONObject, names: Iterable[str]) -> str:
 
 def _state(args: JSONObject, allowed: tuple[str, ...], whose: str) -> ServerState:
     state = args.get("state")
-    if isinstance(state, str) and state in allowed:
-        return BY_NAME[state]
-    known = BY_NAME.get(state) if isinstance(state, str) else None
+    known = (BY_NAME | _WORDS).get(state) if isinstance(state, str) else None
+    if known is not None and known.shown in allowed:
+        return known
     found_out = known is not None and not known.operator
     wrong = f"{state} is found out, not set" if found_out else f"{state!r} is no state"
     if known is not None and known.operator:
         wrong += f" of {whose}"
-    near = views.suggest(str(state), allowed)
-    listed = f"states that can be set of {whose}: {', '.join(allowed)}"
-    raise bad(wrong, f"{near} {listed}" if near.startswith("did") and not found_out else listed)
+    words = {word: meant.shown for word, meant in _WORDS.items() if meant.shown in allowed}
+    near = views.suggest(str(state), (*allowed, *words))
+    named = [each + "".join(f" (or {word})" for word in words if words[word] == each) for each in allowed]
+    listed = f"states that can be set of {whose}: {', '.join(named)}"
+    raise bad(wrong, f"{near} {listed}" if near.startswith("did") else listed)
 
 
 def _weight(value: JSON) -> float:

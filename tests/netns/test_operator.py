@@ -264,8 +264,8 @@ def test_orders_that_are_refused(lab: Lab) -> None:
         assert refused(lab, "set", "real", "web", "maintenance").startswith(
             "nfqlb: there is no real server 'web'; did you mean 'web"
         )
-        listed = "can be set of a real server: in-service, sticky-only, maintenance, out-of-service"
-        assert listed in refused(lab, "set", "real", "web1", "drained")
+        listed = "a real server: in-service, sticky-only (or drain), maintenance, out-of-service"
+        assert listed in refused(lab, "set", "real", "web1", "dead")
         assert refused(lab, "set", "real", "web1", "failed").startswith("nfqlb: failed is found out, not set")
         assert "weight: -1 is not a weight (allowed: 0, or" in refused(
             lab, "set", "real", "web1", "weight=-1"

@@ -49,6 +49,14 @@ def test_a_real_server_s_state() -> None:
     ]
 
 
+def test_to_drain_is_to_set_sticky_only() -> None:
+    """R039: the word for it is as good as the state's name, also in a batch."""
+    lab = shop()
+    assert said(lab, "set-real", name="a", state="drain") == ["a: in-service -> sticky-only (0 connections)"]
+    drain = {"cmd": "set-real", "args": {"name": "a", "state": "drain"}}
+    assert said(lab, "batch", commands=[drain]) == ["a: sticky-only already (0 connections)"]
+
+
 def test_what_is_set_is_not_always_what_is() -> None:
     """R179, R184: it may have failed, or be full."""
     lab = shop()
@@ -108,7 +116,10 @@ def test_sticky_entries() -> None:
     assert said(lab, "clear-sticky", virtual=None, client=None) == ["0 sticky entries cleared"]
 
 
-STATES = "states that can be set of a real server: in-service, sticky-only, maintenance, out-of-service"
+STATES = (
+    "states that can be set of a real server: "
+    "in-service, sticky-only (or drain), maintenance, out-of-service"
+)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +137,9 @@ STATES = "states that can be set of a real server: in-service, sticky-only, main
             {"name": "a", "state": "maintenence"},
             f"did you mean 'maintenance'? {STATES}",
         ),
-        ("set-real", {"name": "a", "state": "drained"}, f"'drained' is no state; {STATES}"),
+        ("set-real", {"name": "a", "state": "drained"}, f"no state; did you mean 'drain'? {STATES}"),
+        ("set-real", {"name": "a", "state": "draining"}, "found out, not set; did you mean 'drain'?"),
+        ("set-virtual", {"name": "shop", "state": "drain"}, "'drain' is no state of a virtual server"),
         ("set-real", {"name": "a", "state": "failed"}, f"failed is found out, not set; {STATES}"),
         ("set-real", {"name": "a", "state": "max-capacity"}, "max-capacity is found out, not set"),
         ("set-real", {"name": "a", "state": 7}, "7 is no state"),

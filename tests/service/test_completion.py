@@ -61,6 +61,8 @@ def test_commands_are_offered_with_what_they_do() -> None:
         (("sh", "re"), ["reals"]),
         (("set", "real", ""), ["web1", "web2"]),
         (("set", "real", "web2", "main"), ["maintenance"]),
+        (("set", "real", "web2", "dr"), ["drain"]),
+        (("wait", "real", "web2", "dr"), []),
         (("set", "real", "web2", "maintenance", "we"), ["weight="]),
         (("set", "virtual", "i"), ["intranet"]),
         (("set", "virtual", "shop", ""), ["in-service", "out-of-service"]),

@@ -12,7 +12,7 @@ def add_set(parser: argparse.ArgumentParser) -> None:
     """The words of `set`."""
     kinds = parser.add_subparsers(metavar="KIND", required=True)
     words = {
-        "real": "in-service, sticky-only, maintenance or out-of-service, weight=N, or both",
+        "real": "in-service, sticky-only (or drain), maintenance or out-of-service, weight=N, or both",
         "virtual": "in-service or out-of-service",
     }
     for kind in WORDS["set"]:
