@@ -4,7 +4,8 @@ A module's `lab` is a `Bench`, made for the parameter `datapath`; its configurat
 here. What holds in one datapath alone is marked with `only`, which wants the reason.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import pytest
 
 from nfqlb.demo import appliance
 from nfqlb.demo.lab import Lab
+from nfqlb.demo.web import serve
 from tests.netns.asking import PREFIX, files_of
 
 Datapath = Literal["rewrite", "offload"]
@@ -35,6 +37,15 @@ class Bench(Lab):
         super().__exit__(*raised)
         for file in left:
             Path(file).unlink(missing_ok=True)
+
+
+@contextmanager
+def serving(datapath: Datapath, **shape: Any) -> Iterator[Bench]:
+    """A laboratory in which every server serves."""
+    with Bench(datapath, **shape) as lab:
+        for server in lab.servers:
+            serve(lab, server)
+        yield lab
 
 
 def configuration(lab: Lab, *virtuals: str, gateway: str = "", reals: dict[str, str] | None = None) -> str:

@@ -15,10 +15,9 @@ from contextlib import contextmanager
 
 from nfqlb.demo.appliance import Appliance, balancing, virtual
 from nfqlb.demo.lab import VIP, Lab
-from nfqlb.demo.web import serve
 from nfqlb.runtime.protocol import ControlError
 from tests.netns.asking import holding, queued, summary, wait_until
-from tests.netns.both import Bench, Datapath, configuration
+from tests.netns.both import Datapath, configuration, serving
 
 _PAUSE = 0.5  # seconds between two faults
 _ASK = 10  # faults between two requests over held connections: the servers give up idle ones after 75 seconds
@@ -73,9 +72,7 @@ def main(words: list[str]) -> int:
     act, usual = FAULTS[words[0]]
     times = int(words[1]) if len(words) > 1 else usual
     datapath: Datapath = "offload" if "offload" in words else "rewrite"
-    with Bench(datapath, clients=1, servers=3) as lab:
-        for server in lab.servers:
-            serve(lab, server)
+    with serving(datapath, clients=1, servers=3) as lab:
         names = [server.name for server in lab.servers]
         config = configuration(lab, virtual("web", names, scheduler="round-robin"))
         with balancing(lab, config) as gateway, holding(lab.client, 30) as held:

@@ -17,11 +17,10 @@ import pytest
 
 from nfqlb.demo.appliance import Appliance, balancing, virtual
 from nfqlb.demo.lab import Lab
-from nfqlb.demo.web import serve
 from nfqlb.runtime.protocol import ControlError
 from tests.netns.asking import holding, rows, servers_of, summary, wait_until
 from tests.netns.beside import asking_steadily
-from tests.netns.both import REWRITE, Bench, Datapath, configuration, only
+from tests.netns.both import REWRITE, Datapath, configuration, only, serving
 
 HOUR = 3600
 #: None of those that last could end in the time of a test; one that ends a connection is short.
@@ -46,9 +45,7 @@ class Clock:
 
 @pytest.fixture(scope="module")
 def lab(datapath: Datapath) -> Iterator[Lab]:
-    with Bench(datapath, clients=2, servers=3) as lab:
-        for server in lab.servers:
-            serve(lab, server)
+    with serving(datapath, clients=2, servers=3) as lab:
         yield lab
 
 

@@ -14,11 +14,10 @@ from nfqlb.demo.appliance import Appliance, balancing, nfqlb_command, python_pat
 from nfqlb.demo.appliance import command as words_of
 from nfqlb.demo.lab import VIP, Lab
 from nfqlb.demo.programs import Program
-from nfqlb.demo.web import serve
 from nfqlb.runtime.client import Client
 from nfqlb.runtime.protocol import ControlError
 from tests.netns.asking import ask, holding, rows, summary, wait_until
-from tests.netns.both import Bench, Datapath, configuration
+from tests.netns.both import Datapath, configuration, serving
 from tests.netns.test_operator import refusing, replace_worker
 
 SERVERS = ("web1", "web2")
@@ -27,9 +26,7 @@ NOBODY = 65534
 
 @pytest.fixture(scope="module")
 def lab(datapath: Datapath) -> Iterator[Lab]:
-    with Bench(datapath, clients=2, servers=2) as lab:
-        for server in lab.servers:
-            serve(lab, server)
+    with serving(datapath, clients=2, servers=2) as lab:
         yield lab
 
 

@@ -6,17 +6,14 @@ import pytest
 
 from nfqlb.demo.appliance import balancing, socket_path, virtual
 from nfqlb.demo.lab import Lab
-from nfqlb.demo.web import serve
 from tests.netns.asking import ask, holding, rows
-from tests.netns.both import Bench, Datapath, configuration
+from tests.netns.both import Datapath, configuration, serving
 from tests.operator.dashboard.screen import top
 
 
 @pytest.fixture(scope="module")
 def lab(datapath: Datapath) -> Iterator[Lab]:
-    with Bench(datapath, clients=1, servers=2) as lab:
-        for server in lab.servers:
-            serve(lab, server)
+    with serving(datapath, clients=1, servers=2) as lab:
         yield lab
 
 

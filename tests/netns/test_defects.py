@@ -11,10 +11,9 @@ import pytest
 
 from nfqlb.demo.appliance import Appliance, nfqlb_command, python_path, socket_path, virtual
 from nfqlb.demo.lab import VIP, Lab
-from nfqlb.demo.web import serve
 from nfqlb.runtime.protocol import ControlError
 from tests.netns.asking import ask, holding, queued, rows, summary, wait_until
-from tests.netns.both import REWRITE, Bench, Datapath, configuration, offloads, only
+from tests.netns.both import REWRITE, Datapath, configuration, offloads, only, serving
 from tests.netns.test_metrics import METRICS, Samples, scraped, value
 
 BROKEN = str(Path(__file__).with_name("broken.py"))
@@ -51,9 +50,7 @@ class Breakable(Appliance):
 
 @pytest.fixture(scope="module")
 def lab(datapath: Datapath) -> Iterator[Lab]:
-    with Bench(datapath, clients=1, servers=2) as lab:
-        for server in lab.servers:
-            serve(lab, server)
+    with serving(datapath, clients=1, servers=2) as lab:
         yield lab
 
 

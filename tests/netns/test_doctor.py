@@ -10,10 +10,9 @@ import pytest
 
 from nfqlb.demo.appliance import Appliance, balancing, nfqlb_command
 from nfqlb.demo.lab import VIP, Lab
-from nfqlb.demo.web import serve
 from nfqlb.netfilter.basechains import foreign
 from tests.netns.asking import ask, wait_until
-from tests.netns.both import REWRITE, Bench, Datapath, configuration, only
+from tests.netns.both import REWRITE, Datapath, configuration, only, serving
 from tests.netns.site import entered
 
 ONCE = "the kernel's rules are read alike, whoever rewrites"
@@ -22,9 +21,7 @@ Row = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def lab(datapath: Datapath) -> Iterator[Lab]:
-    with Bench(datapath, servers=2, ipv6=True) as lab:
-        for server in lab.servers:
-            serve(lab, server)
+    with serving(datapath, servers=2, ipv6=True) as lab:
         yield lab
 
 

@@ -9,19 +9,16 @@ from nfqlb.config.load import load
 from nfqlb.demo.appliance import balancing, command, nfqlb_command, python_path
 from nfqlb.demo.lab import VIP, Lab
 from nfqlb.demo.programs import run
-from nfqlb.demo.web import serve
 from nfqlb.netfilter import rules
 from tests.netns.asking import wait_until
-from tests.netns.both import REWRITE, Bench, configuration
+from tests.netns.both import REWRITE, configuration, serving
 from tests.netns.site import entered
 from tests.netns.test_doctor import doctor, wrong
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Bench(REWRITE, servers=2) as lab:
-        for server in lab.servers:
-            serve(lab, server)
+    with serving(REWRITE, servers=2) as lab:
         (lab.directory / "nfqlb.toml").write_text(configuration(lab))
         yield lab
 

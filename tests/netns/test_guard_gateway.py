@@ -11,11 +11,11 @@ import pytest
 from nfqlb.core.spec import Config, Gateway, Real, Server, Virtual
 from nfqlb.demo.appliance import Appliance, balancing, virtual
 from nfqlb.demo.lab import VIP, VIP6, Lab
-from nfqlb.demo.web import document, serve
+from nfqlb.demo.web import document
 from nfqlb.netfilter.messages import MSG_CONFIG
 from nfqlb.runtime.datapaths import Datapaths
 from tests.netns.asking import ask, rows, wait_until
-from tests.netns.both import Bench, Datapath, configuration
+from tests.netns.both import Datapath, configuration, serving
 from tests.netns.site import Site, built, entered
 
 IN_TIME = 5.0
@@ -25,9 +25,7 @@ FLUSH = "for t in filter nat mangle raw; do iptables -t $t -F; iptables -t $t -X
 
 @pytest.fixture(scope="module")
 def lab(datapath: Datapath) -> Iterator[Lab]:
-    with Bench(datapath, servers=2, ipv6=True) as lab:
-        for server in lab.servers:
-            serve(lab, server)
+    with serving(datapath, servers=2, ipv6=True) as lab:
         yield lab
 
 

@@ -18,9 +18,8 @@ from nfqlb.demo.appliance import (
 )
 from nfqlb.demo.lab import VIP, Lab
 from nfqlb.demo.programs import run
-from nfqlb.demo.web import serve
 from tests.netns.asking import ask, rules, spread, traces
-from tests.netns.both import REWRITE, SAME, Bench, Datapath, configuration, only
+from tests.netns.both import REWRITE, SAME, Datapath, configuration, only, serving
 
 OWN_RULES = """\
 *raw
@@ -48,9 +47,7 @@ READ_ONLY = (
 
 @pytest.fixture(scope="module")
 def lab(datapath: Datapath) -> Iterator[Lab]:
-    with Bench(datapath, clients=1, servers=2) as lab:
-        for server in lab.servers:
-            serve(lab, server)
+    with serving(datapath, clients=1, servers=2) as lab:
         lab.gateway.run("iptables-restore", given=OWN_RULES)
         lab.gateway.sysctl("net.ipv4.conf.outside.rp_filter", "1")
         yield lab

@@ -8,17 +8,14 @@ import pytest
 
 from nfqlb.demo.appliance import Appliance, command, python_path, socket_path
 from nfqlb.demo.lab import Lab
-from nfqlb.demo.web import serve
 from nfqlb.runtime.client import Client
 from tests.netns.asking import ask, summary
-from tests.netns.both import REWRITE, SAME, Bench, Datapath, configuration, only
+from tests.netns.both import REWRITE, SAME, Datapath, configuration, only, serving
 
 
 @pytest.fixture(scope="module")
 def lab(datapath: Datapath) -> Iterator[Lab]:
-    with Bench(datapath, clients=1, servers=2) as lab:
-        for server in lab.servers:
-            serve(lab, server)
+    with serving(datapath, clients=1, servers=2) as lab:
         yield lab
 
 

@@ -13,10 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from nfqlb.demo.appliance import balancing, nfqlb_command, socket_path, virtual
 from nfqlb.demo.lab import VIP, Lab
-from nfqlb.demo.web import serve
 from nfqlb.runtime.families import FAMILIES, Kind
 from tests.netns.asking import ask, wait_until
-from tests.netns.both import OFFLOAD, REWRITE, SAME, Bench, Datapath, configuration, offloads, only
+from tests.netns.both import OFFLOAD, REWRITE, SAME, Datapath, configuration, offloads, only, serving
 
 PLACE = "127.0.0.1:9617"
 EXAMPLES = Path(__file__).parents[2] / "examples" / "prometheus"
@@ -28,9 +27,7 @@ COUNTERS = frozenset(family.name for family in FAMILIES if family.kind is Kind.C
 
 @pytest.fixture(scope="module")
 def lab(datapath: Datapath) -> Iterator[Lab]:
-    with Bench(datapath, clients=1, servers=2) as lab:
-        for server in lab.servers:
-            serve(lab, server)
+    with serving(datapath, clients=1, servers=2) as lab:
         yield lab
 
 

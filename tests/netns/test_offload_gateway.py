@@ -14,7 +14,6 @@ import pytest
 from nfqlb.demo import appliance as plain
 from nfqlb.demo.appliance import Appliance, balancing, nfqlb_command, python_path, virtual
 from nfqlb.demo.lab import VIP, Lab
-from nfqlb.demo.web import serve
 from nfqlb.runtime.protocol import ControlError
 from tests.netns.asking import (
     ask,
@@ -26,7 +25,7 @@ from tests.netns.asking import (
     summary,
     wait_until,
 )
-from tests.netns.both import OFFLOAD, Bench, configuration
+from tests.netns.both import OFFLOAD, configuration, serving
 from tests.netns.site import entered
 
 ALL = ("web1", "web2")
@@ -36,9 +35,8 @@ SILENT = 81
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Bench(OFFLOAD, clients=1, servers=2) as lab:
+    with serving(OFFLOAD, clients=1, servers=2) as lab:
         for server in lab.servers:
-            serve(lab, server)
             server.run("iptables", "-w", "-A", "INPUT", "-p", "tcp", "--dport", str(SILENT), "-j", "DROP")
         yield lab
 

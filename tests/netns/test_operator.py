@@ -11,11 +11,11 @@ import pytest
 
 from nfqlb.demo.appliance import Appliance, balancing, nfqlb_command, socket_path, virtual
 from nfqlb.demo.lab import VIP, Host, Lab
-from nfqlb.demo.web import document, serve
+from nfqlb.demo.web import document
 from nfqlb.runtime.client import Client
 from nfqlb.runtime.protocol import ControlError
 from tests.netns.asking import ask, holding, rows, spread, summary, wait_until
-from tests.netns.both import REWRITE, SAME, Bench, Datapath, configuration, only
+from tests.netns.both import REWRITE, SAME, Datapath, configuration, only, serving
 
 ALL = ("web1", "web2", "web3")
 UNPRIVILEGED = 65534
@@ -23,9 +23,7 @@ UNPRIVILEGED = 65534
 
 @pytest.fixture(scope="module")
 def lab(datapath: Datapath) -> Iterator[Lab]:
-    with Bench(datapath, clients=2, servers=3) as lab:
-        for server in lab.servers:
-            serve(lab, server)
+    with serving(datapath, clients=2, servers=3) as lab:
         yield lab
 
 

@@ -15,9 +15,8 @@ import pytest
 from nfqlb.demo.appliance import virtual
 from nfqlb.demo.lab import VIP, Lab
 from nfqlb.demo.programs import Program
-from nfqlb.demo.web import serve
 from tests.netns.asking import rows, wait_until
-from tests.netns.both import Bench, Datapath, configuration, offloads
+from tests.netns.both import Datapath, configuration, offloads, serving
 from tests.netns.test_metrics import METRICS, Samples, scraped, value
 from tests.netns.test_stall import Watched
 
@@ -42,9 +41,7 @@ while (passed := time.monotonic() - begun) < seconds:
 
 @pytest.fixture(scope="module")
 def lab(datapath: Datapath) -> Iterator[Lab]:
-    with Bench(datapath, clients=2, servers=2) as lab:
-        for server in lab.servers:
-            serve(lab, server)
+    with serving(datapath, clients=2, servers=2) as lab:
         flooder = next(iter(lab.clients[1].interfaces.values()))
         lab.gateway.run("ip", "route", "add", SOURCES, "via", flooder.address.partition("/")[0])
         yield lab

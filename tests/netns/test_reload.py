@@ -13,10 +13,10 @@ import pytest
 
 from nfqlb.demo.appliance import Appliance, balancing, nfqlb_command, socket_path, virtual
 from nfqlb.demo.lab import VIP, Lab
-from nfqlb.demo.web import document, serve
+from nfqlb.demo.web import document
 from nfqlb.runtime.client import Client
 from tests.netns.asking import ask, holding, rows, rules, spread, summary, traces, wait_until
-from tests.netns.both import Bench, Datapath, configuration, offloads
+from tests.netns.both import Datapath, configuration, offloads, serving
 from tests.netns.test_worker_death import replace_worker
 
 OTHER = "192.0.2.101"
@@ -24,9 +24,7 @@ OTHER = "192.0.2.101"
 
 @pytest.fixture(scope="module")
 def lab(datapath: Datapath) -> Iterator[Lab]:
-    with Bench(datapath, clients=1, servers=3) as lab:
-        for server in lab.servers:
-            serve(lab, server)
+    with serving(datapath, clients=1, servers=3) as lab:
         yield lab
 
 

@@ -6,17 +6,14 @@ import pytest
 
 from nfqlb.demo.appliance import balancing, nfqlb_command, virtual
 from nfqlb.demo.lab import VIP6, Lab
-from nfqlb.demo.web import serve
 from nfqlb.runtime.client import Client
 from tests.netns.asking import ask, holding, traces, wait_until
-from tests.netns.both import Bench, Datapath, configuration
+from tests.netns.both import Datapath, configuration, serving
 
 
 @pytest.fixture(scope="module")
 def lab(datapath: Datapath) -> Iterator[Lab]:
-    with Bench(datapath, servers=2, ipv6=True) as lab:
-        for server in lab.servers:
-            serve(lab, server)
+    with serving(datapath, servers=2, ipv6=True) as lab:
         yield lab
 
 

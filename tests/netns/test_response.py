@@ -9,9 +9,8 @@ import pytest
 
 from nfqlb.demo.appliance import Appliance, balancing, virtual
 from nfqlb.demo.lab import Host, Lab
-from nfqlb.demo.web import serve
 from tests.netns.asking import ask, holding, rows, spread, summary, wait_until
-from tests.netns.both import Bench, Datapath, configuration, offloads
+from tests.netns.both import Datapath, configuration, offloads, serving
 
 ALL = ("web1", "web2", "web3")
 SLOW = Path(__file__).with_name("slow_server.py")
@@ -25,9 +24,8 @@ SLOW_ANSWER = 2.0
 @pytest.fixture(scope="module")
 def lab(datapath: Datapath) -> Iterator[Lab]:
     """Every server has nginx on port 80, and one that can be slowed down on port 8000."""
-    with Bench(datapath, clients=1, servers=3) as lab:
+    with serving(datapath, clients=1, servers=3) as lab:
         for server in lab.servers:
-            serve(lab, server)
             slow(lab, server, 0)
             words = (str(SLOW), server.name, str(PORT), str(delay_of(lab, server)))
             program = server.start(sys.executable, *words)

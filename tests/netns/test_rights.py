@@ -8,19 +8,16 @@ import pytest
 
 from nfqlb.demo.appliance import balancing, virtual
 from nfqlb.demo.lab import Lab
-from nfqlb.demo.web import serve
 from nfqlb.runtime.rights import SUPERVISOR, WORKER, held
 from tests.netns.asking import ask
-from tests.netns.both import Bench, Datapath, configuration
+from tests.netns.both import Datapath, configuration, serving
 from tests.netns.test_control import command
 from tests.netns.test_operator import replace_worker
 
 
 @pytest.fixture(scope="module")
 def lab(datapath: Datapath) -> Iterator[Lab]:
-    with Bench(datapath, clients=1, servers=2) as lab:
-        for server in lab.servers:
-            serve(lab, server)
+    with serving(datapath, clients=1, servers=2) as lab:
         yield lab
 
 

@@ -9,12 +9,11 @@ import pytest
 
 from nfqlb.demo.appliance import Appliance, balancing, python_path, socket_path, virtual
 from nfqlb.demo.lab import Lab
-from nfqlb.demo.web import serve
 from nfqlb.runtime.client import Client
 from tests.netns import rude
 from tests.netns.asking import holding, wait_until
 from tests.netns.beside import Steady, asking_steadily, quantile
-from tests.netns.both import REWRITE, Bench, Datapath, configuration, only
+from tests.netns.both import REWRITE, Datapath, configuration, only, serving
 
 SECONDS = 1.5
 #: Seconds in which 99 of 100 answers must be there, however busy the machine is with other tests. The target
@@ -26,9 +25,7 @@ NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 
 @pytest.fixture(scope="module")
 def lab(datapath: Datapath) -> Iterator[Lab]:
-    with Bench(datapath, clients=1, servers=2) as lab:
-        for server in lab.servers:
-            serve(lab, server)
+    with serving(datapath, clients=1, servers=2) as lab:
         yield lab
 
 

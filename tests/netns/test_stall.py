@@ -16,10 +16,9 @@ import pytest
 
 from nfqlb.demo.appliance import Appliance, nfqlb_command, python_path, socket_path, virtual
 from nfqlb.demo.lab import VIP, Lab
-from nfqlb.demo.web import serve
 from nfqlb.runtime.protocol import ControlError
 from tests.netns.asking import ask, holding, servers_of, summary, wait_until
-from tests.netns.both import Bench, Datapath, configuration
+from tests.netns.both import Datapath, configuration, serving
 
 ABSENT_MINDED = str(Path(__file__).with_name("absent_minded.py"))
 WATCHDOG = 2.0
@@ -78,9 +77,7 @@ class Watched(Appliance):
 
 @pytest.fixture(scope="module")
 def lab(datapath: Datapath) -> Iterator[Lab]:
-    with Bench(datapath, clients=1, servers=3) as lab:
-        for server in lab.servers:
-            serve(lab, server)
+    with serving(datapath, clients=1, servers=3) as lab:
         yield lab
 
 

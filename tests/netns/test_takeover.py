@@ -12,18 +12,16 @@ import pytest
 from nfqlb.demo.appliance import Appliance, balancing, command, nfqlb_command, python_path, virtual
 from nfqlb.demo.lab import VIP, Lab
 from nfqlb.demo.programs import Program
-from nfqlb.demo.web import document, serve
+from nfqlb.demo.web import document
 from nfqlb.netfilter.procfs import doing
 from tests.netns.asking import ask, holding, queued, rows, rules, spread, summary, traces, wait_until
-from tests.netns.both import Bench, Datapath, configuration
+from tests.netns.both import Datapath, configuration, serving
 from tests.netns.test_reload import order, without
 
 
 @pytest.fixture(scope="module")
 def lab(datapath: Datapath) -> Iterator[Lab]:
-    with Bench(datapath, clients=1, servers=3) as lab:
-        for server in lab.servers:
-            serve(lab, server)
+    with serving(datapath, clients=1, servers=3) as lab:
         yield lab
 
 

@@ -8,16 +8,14 @@ import pytest
 
 from nfqlb.demo.appliance import Appliance, virtual
 from nfqlb.demo.lab import VIP, Lab
-from nfqlb.demo.web import document, serve
+from nfqlb.demo.web import document
 from tests.netns.asking import ask, holding, servers_of, traces, wait_until
-from tests.netns.both import Bench, Datapath, configuration
+from tests.netns.both import Datapath, configuration, serving
 
 
 @pytest.fixture(scope="module")
 def lab(datapath: Datapath) -> Iterator[Lab]:
-    with Bench(datapath, clients=1, servers=2) as lab:
-        for server in lab.servers:
-            serve(lab, server)
+    with serving(datapath, clients=1, servers=2) as lab:
         yield lab
 
 

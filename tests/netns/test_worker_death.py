@@ -6,17 +6,15 @@ import pytest
 
 from nfqlb.demo.appliance import Appliance, balancing, virtual
 from nfqlb.demo.lab import VIP, Lab
-from nfqlb.demo.web import document, serve
+from nfqlb.demo.web import document
 from nfqlb.runtime.protocol import ControlError
 from tests.netns.asking import ask, holding, queued, servers_of, spread, summary, wait_until, wrk
-from tests.netns.both import Bench, Datapath, configuration
+from tests.netns.both import Datapath, configuration, serving
 
 
 @pytest.fixture(scope="module")
 def lab(datapath: Datapath) -> Iterator[Lab]:
-    with Bench(datapath, clients=1, servers=3) as lab:
-        for server in lab.servers:
-            serve(lab, server)
+    with serving(datapath, clients=1, servers=3) as lab:
         yield lab
 
 
