@@ -6,6 +6,7 @@ no message, for the operator is in the middle of a line.
 """
 
 import argparse
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -18,6 +19,9 @@ from nfqlb.runtime.protocol import ControlError
 FILES = ":files"
 """Instead of candidates: the shell completes file names by itself."""
 DIRECTORIES = ":directories"
+#: What a configuration takes for a name (`config.values`, which takes long to load). What is offered becomes
+#: part of a line that a shell runs, wherever the name came from.
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _ANSWER = 0.5  # seconds that the gateway gets
 _PATHS = {"FILE": FILES, "PATH": FILES, "DIRECTORY": DIRECTORIES}
 _STATES = {
@@ -161,4 +165,4 @@ def _running(socket: Path) -> Names:
 
 def _named(rows: object) -> list[str]:
     names = [row.get("name") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    return [name for name in names if isinstance(name, str) and name.isprintable() and name]
+    return [name for name in names if isinstance(name, str) and _NAME.match(name)]

@@ -7,6 +7,8 @@ import argparse
 from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
+from nfqlb.runtime.printable import clean
+
 #: Every command with its second words.
 WORDS: Mapping[str, tuple[str, ...]] = {
     "run": (),
@@ -35,7 +37,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message, and exit with status 2."""
-        super().error(self.explained(message))
+        super().error(clean(self.explained(message)))
 
     def explained(self, message: str) -> str:
         """The message, or a better one."""
