@@ -150,6 +150,13 @@ def _predicted(real: RealServer, virtuals: Iterable[Virtual], now: float) -> flo
     return max(0.0, real.response.predicted(connections, Linear(virtual.ageing), now))
 
 
+def deserted(virtual: VirtualServer) -> bool:
+    """Whether a virtual server in service has no server that takes new clients, or would if it had room."""
+    if virtual.draining or virtual.setting is not ServerState.IN_SERVICE:
+        return False
+    return not any(link.real.serving and link.active for link in virtual.everybody)
+
+
 def reason_of(real: RealServer) -> str:
     """Why a real server is in its state; empty where it is in the usual one."""
     if real.draining:

@@ -12,8 +12,9 @@ from pydantic_core import PydanticCustomError
 from nfqlb.config.values import parse_weight
 from nfqlb.core.admission import BY_NAME, ServerState
 from nfqlb.core.director import Director
-from nfqlb.core.observe import reason_of
+from nfqlb.core.observe import deserted, reason_of
 from nfqlb.core.operation import Done
+from nfqlb.core.server import VirtualServer
 from nfqlb.runtime import views
 from nfqlb.runtime.protocol import JSON, ControlError, JSONObject, Result
 from nfqlb.runtime.views import bad
@@ -23,6 +24,7 @@ REAL_STATES = tuple(state.shown for state in ServerState if state.operator)
 VIRTUAL_STATES = (ServerState.IN_SERVICE.shown, ServerState.OUT_OF_SERVICE.shown)
 #: What an operator may say as well.
 _WORDS = {"drain": ServerState.STICKY_ONLY}
+_NOBODY = "has no server left that takes new clients: they are refused"
 MAX_BATCH = 1000  # orders in a batch: they are carried out in one go, while packets wait
 #: Carries out an order that was found to be possible.
 Act = Callable[[], JSONObject]
@@ -36,7 +38,11 @@ def answer(director: Director, cmd: str, args: JSONObject, now: float) -> Result
     """
     if cmd == "batch":
         return _batch(director, args, now)
-    return _checked(director, cmd, args, now)() if cmd in _ORDERS else views.answer(director, cmd, args, now)
+    if cmd not in _ORDERS:
+        return views.answer(director, cmd, args, now)
+    result = _checked(director, cmd, args, now)()
+    _warn(director, [(cmd, result)])
+    return result
 
 
 def _checked(director: Director, cmd: str, args: JSONObject, now: float) -> Act:
@@ -56,13 +62,26 @@ def _batch(director: Director, args: JSONObject, now: float) -> Result:
         raise bad(f"commands: {len(commands)} are more than {MAX_BATCH}")
     acts = [(cmd, _one_of_many(director, number, cmd, given, now))
             for number, (cmd, given) in enumerate(map(_command, commands), 1)]  # fmt: skip
-    results: list[JSON] = []
-    said: list[JSON] = []
-    for cmd, act in acts:
-        result = act()
-        said += _lines(result)
-        results.append({"cmd": cmd, "result": result})
-    return {"results": results, "said": said}
+    done = [(str(cmd), act()) for cmd, act in acts]
+    _warn(director, done)
+    results: list[JSON] = [{"cmd": cmd, "result": result} for cmd, result in done]
+    return {"results": results, "said": [line for _, result in done for line in _lines(result)]}
+
+
+def _warn(director: Director, done: list[tuple[str, JSONObject]]) -> None:
+    """Add to the last order that concerns it a line for each virtual server left without a server."""
+    left = [virtual for virtual in director.virtual_servers if deserted(virtual)]
+    for cmd, result in reversed(done):
+        concerned = [virtual for virtual in left if _concerns(cmd, result.get("name"), virtual)]
+        left = [virtual for virtual in left if virtual not in concerned]
+        lines: list[JSON] = [f"warning: {virtual.spec.name} {_NOBODY}" for virtual in concerned]
+        result["said"] = _lines(result) + lines
+
+
+def _concerns(cmd: str, name: JSON, virtual: VirtualServer) -> bool:
+    if cmd == "set-virtual":
+        return name == virtual.spec.name
+    return any(link.real.spec.name == name for link in virtual.everybody)
 
 
 def _command(document: JSON) -> tuple[JSON, JSON]:

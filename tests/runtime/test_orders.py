@@ -38,10 +38,10 @@ def test_a_real_server_s_state() -> None:
         "a: in-service -> sticky-only (1 connection)"
     ]
     assert said(lab, "set-real", name="a", state="sticky-only") == ["a: sticky-only already (1 connection)"]
-    assert said(lab, "set-real", name="b", state="out-of-service") == [
+    assert said(lab, "set-real", name="b", state="out-of-service")[:1] == [
         "b: in-service -> out-of-service (0 connections)"
     ]
-    assert said(lab, "set-real", name="a", state="out-of-service") == [
+    assert said(lab, "set-real", name="a", state="out-of-service")[:1] == [
         "a: sticky-only -> out-of-service (1 connection)"
     ]
     assert said(lab, "set-real", name="a", state="in-service") == [
@@ -55,6 +55,65 @@ def test_to_drain_is_to_set_sticky_only() -> None:
     assert said(lab, "set-real", name="a", state="drain") == ["a: in-service -> sticky-only (0 connections)"]
     drain = {"cmd": "set-real", "args": {"name": "a", "state": "drain"}}
     assert said(lab, "batch", commands=[drain]) == ["a: sticky-only already (0 connections)"]
+
+
+NOBODY = "has no server left that takes new clients: they are refused"
+
+
+@pytest.mark.parametrize("order", [{"state": "drain"}, {"state": "maintenance"}, {"weight": 0}])
+def test_taking_the_last_server_out_is_done_and_warned_of(order: JSONObject) -> None:
+    """R039, R144: of each virtual server that nobody is left for, and of no other."""
+    lab = Scenario([virtual("shop", "ab"), virtual("tls", "bc", port=443)], [real(name) for name in "abc"])
+    assert len(said(lab, "set-real", name="a", **order)) == 1
+    assert said(lab, "set-real", name="b", **order)[1:] == [f"warning: shop {NOBODY}"]
+    assert said(lab, "set-real", name="c", **order)[1:] == [f"warning: tls {NOBODY}"]
+    assert not any(real.admits_new for real in lab.director.real_servers.values())
+    assert len(said(lab, "set-real", name="b", state="in-service", weight=1)) == 2
+
+
+def test_who_has_failed_is_nobody_left() -> None:
+    lab = shop()
+    lab.dial("tls").refusal()
+    assert said(lab, "set-real", name="b", state="drain")[1:] == [
+        f"warning: shop {NOBODY}",
+        f"warning: tls {NOBODY}",
+    ]
+
+
+def test_somebody_is_left_where_a_backup_is_or_one_that_is_only_full() -> None:
+    web = replace(virtual("shop", "a"), backup="b")
+    full = virtual("tls", "ac", port=443)
+    lab = Scenario([web, full], [real("a"), real("b"), real("c", max_connections=1)])
+    lab.connect("tls")
+    lab.connect("tls")
+    assert lab.director.real_servers["c"].full
+    assert len(said(lab, "set-real", name="a", state="drain")) == 1
+    assert said(lab, "set-real", name="b", state="drain")[1:] == [f"warning: shop {NOBODY}"]
+
+
+def test_a_virtual_server_that_takes_nothing_anyway_is_not_warned_of() -> None:
+    lab = Scenario([virtual("shop", "a")], [real("a")])
+    said(lab, "set-virtual", name="shop", state="out-of-service")
+    assert len(said(lab, "set-real", name="a", state="drain")) == 1
+    assert said(lab, "set-virtual", name="shop", state="in-service")[1:] == [f"warning: shop {NOBODY}"]
+
+
+def test_a_batch_is_warned_of_for_what_it_leaves_behind() -> None:
+    """One server for another: nobody is without in the end. Else it is said once, with the last cause."""
+    lab = Scenario([virtual("shop", "ab")], [real("a"), real("b")])
+
+    def order(name: str, state: str) -> JSONObject:
+        return {"cmd": "set-real", "args": {"name": name, "state": state}}
+
+    said(lab, "set-real", name="b", state="drain")
+    assert len(said(lab, "batch", commands=[order("a", "drain"), order("b", "in-service")])) == 2
+    result = orders.answer(lab.director, "batch", {"commands": [order(name, "drain") for name in "ab"]}, 0.0)
+    assert isinstance(result, dict)
+    warning = f"warning: shop {NOBODY}"
+    assert result["said"] == [
+        "a: sticky-only already (0 connections)", "b: in-service -> sticky-only (0 connections)", warning,
+    ]  # fmt: skip
+    assert [warning in each["result"]["said"] for each in result["results"]] == [False, True]  # type: ignore
 
 
 def test_what_is_set_is_not_always_what_is() -> None:
@@ -102,7 +161,8 @@ def test_a_virtual_server_s_state() -> None:
     for name in "ab":
         lab.director.operation.set_real(name, setting=ServerState.MAINTENANCE, now=lab.now)
     assert said(lab, "set-virtual", name="shop", state="in-service") == [
-        "shop: out-of-service -> in-service (1 connection)"
+        "shop: out-of-service -> in-service (1 connection)",
+        f"warning: shop {NOBODY}",
     ]
 
 

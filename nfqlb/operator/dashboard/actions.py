@@ -50,12 +50,12 @@ class Do:
 
 Deed = Order | Explain | Do
 
-#: What may be set by a key, and what is asked before.
-SETTINGS: Mapping[str, tuple[str, str]] = {
-    "d": ("sticky-only", "Drain {name}? It has {live}; sticky ones still come."),
-    "m": ("maintenance", "Take {name} into maintenance? It has {live}."),
-    "o": ("out-of-service", "Take {name} out of service? It has {live}."),
-    "i": ("in-service", "Put {name} in service?"),
+#: What may be set by a key, what is asked before, and what is said beside.
+SETTINGS: Mapping[str, tuple[str, str, str]] = {
+    "d": ("sticky-only", "Drain {name}?", "It has {live}; sticky ones still come."),
+    "m": ("maintenance", "Take {name} into maintenance?", "It has {live}."),
+    "o": ("out-of-service", "Take {name} out of service?", "It has {live}."),
+    "i": ("in-service", "Put {name} in service?", ""),
 }
 
 
@@ -201,7 +201,7 @@ def _target(state: State) -> RealRow | VirtualRow | None:
 
 def _set(state: State, key: str) -> list[Deed]:
     """Ask whether the chosen server is to be put into another state."""
-    setting, question = SETTINGS[key]
+    setting, question, beside = SETTINGS[key]
     server = _allowed(state)
     if server is None:
         return []
@@ -211,8 +211,31 @@ def _set(state: State, key: str) -> list[Deed]:
     live = several(server.connections, "connection")
     kind = "real" if isinstance(server, RealRow) else "virtual"
     args: JSONObject = {"name": server.name, "state": setting}
-    state.prompt = Confirming(question.format(name=server.name, live=live), f"set-{kind}", args)
+    if isinstance(server, RealRow) and setting != "in-service":
+        beside = _deserted(state, server.name) or beside
+    asked = f"{question} {beside}".rstrip().format(name=server.name, live=live)
+    state.prompt = Confirming(asked, f"set-{kind}", args)
     return []
+
+
+def _deserted(state: State, name: str) -> str:
+    """Which virtual servers have nobody but this real server for new clients, in a sentence; "" for none.
+
+    A backup of theirs may come in then, if nothing keeps it from that.
+    """
+    able = ("in-service", "max-capacity")
+    rows = state.snapshot.virtuals if state.snapshot is not None else ()
+    alone = [
+        virtual.name
+        for virtual in rows
+        if virtual.state == "in-service"
+        and {place.real for place in virtual.places if place.fair} == {name}
+        and not any(place.backup and place.real != name and place.state in able for place in virtual.places)
+    ]
+    if not alone:
+        return ""
+    who = " and ".join(alone) if len(alone) < 3 else f"{len(alone)} virtual servers"
+    return f"{who} {'has' if len(alone) == 1 else 'have'} no other server: new clients will be refused."
 
 
 def _weigh(state: State) -> list[Deed]:
@@ -271,7 +294,8 @@ def _typed_weight(state: State, prompt: Weighing, key: str) -> None:
         except ValueError as error:
             state.say(str(error))
             return
-        question = f"Give {prompt.name} the weight {prompt.text}?"
+        beside = _deserted(state, prompt.name) if args["weight"] == 0 else ""
+        question = f"Give {prompt.name} the weight {prompt.text}? {beside}".rstrip()
         state.prompt = Confirming(question, "set-real", {"name": prompt.name, **args})
 
 

@@ -94,6 +94,33 @@ def test_the_question_is_about_the_server_that_was_chosen_then() -> None:
     assert keys(state, "y") == [Order("set-real", {"name": "web1", "state": "sticky-only"})]
 
 
+@pytest.mark.parametrize("pressed", ["d", "m", "o", "w0"])
+def test_the_question_says_who_is_left_without_a_server(pressed: str) -> None:
+    """What cannot be taken back by a second key; in place of what is known anyway."""
+    state = opened()
+    document = recorded()
+    for virtual in document["virtuals"]:
+        for server in virtual["servers"]:
+            server["fair_share"] = 1.0 if server["real"] == "web2" else 0.0
+    state.snapshot = snapshot(document)
+
+    def asked(*before: str) -> str:
+        keys(state, "3", "home", *before, *pressed, *(["enter"] if pressed == "w0" else []))
+        assert isinstance(state.prompt, Confirming)
+        question = state.prompt.question
+        keys(state, "n")
+        return question
+
+    assert "no other server" not in asked()
+    assert asked("j").endswith("? www and shop have no other server: new clients will be refused.")
+    document["virtuals"][0]["state"] = "out-of-service"
+    state.snapshot = snapshot(document)
+    assert asked("j").endswith("? shop has no other server: new clients will be refused.")
+    document["virtuals"][1]["servers"][2]["backup"] = True
+    state.snapshot = snapshot(document)
+    assert "no other server" not in asked("j")
+
+
 @pytest.mark.parametrize("text", ["heavy", "nan", "inf", ""])
 def test_no_weight(text: str) -> None:
     state = opened()
