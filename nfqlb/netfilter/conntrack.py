@@ -121,6 +121,10 @@ def _original(inbound: bytes, protocol: int) -> bytes:
     return nested(_TUPLE_ORIGINAL, tuple_of(inbound, protocol))
 
 
+def _with_mark(mark: int, mask: int) -> bytes:
+    return attribute(_MARK, mark.to_bytes(4, "big")) + attribute(_MARK_MASK, mask.to_bytes(4, "big"))
+
+
 def _family(inbound: bytes) -> int:
     return socket.AF_INET if len(inbound) == 12 else socket.AF_INET6
 
@@ -138,27 +142,39 @@ class Conntrack:
     def entries(self, mask: int, family: int = socket.AF_UNSPEC) -> Iterator[Entry]:
         """Every entry that is translated towards a server and has a mark within `mask`, of TCP and UDP.
 
-        The kernel passes over entries without such a translation. A table that changes meanwhile may
-        hide an entry, so a dump that the kernel calls interrupted is made again, a few times; an entry
-        can so come twice.
+        The kernel passes over entries without such a translation. An entry can come twice.
         """
         body = attribute(_STATUS, DESTINATION_NAT.to_bytes(4, "big"))
         body += attribute(_STATUS_MASK, DESTINATION_NAT.to_bytes(4, "big"))
+        for entry in self._dumped(body, family):
+            if entry.mark & mask:
+                yield entry
+
+    def marked(self, mark: int, mask: int) -> Iterator[Entry]:
+        """Every entry of TCP and UDP whose mark is `mark` in the bits of `mask`. An entry can come twice."""
+        return self._dumped(_with_mark(mark, mask), socket.AF_UNSPEC)
+
+    def _dumped(self, body: bytes, family: int) -> Iterator[Entry]:
+        """The entries that the kernel finds to be so.
+
+        A table that changes meanwhile may hide one, so a dump that the kernel calls interrupted is made
+        again, a few times.
+        """
         request = netlink.message(_GET, netlink.DUMP, body, family=family)
         for attempt in range(_DUMP_ATTEMPTS):
             try:
-                yield from self._dump(request, mask)
+                yield from self._dump(request)
             except NetlinkError as error:
                 if error.errno != errno.EINTR or attempt == _DUMP_ATTEMPTS - 1:
                     raise
             else:
                 return
 
-    def _dump(self, request: bytes, mask: int) -> Iterator[Entry]:
+    def _dump(self, request: bytes) -> Iterator[Entry]:
         with netlink.connect() as sock:  # its own: who reads may stop in the middle
             for buffer, at, end in netlink.answers(sock, request, "conntrack"):
                 entry = entry_in(buffer, at, end)
-                if entry is not None and entry.mark & mask:
+                if entry is not None:
                     yield entry
 
     def find(self, inbound: bytes, protocol: int = socket.IPPROTO_TCP) -> Entry | None:
@@ -206,8 +222,8 @@ class Conntrack:
         """
         if not mask:
             raise ValueError("a mask of 0 fits every connection of this machine")
-        body = attribute(_MARK, mark.to_bytes(4, "big")) + attribute(_MARK_MASK, mask.to_bytes(4, "big"))
-        netlink.ask(self._socket, netlink.message(_DELETE, netlink.ACK, body), "conntrack")
+        request = netlink.message(_DELETE, netlink.ACK, _with_mark(mark, mask))
+        netlink.ask(self._socket, request, "conntrack")
 
 
 #: What is done with an entry that is no more: (the client's key, protocol).

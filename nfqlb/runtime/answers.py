@@ -140,4 +140,5 @@ _COMMANDS: dict[str, Callable[["Desk", Request], None]] = {
     "events": _events,
     "batch": _batch,
     "adopt": _order,
+    "adoption": lambda desk, request: desk.forward(request, lambda result: result),
 }

@@ -25,9 +25,10 @@ from nfqlb.netfilter.queue_status import PROC as QUEUES
 from nfqlb.netfilter.queue_status import Room, bound
 from nfqlb.netfilter.tap import Tap
 from nfqlb.packet.path import PacketPath
+from nfqlb.runtime.adopting import Adoption
 from nfqlb.runtime.journal import Journal
 from nfqlb.runtime.offload import KernelCarrier, OffloadPath
-from nfqlb.runtime.protocol import ControlError, JSONObject
+from nfqlb.runtime.protocol import JSONObject
 from nfqlb.runtime.recording import Recording
 
 logger = logging.getLogger(__name__)
@@ -250,7 +251,8 @@ class Paths:
         now = time.monotonic()
         self._datapaths = datapaths
         self._journal = journal
-        table = Conntrack() if datapaths.offloading is not None else None
+        self._table = Conntrack()
+        table = self._table if datapaths.offloading is not None else None
         self._carrier = KernelCarrier(table, config.timeouts.udp) if table is not None else None
         self.director = Director(
             config, now=now, recorder=journal, keeper=journal, carrier=self._carrier,
@@ -260,7 +262,9 @@ class Paths:
         self._offload = OffloadPath(self.director, table, now, journal) if table is not None else None
         self.now = now
         self._sweep_at = now
-        self._adopted = 0  # connections of the kernel's that were told of
+        self._adopted = 0  # connections of the kernel's that were told of, of `offload`
+        self._adoption: Adoption | None = None
+        self._found = 0  # since somebody last asked to adopt
 
     def connect(self, on_error: Callable[[Exception], None]) -> None:
         """Begin to judge."""
@@ -307,7 +311,28 @@ class Paths:
             self._offload.now = now
 
     def catch_up(self) -> bool:
-        """Look for what was lost, a portion of it; True if there is more to do at once."""
+        """Look for what was lost, or came from elsewhere, a portion of it; True if there is more to do."""
+        return any([self._compare(), self._look_for_strangers()])
+
+    def _look_for_strangers(self) -> bool:
+        adoption = self._adoption
+        if adoption is None:
+            return False
+        try:
+            if not adoption.step(_SWEEP, self.now):
+                return True
+        except KernelError as error:
+            logger.warning("the kernel's connections cannot be looked through: %s", error)
+        self._adoption = None
+        self._say_adopted(adoption.adopted)
+        return False
+
+    def _say_adopted(self, count: int) -> None:
+        self._found += count
+        if count:
+            self.director.chronicle.adopted(count, self.now)
+
+    def _compare(self) -> bool:
         offload = self._offload
         if offload is None or not (offload.behind or offload.sweeping) or self.now < self._sweep_at:
             return False
@@ -320,16 +345,22 @@ class Paths:
             self._sweep_at = self.now + _SWEEP_AGAIN
             return False
         fresh, self._adopted = offload.adopted - self._adopted, offload.adopted
-        if fresh:
-            self.director.chronicle.adopted(fresh, self.now)
+        self._say_adopted(fresh)
         return False
 
     def adopt(self) -> JSONObject:
-        """Somebody has given connections to the kernel: find them. Raises ControlError without `offload`."""
-        if self._offload is None:
-            raise ControlError("bad-argument", 'no virtual server has datapath "offload"')
-        self._offload.behind, self._sweep_at = True, self.now
+        """Somebody has given connections to the kernel: begin to look for them."""
+        self._found = 0
+        if self._offload is not None:
+            self._offload.behind, self._sweep_at = True, self.now
+        if self._datapaths.rewriting is not None:
+            self._adoption = Adoption(self.director, self._table, self._journal, self.now)
         return {"said": ["looking for connections that the kernel alone has"]}
+
+    def adoption(self) -> JSONObject:
+        """How far that is."""
+        compared = self._offload is None or not (self._offload.behind or self._offload.sweeping)
+        return {"over": compared and self._adoption is None, "adopted": self._found}
 
     def take_replies(self) -> list[bytes]:
         """The packets that are to go to clients."""

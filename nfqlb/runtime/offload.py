@@ -21,7 +21,7 @@ from nfqlb.core.director import Director
 from nfqlb.core.keys import TCP, UDP, UDP_END, flipped, key_end, server_of, without_end
 from nfqlb.core.segment import NO_STAMP, RST, SYN, Segment, Stamp
 from nfqlb.core.server import Link
-from nfqlb.core.spec import Config, Server
+from nfqlb.core.spec import Config, Server, Timeouts
 from nfqlb.core.states import State
 from nfqlb.core.table import NoRecorder, Recorder
 from nfqlb.core.verdict import Drop
@@ -302,18 +302,9 @@ class OffloadPath:
 
     def _shorten(self, entry: Entry) -> None:
         """The entry of a stranger, which no rule of ours has made, gets no more time than one of ours has."""
-        times = self._timeouts
-        connection = self._inbound.get(entry.inbound + key_end(entry.protocol))
-        if entry.protocol == UDP:
-            limit = times.udp
-        elif entry.tcp_state in (conntrack.SYN_SENT, conntrack.SYN_RECEIVED):
-            limit = times.half_open
-        elif entry.tcp_state not in _STATES:
-            limit = times.closing
-        else:
-            limit = times.idle if connection is None else connection.link.real.spec.idle_timeout
-        if entry.timeout > whole_seconds(limit):
-            self._table.shorten(entry.inbound, entry.protocol, whole_seconds(limit))
+        limit = time_of(entry, self._inbound.get(entry.inbound + key_end(entry.protocol)), self._timeouts)
+        if entry.timeout > limit:
+            self._table.shorten(entry.inbound, entry.protocol, limit)
 
     def _adopt(self, entry: Entry, state: State) -> None:
         key = entry.inbound + key_end(entry.protocol)
@@ -339,6 +330,17 @@ def state_of(entry: Entry) -> State | None:
     if entry.protocol == UDP:
         return State.UDP_FLOW if entry.status & conntrack.SEEN_REPLY else State.UDP_NEW
     return _STATES.get(entry.tcp_state) if entry.protocol == TCP else None
+
+
+def time_of(entry: Entry, connection: Connection | None, timeouts: Timeouts) -> int:
+    """For how long (seconds) an entry without a packet is kept, as its connection would be."""
+    if entry.protocol == UDP:
+        return whole_seconds(timeouts.udp)
+    if entry.tcp_state in (conntrack.SYN_SENT, conntrack.SYN_RECEIVED):
+        return whole_seconds(timeouts.half_open)
+    if entry.tcp_state not in _STATES:
+        return whole_seconds(timeouts.closing)
+    return whole_seconds(timeouts.idle if connection is None else connection.link.real.spec.idle_timeout)
 
 
 def heard_of(connection: Connection, entry: Entry, now: float, udp: float) -> float:

@@ -232,6 +232,8 @@ class Worker:
             return self._recorder.answer(args, now)
         if cmd == "adopt":
             return self._paths.adopt()
+        if cmd == "adoption":
+            return self._paths.adoption()
         if cmd == "reload":
             self._reload(args, now)
         if cmd in ("reload", "remaining"):

@@ -160,13 +160,14 @@ def test_what_another_gateway_had_is_adopted_when_told(lab: Lab) -> None:
     config = configuration(lab, virtual("web", ALL, scheduler="round-robin", sticky=600))
     told = ("-I", "-p", "tcp", "-s", lab.client.address, "-d", VIP, "--dport", "80", "-u", "SEEN_REPLY",
             "-g", "10.0.0.12", "-m", "0x20000", "-t", "5000")  # fmt: skip
+    lab.gateway.run("conntrack", "-F")
     with balancing(lab, config) as appliance:
         for port, state in ((5001, "ESTABLISHED"), (5002, "ESTABLISHED"), (5003, "TIME_WAIT")):
             lab.gateway.run("conntrack", *told, "--sport", str(port), "--state", state)
         assert now(appliance) == 0
         done = nfqlb_command(lab, "adopt", "-c", str(appliance.config))
-        assert done.returncode == 0, done.stderr
-        wait_until(lambda: now(appliance) == 2, "the two that are under way")
+        assert (done.returncode, done.stdout) == (0, "connections taken over: 2\n"), done.stderr
+        assert now(appliance) == 2
         assert set(servers_of(appliance).values()) == {"web2"}
         assert [row["real"] for row in rows(appliance, "sticky")] == ["web2"]
         texts = [row["text"] for row in rows(appliance, "events")]
@@ -179,9 +180,17 @@ def test_what_another_gateway_had_is_adopted_when_told(lab: Lab) -> None:
         wait_until(lambda: now(appliance) == 0, "their end")
 
 
-def test_without_offload_the_kernel_has_nothing_to_adopt(lab: Lab) -> None:
-    with balancing(lab, plain.configuration(lab)) as appliance, pytest.raises(ControlError, match="offload"):
+def test_datapath_rewrite_adopts_what_another_gateway_had(lab: Lab) -> None:
+    """F36: its entries go from client to real server, and have the worker's mark. Others are left alone."""
+    told = ("-I", "-p", "tcp", "-s", lab.client.address, "-d", "10.0.0.12", "--dport", "80", "-t", "5000",
+            "-u", "SEEN_REPLY", "--state", "ESTABLISHED")  # fmt: skip
+    lab.gateway.run("conntrack", "-F")
+    with balancing(lab, plain.configuration(lab)) as appliance:
+        lab.gateway.run("conntrack", *told, "--sport", "5001", "-m", "0xff0000")
+        lab.gateway.run("conntrack", *told, "--sport", "5002", "-m", "0x10000")
         appliance.ask("adopt")
+        wait_until(lambda: servers_of(appliance) == {(lab.client.address, 5001): "web2"}, "the one")
+        lab.gateway.run("conntrack", "-F")
 
 
 def test_a_full_table_gives_up_what_nobody_answers(lab: Lab) -> None:

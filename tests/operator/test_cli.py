@@ -140,6 +140,10 @@ class Running:
             self.orders.append((request.cmd, request.args))
             request.reply({"waited_s": 0.0, "said": ["web1 has no connections"]})
             return
+        if request.cmd == "adoption":
+            self.orders.append((request.cmd, request.args))
+            request.reply({"over": len(self.orders) > 3, "adopted": 1204})
+            return
         if request.cmd == "batch":
             self.batches.append(request.args)
             commands = request.args["commands"]
@@ -514,11 +518,16 @@ def test_waiting_is_passed_on_and_what_holds_is_said(running: Running) -> None:
     ]
 
 
-def test_adopting_is_an_order(running: Running) -> None:
-    status, output, errors = running.run("adopt", "--socket", str(running.path))
-    assert (status, errors) == (0, "")
-    assert "\x1b" not in output
-    assert running.orders == [("adopt", {})]
+def test_adopting_is_an_order_and_waits_for_its_end(running: Running) -> None:
+    done = running.run("adopt", "--socket", str(running.path))
+    assert done == (0, "connections taken over: 1,204\n", "")
+    assert [cmd for cmd, _ in running.orders] == ["adopt", "adoption", "adoption", "adoption"]
+
+
+def test_adopting_is_given_up_after_a_time(running: Running) -> None:
+    status, _, errors = running.run("adopt", "--timeout", "0.001", "--socket", str(running.path))
+    assert status == 1
+    assert "still looking" in errors
 
 
 def test_a_batch_is_one_request(running: Running, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from nfqlb.operator.text import clean
 from nfqlb.operator.words import seconds
 from nfqlb.runtime.protocol import JSONObject
 
+_LOOK = 0.02  # seconds between two questions of `adopt`
+
 
 def add_wait(parser: argparse.ArgumentParser) -> None:
     """The words of `wait`."""
@@ -41,6 +43,7 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
 def add_adopt(parser: argparse.ArgumentParser) -> None:
     """The words of `adopt`."""
     parser.set_defaults(command=_adopt)
+    parser.add_argument("--timeout", type=seconds, metavar="SECONDS", default=30.0, help="wait so long (30)")
     add_socket(parser)
     add_config(parser, required=False)
 
@@ -61,11 +64,22 @@ def _wait(options: argparse.Namespace) -> int:
 
 
 def _adopt(options: argparse.Namespace) -> int:
-    from nfqlb.operator.change import said
+    import time
+
     from nfqlb.runtime.client import Client
 
+    deadline = time.monotonic() + options.timeout
     with Client(socket_of(options)) as client:
-        say(map(clean, said(client.call("adopt", {}))))
+        client.call("adopt", {})
+        while True:
+            found = client.call("adoption", {})
+            assert isinstance(found, dict)
+            if found["over"]:
+                break
+            if time.monotonic() > deadline:
+                raise FailureError("nfqlb: the gateway is still looking for connections")
+            time.sleep(_LOOK)
+    say([f"connections taken over: {found['adopted']:,}"])
     return 0
 
 
