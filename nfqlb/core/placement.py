@@ -160,6 +160,9 @@ class Placement:
             attempts = 2 if real.tester is connection else real.spec.attempts
             if not attempts or connection.attempts < attempts:
                 return
+        if self._table.answered(connection, now):
+            return  # just now, and not told yet: its client would be cut off from who it talks to
+        if connection.attempts:
             connection.attempts = 0
             self._watch.ditched(connection, Ditch.NO_ANSWER, now)
         self._reassign(connection, now)

@@ -326,6 +326,10 @@ class ConnectionTable:
         (self.remove if connection.state.ended else self.cut)(connection, now)
         return True
 
+    def answered(self, connection: Connection, now: float) -> bool:
+        """Whether a connection that looks unanswered is not, as its carrier knows."""
+        return self._ask(connection, now) is not None and not connection.state.unanswered
+
     def expire(self, now: float, budget: int) -> int:
         """End what has timed out, looking at no more than `budget` connections; returns how many."""
         looked = 0

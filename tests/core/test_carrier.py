@@ -164,3 +164,19 @@ def test_ended_connections_are_nobodys_to_carry(kernel: Kernel) -> None:
     lab.wait(11)
     assert lab.connections() == []
     assert (kernel.asked, kernel.cuts) == (0, [])
+
+
+def test_a_repeated_syn_does_not_move_what_was_answered_meanwhile(kernel: Kernel) -> None:
+    """R041, A39: the answer passed a moment ago, and the client believes it."""
+    lab = site(kernel)
+    call = lab.dial().syn()
+    kernel.knows[call.key] = State.ESTABLISHED, lab.now
+    call.syn()
+    assert (call.server, call.state) == ("a", "established")
+    assert lab.real("a").ditched_no_answer == 0
+    other = lab.dial().syn()
+    kernel.knows[other.key] = State.SYN_SENT, lab.now
+    assert other.server == "b"
+    assert other.syn().server == "a"
+    assert lab.real("b").ditched_no_answer == 1
+    audit(lab.director)

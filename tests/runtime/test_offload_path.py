@@ -222,6 +222,17 @@ def test_a_silent_servers_connection_is_forgotten_by_the_kernel_and_marked_anew(
     assert gateway.states() == ["established"]
 
 
+def test_an_answer_that_is_not_told_yet_keeps_the_connection_where_it_is(gateway: Worker) -> None:
+    """A39: held up somewhere, three SYNs arrive at once, and the answer to the first is on its way back."""
+    assert [gateway.syn(), gateway.syn()] == [gateway.mark(0)] * 2
+    gateway.enter(state=SYN_RECEIVED)
+    assert gateway.syn() == gateway.mark(0)
+    assert gateway.ledger.deleted == []
+    gateway.server(SYN | ACK, 900, 101)
+    assert gateway.states() == ["established"]
+    assert gateway.director.reals(0.0)[0].ditched_no_answer == 0
+
+
 def test_a_port_that_is_used_again_is_a_new_connection_for_the_kernel_too(gateway: Worker) -> None:
     """A18; and the end of the old one, which is told late, does not end the new one."""
     gateway.syn()
