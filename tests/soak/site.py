@@ -7,18 +7,21 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from nfqlb.core.spec import Gateway
 from nfqlb.demo.appliance import Appliance, balancing, python_path, virtual
 from nfqlb.demo.lab import VIP, VIP6, Host, Lab
 from nfqlb.demo.programs import Program
 from nfqlb.demo.web import document, home, serve
+from nfqlb.netfilter.conntrack import Conntrack
 from nfqlb.runtime.protocol import ControlError, JSONObject
 from tests.netns.asking import traces, wait_until
 from tests.netns.both import Bench, Datapath, configuration
+from tests.netns.site import entered
 from tests.netns.test_protocols import name_server
 from tests.soak.books import Burst, Counts, Taken
 from tests.soak.visitors import Loss, Place, Plan
@@ -138,6 +141,18 @@ class Site:
         """Have another configuration read, see `config`."""
         self.gateway.config.write_text(config(self.lab, self.shape, **changes))
         self.ask("reload")
+
+    def quiet(self) -> list[object]:
+        """The three connections that have been idle for longest, and the kernel's entries of these."""
+        known = sorted(self.ask("connections", {"limit": 10_000}), key=lambda row: -row["idle_s"])[:3]
+        ports = {row["client_port"] for row in known}
+        with entered(self.lab.gateway.namespace), closing(Conntrack()) as table:
+            entries = [
+                entry
+                for entry in table.entries(Gateway(("",), ("",)).mark_mask)
+                if int.from_bytes(entry.inbound[-4:-2], "big") in ports
+            ]
+        return [*known, *entries]
 
     # ---- Traffic
 

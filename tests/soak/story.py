@@ -26,7 +26,8 @@ from tests.soak.visitors import Loss
 
 KEPT_EVENTS = 1000
 ALARMING = re.compile(r"Traceback|internal.error|drift|assert", re.IGNORECASE)
-_SETTLED = 90.0  # seconds for whatever is half-open, closing or a flow to be over
+#: Seconds for whatever is half-open, closing or a flow to be over. Servers give up who is silent for 75.
+_SETTLED = 40.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +175,8 @@ class Story:
             wait_until(lambda: queued(self.site.lab) == 0, "empty queues")
         except AssertionError as error:
             self.blame(f"{error}; {held} are held, the gateway has {self._now()}")
+            for row in self.site.quiet():
+                self.blame(f"quiet for long: {row}")
         ledger, served = Ledger.of(self.site.ask("virtuals")), self.site.served()
         self.compare(after, counts, ledger, served)
         self.judge(losses)
