@@ -27,7 +27,8 @@ class FailureWatch:
     """Watches all real servers of one director.
 
     `on_change` is told of each whose health changed: the server, its state before, and when;
-    `on_failure` of each that fails, after that.
+    `on_failure` of each that fails, after that. `lost_at` is when packets were last known to be lost on their
+    way to servers, whichever that is: connections that were opened until then say nothing by their silence.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class FailureWatch:
     ) -> None:
         self._on_change = on_change
         self._on_failure = on_failure
+        self.lost_at = -inf
         self._failed: dict[RealServer, None] = {}
         # a heap: when each may be tested, and in which order equals came; some no longer wait
         self._waiting: list[tuple[float, int, RealServer]] = []
@@ -57,6 +59,9 @@ class FailureWatch:
 
     def ditched(self, connection: Connection, why: Ditch, now: float) -> None:
         """A connection to its present server could not be made (R041)."""
+        if why is Ditch.NO_ANSWER and connection.opened <= self.lost_at:
+            self.ended(connection, now)
+            return
         link = connection.link
         real = link.real
         client = client_of(connection.inbound)

@@ -14,10 +14,33 @@ from nfqlb.runtime.events import Events
 from nfqlb.runtime.protocol import JSON, JSONObject
 from nfqlb.runtime.rising import Rising
 
-#: Seconds for which the table is said to be losing connections after it has, and to be nearly full.
+#: Seconds for which the table is said to be full after it was, and nearly full.
 HELD = 10.0
 #: Losses that a full table is the reason of: what finds no room, and what is given up for others.
 _FOR_ROOM = ("drop", "early_drop")
+
+
+class Fullness:
+    """Whether the table loses connections for want of room. `room` and `losses` as for `Tracking`."""
+
+    def __init__(
+        self,
+        room: Callable[[], tuple[int, int]] = conntrack.room,
+        losses: Callable[[], Mapping[str, int]] = conntrack.losses,
+    ) -> None:
+        self._room = room
+        self._losses = losses
+        self._lost: int | None = None
+
+    def look(self) -> bool:
+        """Whether it is full, or has lost something since the last look; False where nobody can say."""
+        try:
+            now, limit = self._room()
+            found = self._losses()
+        except (KernelError, OSError):
+            return False
+        before, self._lost = self._lost, sum(found.get(name, 0) for name in _FOR_ROOM)
+        return (limit > 0 and now >= limit) or (before is not None and self._lost > before)
 
 
 class Tracking:
@@ -44,7 +67,7 @@ class Tracking:
         self._sums: dict[str, Rising] = {}
         self._begun: dict[str, int] = {}  # what had been lost before we looked
         self._told = ""
-        self._near = self._lost = -HELD  # when it was last nearly full, and when it last lost something
+        self._near = self._lost = -HELD  # when it was last nearly full, and when full, or losing something
 
     def tick(self) -> None:
         """To be called once a second."""
@@ -57,6 +80,8 @@ class Tracking:
         at = self._clock()
         if limit and now >= limit * conntrack.NEARLY_FULL:
             self._near = at
+        if limit and now >= limit:
+            self._lost = at
         losing = at - self._lost < HELD
         shown: dict[str, JSON] = dict(lost)
         self._others["conntrack"] = {"now": now, "limit": limit, "lost": shown, "losing": losing}

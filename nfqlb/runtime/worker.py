@@ -33,6 +33,7 @@ from nfqlb.runtime.recording import Recorder
 from nfqlb.runtime.stall import BIRTH, Heart
 from nfqlb.runtime.stumbles import Stumbles
 from nfqlb.runtime.summary import Losses, counts
+from nfqlb.runtime.tracking import Fullness
 from nfqlb.runtime.views import respond
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class Worker:
         self._interest = select.POLLIN  # in what the channel has
         self._complained = -_QUIET
         self._stumbles = Stumbles(hopeless=True)
+        self._fullness = Fullness()
         self._paths = Paths(config, datapaths, journal)
         self.director = self._paths.director
         self._recorder = Recorder(self.director, self._paths.watch)
@@ -179,6 +181,8 @@ class Worker:
             self._orphan.tick(now)
             self._stopping = self._stopping or self._orphan.over
         self._recorder.look(now)
+        if self._fullness.look():
+            self.director.watch.lost_at = now
         overdue = self.director.tick(now, _TIMER_BUDGET)
         self.director.recount(now, _TIMER_BUDGET // 4)
         return overdue

@@ -67,6 +67,45 @@ def test_a_threshold_of_zero_never_fails_a_server() -> None:
     assert lab.real("a").ditched_no_answer == 40
 
 
+def test_silence_says_nothing_while_packets_are_lost_on_the_way() -> None:
+    """F25, R179: what was opened until then is sent on, and fails nobody; what is opened later does."""
+    lab = site("ab", failure_threshold=1)
+    calls = [lab.dial(client=f"192.0.2.{number}") for number in range(1, 5)]
+    lab.director.watch.lost_at = lab.now
+    lab.wait(1)
+    servers = [call.server for call in calls]
+    assert [call.syn().syn().server for call in calls] == [{"a": "b", "b": "a"}[name] for name in servers]
+    assert [lab.real(name).state for name in "ab"] == ["in-service"] * 2
+    assert [lab.real(name).ditched_no_answer for name in "ab"] == [0, 0]
+    late = lab.dial(client="192.0.2.9")
+    failed = late.server
+    late.syn().syn()
+    assert lab.real(failed).state == "failed"
+    audit(lab.director)
+
+
+def test_a_test_that_is_lost_on_the_way_is_made_again() -> None:
+    """F25, R182."""
+    lab = failing(retry=10)
+    lab.wait(11)
+    test = lab.dial(client="192.0.2.9")
+    assert lab.real("a").state == "testing"
+    lab.director.watch.lost_at = lab.now
+    test.syn()
+    assert (test.server, lab.real("a").state) == ("b", "failed")
+    lab.wait(11)
+    assert lab.dial(client="192.0.2.10").server == "a"
+    audit(lab.director)
+
+
+def test_a_refusal_counts_whatever_is_lost() -> None:
+    """F25, R040: who answers is there."""
+    lab = site("a", failure_threshold=1)
+    lab.director.watch.lost_at = lab.now + 100
+    lab.dial().server_reset()
+    assert lab.real("a").state == "failed"
+
+
 def test_a_connection_is_ditched_once() -> None:
     """R040, R041, R180 (A39): at the third SYN, whatever comes after it, its time-out too."""
     lab = site("a")
