@@ -64,7 +64,8 @@ def judge(config: Config, found: Facts, *, alone: bool = True) -> list[Finding]:
 
 def _rights(config: Config, found: Facts) -> Iterator[Finding]:
     if not found.net_admin:
-        yield Finding("error", "no right to change the network", "run as root, or with CAP_NET_ADMIN")
+        advice = "run as root, or with CAP_NET_ADMIN; in a user namespace only for a network of its own"
+        yield Finding("error", "no right to change the network", advice)
     if not found.net_raw and replies_to_clients(config):
         yield Finding(
             "error",

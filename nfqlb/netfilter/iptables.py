@@ -126,6 +126,8 @@ def _is_locked(stderr: str) -> bool:
 
 def _reason(stderr: str) -> str:
     """The part of the message that says why."""
+    if "Failed to initialize nft" in stderr:
+        return "this kernel lacks nf_tables, on which it builds; modprobe nf_tables, or use iptables-legacy"
     named = re.search(r"failed \(([^)]*)\)", stderr)
     if named:
         return f"the kernel refused it: {named[1]} (is the module for this match or target there?)"

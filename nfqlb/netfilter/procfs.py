@@ -1,6 +1,7 @@
 """What the kernel tells of processes in /proc: who reads a queue, which rights and which network is ours."""
 
 import contextlib
+import fcntl
 import os
 import socket
 from collections.abc import Collection
@@ -13,6 +14,7 @@ _NETLINK_NETFILTER = 12  # include/uapi/linux/netlink.h
 _SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, since Linux 5.14
 _LISTENING = "0A"  # TCP_LISTEN, as /proc/net/tcp has it
 _COMMAND = 100  # characters of a command line that are told
+_NS_GET_USERNS = 0xB701  # ioctl_ns(2)
 _CAP_NET_ADMIN, _CAP_NET_RAW = 12, 13  # include/uapi/linux/capability.h
 
 
@@ -170,13 +172,30 @@ def _owners(inodes: Collection[str]) -> dict[str, Process]:
 
 
 def may_administer() -> bool:
-    """Whether this process has CAP_NET_ADMIN."""
-    return _capable(_CAP_NET_ADMIN)
+    """Whether this process has CAP_NET_ADMIN, for the network that it is in."""
+    return _capable(_CAP_NET_ADMIN) and _within_reach()
 
 
 def may_send_raw() -> bool:
-    """Whether this process has CAP_NET_RAW."""
-    return _capable(_CAP_NET_RAW)
+    """Whether this process has CAP_NET_RAW, for the network that it is in."""
+    return _capable(_CAP_NET_RAW) and _within_reach()
+
+
+def _within_reach() -> bool:
+    """Whether our user namespace owns this network namespace, or one that does: else no right counts here."""
+    try:
+        descriptor = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        os.close(fcntl.ioctl(descriptor, _NS_GET_USERNS))
+    except PermissionError:
+        return False
+    except OSError:  # a kernel that cannot tell, before 4.9
+        return True
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _capable(capability: int) -> bool:

@@ -45,10 +45,20 @@ TEXT = "*mangle\n:NFQLB-A - [0:0]\n-A NFQLB-A -j RETURN\n-A NFQLB-A -m rateest -
             ["not permitted", "CAP_NET_ADMIN"],
         ),
         ("Fatal: can't open lock file /run/xtables.lock: Permission denied\n", ["not permitted"]),
+        (
+            "iptables-restore/1.8.9 (nf_tables) Failed to initialize nft: Protocol not supported\n",
+            ["this kernel lacks nf_tables", "modprobe nf_tables"],
+        ),
+        (
+            "iptables-restore v1.8.9 (legacy): iptables-restore: unable to initialize table 'raw'\n\n"
+            "Error occurred at line: 1\n",
+            ["unable to initialize table 'raw'"],
+        ),
         ("", ["failed without saying why"]),
     ],
 )
 def test_a_refusal_is_one_line_that_names_the_rule_and_the_reason(stderr: str, words: list[str]) -> None:
+    """F38: also what a kernel without a module comes to."""
     said = explain("iptables-restore", stderr, TEXT)
     assert said.startswith("iptables-restore: ")
     assert "\n" not in said

@@ -1,6 +1,7 @@
 """Start and stop of the gateway: nothing is left, and what cannot be done is refused with one clear line."""
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from nfqlb.demo.appliance import (
     virtual,
 )
 from nfqlb.demo.lab import VIP, Lab
-from nfqlb.demo.programs import run
+from nfqlb.demo.programs import run, search_path
 from tests.netns.asking import ask, rules, spread, traces
 from tests.netns.both import REWRITE, SAME, Datapath, configuration, only, serving
 
@@ -180,6 +181,62 @@ def test_start_without_the_right_is_refused(lab: Lab, without: tuple[str, ...]) 
     said = one_line(done.stderr)
     assert "root" in said or "CAP_NET_ADMIN" in said
     assert traces(lab) == before
+
+
+@only(REWRITE, SAME)
+@pytest.mark.parametrize("subject", ["run", "check"])
+def test_root_of_a_user_namespace_has_no_right_to_the_network_of_another(lab: Lab, subject: str) -> None:
+    """F38: as in many containers, where every capability is there and none counts."""
+    before = traces(lab)
+    path = lab.directory / "mapped.toml"
+    path.write_text(configuration(lab))
+    words = ("run", "-c", str(path)) if subject == "run" else ("check", "--host", str(path))
+    argv = ("unshare", "--user", "--map-root-user", *command(*words))
+    done = run(lab.gateway.namespace, argv, check=False, extra_environment=python_path())
+    assert done.returncode == 1, done.stderr
+    assert "no right to change the network" in done.stdout + done.stderr
+    assert "of its own" in done.stdout + done.stderr
+    assert one_line(done.stderr)
+    assert traces(lab) == before
+
+
+@only(REWRITE, SAME)
+@pytest.mark.parametrize("lacks", ["nfnetlink", "nf_tables"])
+@pytest.mark.parametrize("subject", ["run", "check", "rules"])
+def test_a_kernel_that_lacks_a_module(lab: Lab, lacks: str, subject: str) -> None:
+    """F38: one clear line, status 1, no traceback, nothing touched; `nf_tables` is iptables' need alone."""
+    before = traces(lab)
+    path = lab.directory / "lacking.toml"
+    path.write_text(configuration(lab))
+    words = {
+        "run": ("run", "-c", str(path)),
+        "check": ("check", "--host", str(path)),
+        "rules": ("rules", "apply", "--force", "-c", str(path)),
+    }[subject]
+    lacking = (sys.executable, str(Path(__file__).with_name("lacking.py")))
+    environment = python_path()
+    if lacks == "nf_tables":
+        environment["PATH"] = f"{programs_lacking(lab, lacking)}:{os.environ['PATH']}"
+    argv = (*(lacking if lacks == "nfnetlink" else ()), *command(*words))
+    done = run(lab.gateway.namespace, argv, check=False, extra_environment=environment)
+    assert done.returncode == 1, done.stderr
+    said = one_line(done.stderr)
+    assert "this kernel lacks nf_tables" in said
+    assert "Traceback" not in done.stdout + done.stderr
+    assert traces(lab) == before
+
+
+def programs_lacking(lab: Lab, lacking: tuple[str, ...]) -> Path:
+    """A directory with the iptables programs, for which a kernel lacks something."""
+    directory = lab.directory / "lacking"
+    directory.mkdir(exist_ok=True)
+    forms = ("", "-restore", "-save")
+    for name in (f"{family}{form}" for family in ("iptables", "ip6tables") for form in forms):
+        real = shutil.which(name, path=search_path())
+        script = directory / name
+        script.write_text(f'#!/bin/sh\nexec {" ".join(lacking)} {real} "$@"\n')
+        script.chmod(0o755)
+    return directory
 
 
 @only(REWRITE, SAME)

@@ -1,5 +1,6 @@
 """The doctor's round: the gateway is asked where it runs, else this machine is looked at from here."""
 
+import os
 from pathlib import Path
 
 from nfqlb import __version__
@@ -61,7 +62,8 @@ def _of_this_machine(config: Config | None) -> list[JSONObject]:
     try:
         return _rows(examine(config or _NO_CONFIG, running=False))
     except (KernelError, OSError) as error:
-        return [gateway.row("unseen", "machine", f"could not be looked at: {error}", "run as root")]
+        advice = "" if os.geteuid() == 0 else "run as root"
+        return [gateway.row("unseen", "machine", f"could not be looked at: {error}", advice)]
 
 
 def _rows(document: object) -> list[JSONObject]:
