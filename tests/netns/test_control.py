@@ -65,7 +65,7 @@ def events(lab: Lab) -> list[dict[str, Any]]:
 
 
 def test_a_server_is_drained_by_a_script(lab: Lab, gateway: Appliance) -> None:
-    """Set, wait until it is empty; the wait ends when the last connection has."""
+    """F23: set, wait until it is empty; the wait ends when the last connection has."""
     with holding(lab.client, 1):
         busy = next(row["name"] for row in rows(gateway, "reals") if row["connections"])
         assert command(lab, "set", "real", busy, "maintenance")[0] == 0

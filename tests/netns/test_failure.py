@@ -65,7 +65,7 @@ def ask_at_once(lab: Lab, count: int) -> list[Answer]:
 
 @pytest.mark.parametrize("how", ["silent", "unplugged"])
 def test_a_server_cut_off_in_mid_traffic(lab: Lab, how: str) -> None:
-    """R041, R179, R180, R181: every client is answered, and once the server has failed nobody waits."""
+    """R041, R179, R180, R181, F21: every client is answered, and once the server has failed nobody waits."""
     web1 = lab.servers[0]
     with gateway(lab, turns()) as appliance:
         assert spread(ask_at_once(lab, 6)) == dict.fromkeys(ALL, 4)
@@ -84,7 +84,7 @@ def test_a_server_cut_off_in_mid_traffic(lab: Lab, how: str) -> None:
 
 
 def test_a_server_returns_by_itself(lab: Lab) -> None:
-    """R182: tests with one live connection each fail while it is gone, and one brings it back."""
+    """R182, F21: tests with one live connection each fail while it is gone, and one brings it back."""
     with gateway(lab, turns("web1", "web2"), retry=1, failure_threshold=2) as appliance:
         with silent(lab.servers[0]):
             ask_at_once(lab, 4)
@@ -106,7 +106,7 @@ def test_a_server_returns_by_itself(lab: Lab) -> None:
 
 
 def test_a_server_that_refuses(lab: Lab) -> None:
-    """R040, R179 (A42): its clients are told, until three were; then nobody is sent there any more."""
+    """R040, R179 (A42), F21: its clients are told, until three were; then nobody is sent there any more."""
     with gateway(lab, turns("web1:9000", "web2:80")) as appliance:
         refused = 0
         for _ in range(4):
@@ -117,6 +117,7 @@ def test_a_server_that_refuses(lab: Lab) -> None:
         assert refused == 3
         shown = real(appliance, "web1")
         assert (shown["state"], shown["ditched"]) == ("failed", {"no_answer": 0, "reset": 3})
+        assert shown["reason"] == "3 connections in a row could not be made"
         assert spread([ask(lab.client) for _ in range(10)]) == {"web2": 10}
 
 

@@ -89,7 +89,7 @@ def fail(lab: Lab, appliance: Appliance, name: str) -> None:
 
 
 def test_a_drained_server_empties(lab: Lab) -> None:
-    """R186, R039 (A7): its download ends intact, its sticky client stays, new clients go elsewhere."""
+    """R186, R039 (A7), F23: its download ends intact, its sticky client stays, new clients go elsewhere."""
     digest = document(lab, "drained", 32)  # curl takes the first megabytes at once, whatever its limit
     with gateway(lab, sticky=600) as appliance:
         bound = ask(lab.client)
@@ -113,7 +113,7 @@ def test_a_drained_server_empties(lab: Lab) -> None:
 
 @pytest.mark.parametrize(("setting", "kept"), [("maintenance", True), ("out-of-service", False)])
 def test_who_comes_back_to_whom(lab: Lab, setting: str, kept: bool) -> None:
-    """R186, R132 (A7): after maintenance a client returns to its server; out of service it is forgotten."""
+    """R186, R132 (A7), F23: after maintenance it returns to its server; out of service it is forgotten."""
     with gateway(lab, sticky=600):
         server = ask(lab.client).server
         with holding(lab.client, 1) as held:

@@ -108,7 +108,7 @@ def test_requests_of_one_connection(lab: Lab, scheduler: str) -> None:
 
 
 def test_a_slow_server_gets_few_clients_until_it_is_fast_again(lab: Lab) -> None:
-    """R092, R093, R098, R104: it is avoided, tried now and then, and used again once it has recovered."""
+    """R092, R093, R098, R104, F21: it is avoided, tried now and then, and used again once it is fast."""
     web1 = lab.servers[0]
     slow(lab, web1, 0.5)
     servers = [f"{name}:{PORT}" for name in ALL]
