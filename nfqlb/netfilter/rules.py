@@ -114,11 +114,17 @@ def withdraw() -> list[str]:
             continue
         if family is IPV4 or _holds_ours(tables):  # a kernel without IPv6 cannot list its tables
             done += _clear(tables)
-        other = tables.other_kind()  # should iptables have been switched over since the rules were made
-        if other.installed and _holds_ours(other):
-            done += _clear(other)
+    done += withdraw_other_kind()
     done += [f"conntrack time-outs {name}" for name in timeouts.remove()]
     return done + accounting.remove()
+
+
+def withdraw_other_kind() -> list[str]:
+    """Takes our rules out of the tables that `iptables` does not mean here, and meant when they were made.
+
+    Every packet meets both kinds. Raises KernelError.
+    """
+    return [line for other in _other_kinds() if _holds_ours(other) for line in _clear(other)]
 
 
 @cache
@@ -201,12 +207,17 @@ def _clear(tables: Iptables) -> list[str]:
 
 def _strangers() -> list[str]:
     """Chains of ours in the tables of the other kind: packets would meet two sets of rules."""
-    others = [tables.other_kind() for family in FAMILIES if (tables := Iptables(family.program)).installed]
     return [
         f"{other.program}: holds chains of nfqlb as well; `nfqlb rules remove` clears both"
-        for other in others
-        if other.installed and _holds_ours(other)
+        for other in _other_kinds()
+        if _holds_ours(other)
     ]
+
+
+def _other_kinds() -> list[Iptables]:
+    """The programs for the kind of tables that is not in use here, where they are installed."""
+    others = [tables.other_kind() for family in FAMILIES if (tables := Iptables(family.program)).installed]
+    return [other for other in others if other.installed]
 
 
 def _holds_ours(tables: Iptables) -> bool:

@@ -21,9 +21,9 @@ def withdraw(clock: Callable[[], float] = time.monotonic) -> list[str]:
     deadline = clock() + _PATIENCE
     while True:
         try:
-            done = rules.withdraw()
             if not Iptables().installed:
                 raise KernelError("iptables is not installed any more")
+            done = rules.withdraw()
         except BusyError as error:
             if clock() >= deadline:
                 raise _they_stay(error) from None

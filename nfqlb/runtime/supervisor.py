@@ -163,6 +163,7 @@ class Supervisor:
         self._desk.followers += [traffic.configured, self._missed.follow]
         alone = _spread_alone(config)
         rules.apply(config)
+        _log_all(rules.withdraw_other_kind)
         finally_(_log_all, address.take_down)
         _log_all(address.bring_up, config)
         self._guard = Guard(

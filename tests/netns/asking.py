@@ -124,9 +124,9 @@ def queued(lab: Lab) -> int:
     return sum(int(line.split()[2]) for line in text.splitlines())
 
 
-def rules(lab: Lab) -> list[str]:
+def rules(lab: Lab, program: str = "iptables-save") -> list[str]:
     """The gateway's chains and rules, in order, without counters and what it varies by itself (F37)."""
-    text = lab.gateway.run("iptables-save").stdout
+    text = lab.gateway.run(program).stdout
     found = [line for line in text.splitlines() if line.startswith(("*", "-A", ":"))]
     found = [line for line in found if not re.match("-A NFQLB-O-FALLBACK .* -j MARK ", line)]
     return [re.sub(r" \[\d+:\d+\]$", "", line) for line in found]
