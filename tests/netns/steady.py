@@ -5,19 +5,19 @@ Writes a line for each: `kept` or `new`, when it began (seconds of the monotonic
 the machine share), and how long it took (seconds) or `failed`. Ends with status 1 where the kept one does.
 """
 
-import socket
 import sys
 import time
+from socket import create_connection, socket
 
-from tests.netns.holder import ask, connect
+from tests.netns.holder import ask
 
 
-def timed(kind: str, connection: socket.socket | None, address: str, port: int) -> None:
+def timed(kind: str, connection: socket | None, address: str, port: int) -> None:
     """One request, over a connection of its own where none is given."""
     begun = time.monotonic()
     try:
         if connection is None:
-            with connect(address, port, 0) as own:
+            with create_connection((address, port), 15) as own:
                 ask(own)
         else:
             ask(connection)
@@ -32,7 +32,7 @@ def timed(kind: str, connection: socket.socket | None, address: str, port: int) 
 
 def main(address: str, port: int, interval: float) -> None:
     """Ask until somebody ends it."""
-    with connect(address, port, 0) as kept:
+    with create_connection((address, port), 15) as kept:
         while True:
             timed("kept", kept, address, port)
             timed("new", None, address, port)
