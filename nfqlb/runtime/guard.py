@@ -127,6 +127,7 @@ class Guard:
         self._errands = Errands(selector, _PATIENCE)
         self._subjects: frozenset[str] = frozenset()  # that the errand looks at
         self._changes = True  # whether the errand may change anything
+        self._wrong: frozenset[str] = frozenset()  # subjects that are so, or could not be looked at
         self._clean = -_PAUSE  # when the last look ended that found nothing
         self._resting = False
         self._due: set[str] = set()
@@ -274,6 +275,7 @@ class Guard:
         if failed:
             self._fail(failed[0], said)
         elif found and not self._changes:
+            self._wrong |= self._subjects
             self.state.update(present=False, why=said)
             self._remember()
         elif found:
@@ -283,6 +285,9 @@ class Guard:
         self._go()
 
     def _found_well(self) -> None:
+        self._wrong -= self._subjects
+        if self._wrong:
+            return
         if self._failure:
             self._say("rules", "rules", "the gateway's rules, addresses and settings are in place again")
         self._failure = ""
@@ -298,12 +303,14 @@ class Guard:
 
     def _repaired(self, said: str, found: list[str]) -> None:
         now = self._clock()
-        since, self._failure = self._looks_at.since, ""
+        since = self._looks_at.since
+        self._wrong -= self._subjects
+        self._failure = self._failure if self._wrong else ""
         lasted = f"for {_span(now - since)}" if since else f"for at most {_span(now - self._well)}"
         repairs = self.state["repairs"]
         why = f"{said}; {lasted}; {self._who(found)}"
         self.state.update(
-            present=True,
+            present=not self._wrong,
             repairs=1 + (repairs if isinstance(repairs, int) else 0),
             repaired_at=round(self._wall(), 3),
             why=why,
@@ -337,6 +344,7 @@ class Guard:
         if why != self._failure:
             self._say("rules", "rules", f"rules: {text}", level="error")
         self._failure = why
+        self._wrong |= self._subjects
         self._remember()
         self.state.update(present=False if found else None, why=text)
 

@@ -277,6 +277,23 @@ def test_what_cannot_be_repaired_is_said_once_and_tried_again(
     assert told.well
 
 
+def test_what_is_well_does_not_hide_what_is_not(
+    told: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings are looked at, and found well, while rules cannot be repaired."""
+    restore = tmp_path / "iptables-restore"
+    restore.write_text("#!/bin/sh\necho 'iptables-restore: no more room' >&2\nexit 1\n")
+    restore.chmod(0o755)
+    with monkeypatch.context() as broken_path:
+        broken_path.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        told.run("iptables -t raw -F")
+        assert told.serve(IN_TIME, lambda: told.state["present"] is False)
+        told.run("sysctl -qw net.ipv4.conf.inside.rp_filter=1")
+        assert not told.serve(1.0, lambda: told.state["present"] is not False)
+    assert told.serve(IN_TIME, lambda: told.state["present"] is True)
+    assert told.well
+
+
 def test_it_never_keeps_its_caller_waiting(
     told: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
