@@ -64,8 +64,8 @@ class Changes:
         self._touched: set[str] = set()
         self._buffer = bytearray(_BUFFER)
         with contextlib.ExitStack() as undo:
-            self.rules = undo.enter_context(_listener(netlink.NETLINK_NETFILTER, _NFTABLES_GROUP))
-            self.route = undo.enter_context(_listener(socket.NETLINK_ROUTE, *_ROUTE_GROUPS))
+            self.rules = undo.enter_context(listener(netlink.NETLINK_NETFILTER, _NFTABLES_GROUP))
+            self.route = undo.enter_context(listener(socket.NETLINK_ROUTE, *_ROUTE_GROUPS))
             undo.pop_all()
 
     def close(self) -> None:
@@ -133,7 +133,8 @@ def _values(buffer: bytearray, at: int, end: int) -> Iterator[tuple[int, bytes]]
         yield kind, bytes(buffer[start:stop])
 
 
-def _listener(protocol: int, *groups: int) -> socket.socket:
+def listener(protocol: int, *groups: int) -> socket.socket:
+    """A socket that hears of what these groups are told, and never waits. Raises KernelError."""
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     try:
         sock.bind((0, 0))

@@ -7,6 +7,7 @@ first start, however often nfqlb crashed since. Forwarding is set per interface:
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from nfqlb.config.marks import OFFLOAD
@@ -15,6 +16,8 @@ from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.state import Change, Record
 
 ROOT = Path("/proc/sys")
+FORWARDED = "net/ipv4/conf"
+"""Where each interface has a directory of its own."""
 TRACKED = "net/netfilter/nf_conntrack_max"
 """How many connections the kernel's table may hold: one for all network namespaces, set in the first."""
 
@@ -28,7 +31,7 @@ def forwarding(config: Config) -> dict[str, str]:
     if not any(virtual.address.version == 4 for virtual in config.virtuals):
         return {}
     interfaces = dict.fromkeys(config.gateway.outside + config.gateway.inside)
-    return {f"net/ipv4/conf/{name}/forwarding": "1" for name in interfaces}
+    return {f"{FORWARDED}/{name}/forwarding": "1" for name in interfaces}
 
 
 def tracking(config: Config, root: Path = ROOT) -> dict[str, str]:
@@ -92,6 +95,19 @@ def overwritten(wanted: Mapping[str, str], root: Path = ROOT) -> dict[str, str]:
             if (current := _read(root, path)) != value:
                 found[path] = current
     return found
+
+
+def renamed(names: Mapping[str, str], record: Record) -> None:
+    """What was changed of interfaces is theirs whatever they are called; `names` are before and now."""
+    before = record.read()
+    prefixes = {f"{FORWARDED}/{old}/": f"{FORWARDED}/{new}/" for old, new in names.items()}
+    after = []
+    for change in before:
+        prefix = next((prefix for prefix in prefixes if change.path.startswith(prefix)), "")
+        path = prefixes.get(prefix, "") + change.path.removeprefix(prefix)
+        after.append(replace(change, path=path))
+    if after != before:
+        record.write(after)
 
 
 def restore(record: Record, root: Path = ROOT) -> list[str]:

@@ -128,6 +128,8 @@ class Guard:
         self._subjects: frozenset[str] = frozenset()  # that the errand looks at
         self._changes = True  # whether the errand may change anything
         self._wrong: frozenset[str] = frozenset()  # subjects that are so, or could not be looked at
+        self._followed = False  # the configuration is another than when it was last looked
+        self._follows = False  # the errand is the first one for this configuration
         self._clean = -_PAUSE  # when the last look ended that found nothing
         self._resting = False
         self._due: set[str] = set()
@@ -165,8 +167,13 @@ class Guard:
             self._notices = None
 
     def follow(self, config: Config) -> None:
-        """Another configuration is in force, and so other rules are right."""
+        """Another configuration is in force, and so other rules are right: they are put in, if need be."""
         self._config = config
+        self._followed = True
+        self.look()
+
+    def look(self) -> None:
+        """Look at everything now: something may have gone of which nobody tells."""
         if not self._resting:
             self._due |= EVERYTHING
             self._go()
@@ -251,7 +258,8 @@ class Guard:
             return
         self._subjects, self._due = frozenset(self._due), set()
         self._looks_at, self._heard_of = self._heard_of, Heard()
-        self._changes = self._patience.has(self._clock())
+        self._follows, self._followed = self._followed, False
+        self._changes = self._patience.has(self._clock()) or self._follows
         config, subjects, known, changes = self._config, self._subjects, frozenset(self._known), self._changes
         pause = max(0.0, self._clean + _PAUSE - self._clock())
 
@@ -302,11 +310,15 @@ class Guard:
             self._heard_of.authors += later.authors
 
     def _repaired(self, said: str, found: list[str]) -> None:
+        if self._follows:
+            logger.info("changed for the configuration in force: %s", said)
+            self._found_well()
+            return
         now = self._clock()
         since = self._looks_at.since
         self._wrong -= self._subjects
         self._failure = self._failure if self._wrong else ""
-        lasted = f"for {_span(now - since)}" if since else f"for at most {_span(now - self._well)}"
+        lasted = f"for {span(now - since)}" if since else f"for at most {span(now - self._well)}"
         repairs = self.state["repairs"]
         why = f"{said}; {lasted}; {self._who(found)}"
         self.state.update(
@@ -394,5 +406,6 @@ def _placed(text: str) -> tuple[str, Address]:
     return interface, ip_address(number)
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """How long something took, in a few characters."""
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

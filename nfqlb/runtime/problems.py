@@ -46,12 +46,19 @@ def _gateway(snapshot: JSONObject) -> Iterator[Problem]:
         yield Problem("warning", f"rules{_because(rules['why'])}")
     if rules.get("contested"):
         yield Problem("error", str(rules["contested"]))
+    yield from _links(part(snapshot, "links").get("wrong"))
     if reload.get("ok") is False:
         yield Problem("warning", f"last reload failed{_because(reload.get('error'))}")
     defects = [*part(snapshot, "defects").values(), part(snapshot, "drops").get("internal-error")]
     if many := sum(each for each in defects if isinstance(each, int)):
         what = "1 internal error" if many == 1 else f"{many:,} internal errors"
         yield Problem("warning", f"{what}; please report it, with the log")
+
+
+def _links(wrong: JSON) -> Iterator[Problem]:
+    for what in wrong if isinstance(wrong, list) else ():
+        text = str(what)
+        yield Problem("warning" if " is called " in text else "error", text)
 
 
 def _because(why: JSON) -> str:

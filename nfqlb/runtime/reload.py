@@ -71,7 +71,7 @@ class Reload:
     `room` is how many connections there can be at most. `prepare` is called before anything is changed, and
     raises KernelError where this process lacks something; `follow` whenever another configuration is in
     force. `rest` is a context in which nobody takes our changes for another's; `begins` and `over` are called
-    when a reload begins and ends.
+    when a reload begins and ends. `named` gives a configuration the present names of interfaces.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class Reload:
         rest: Callable[[], AbstractContextManager[None]],
         begins: Callable[[], None] = lambda: None,
         over: Callable[[], None] = lambda: None,
+        named: Callable[[Config], Config] = lambda config: config,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.config = config
@@ -103,6 +104,7 @@ class Reload:
         self._rest = rest
         self._begins = begins
         self._over = over
+        self._named = named
         self._wall = wall
         self._runner = Runner(self._ended)
         self._request: Request | None = None  # whose course is under way
@@ -172,7 +174,7 @@ class Reload:
 
     def _read(self, path: Path | None) -> Config:
         try:
-            return self._source.read(path)
+            return self._named(self._source.read(path))
         except ConfigError as error:
             raise ControlError("bad-config", str(error)) from None
 
@@ -257,7 +259,7 @@ class Reload:
         try:
             remaining = yield from self._give(after)
         except ControlError:
-            self._in_force(before)
+            self.in_force(before)
             self._replace_worker()
             yield from self._put_back(before)
             raise
@@ -291,7 +293,7 @@ class Reload:
 
         One that dies meanwhile has a successor that was born with it. Raises ControlError where it fails.
         """
-        self._in_force(config)
+        self.in_force(config)
         size = self._handover.give(config)
         everything: list[JSON] = [[name, place.real, place.port] for name, place in config.leaving.places]
         for last in (False, False, True):  # to follow twice is to follow once
@@ -341,7 +343,8 @@ class Reload:
             for name in sorted(names):
                 self._desk.events.add("reload", name, f"{kind} {name} has drained and is gone")
 
-    def _in_force(self, config: Config) -> None:
+    def in_force(self, config: Config) -> None:
+        """Another configuration is what runs."""
         self.config = config
         self._follow(config)
 

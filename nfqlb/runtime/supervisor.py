@@ -16,7 +16,7 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -41,6 +41,7 @@ from nfqlb.runtime.guard import Guard
 from nfqlb.runtime.handover import Handover, Source
 from nfqlb.runtime.hands import Hands
 from nfqlb.runtime.journal import Journal
+from nfqlb.runtime.links import Links, with_interfaces
 from nfqlb.runtime.metrics import Metrics
 from nfqlb.runtime.missed import Missed
 from nfqlb.runtime.notify import Notifier, from_environment
@@ -170,9 +171,26 @@ class Supervisor:
             config, self._selector, self._desk.events.add, self._desk.rules, self._datapaths.rebind
         )
         undo.callback(self._guard.close)
+        self._watch_links()
         self._tracking = Tracking(self._desk.events, self._desk.others)
         self._prepare_fallback(alone)
         self._prepare_reloads()
+
+    def _watch_links(self) -> None:
+        state: JSONObject = {}
+        self._desk.others["links"] = state
+        self._links = Links(
+            self._config, self._selector, self._desk.events.add, state, self._rename, self._guard.look
+        )
+        self._undo.callback(self._links.close)
+
+    def _rename(self, names: Mapping[str, str]) -> bool:
+        """Interfaces are called otherwise; whether that could be followed."""
+        if self._reload.busy:
+            return False
+        sysctl.renamed(names, Record())
+        self._reload.in_force(with_interfaces(self._reload.config, names))
+        return True
 
     def _prepare_fallback(self, alone: int) -> None:
         """`alone`: so many connections were made without us, before."""
@@ -229,6 +247,7 @@ class Supervisor:
             rest=self._guard.at_rest,
             begins=self._notifier.reloading,
             over=self._reloaded,
+            named=self._links.named,
         )
         self._undo.callback(self._reload.close)
         self._bequest.offer(self._datapaths.descriptors, self._guard.at_rest, self._end_for)
@@ -304,8 +323,8 @@ class Supervisor:
         looks = (self._workers.look_after, self._desk.glance)
         ticks = (
             self._control.tick, self._metrics.tick, self._workers.tick, self._desk.tick, self._missed.tick,
-            self._guard.tick, self._fallback.tick, self._tracking.tick, self._hands.tick, self._reload.tick,
-            self._checkup.tick,
+            self._guard.tick, self._links.tick, self._fallback.tick, self._tracking.tick, self._hands.tick,
+            self._reload.tick, self._checkup.tick,
         )  # fmt: skip
         while not self._stopping:
             for key, mask in self._selector.select(LOOK):

@@ -11,7 +11,7 @@ from nfqlb.core.spec import Config, Gateway, Real, Server, Virtual
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.procfs import Namespace
 from nfqlb.netfilter.state import Change, Record
-from nfqlb.netfilter.sysctl import TRACKED, forwarding, restore, switch, tracking
+from nfqlb.netfilter.sysctl import TRACKED, forwarding, renamed, restore, switch, tracking
 
 HERE = Namespace(4026531840, 7, "boot-1")
 OUTSIDE, INSIDE = "net/ipv4/conf/eth0/forwarding", "net/ipv4/conf/eth1.5/forwarding"
@@ -98,6 +98,15 @@ def test_an_interface_that_is_gone_is_passed_over(machine: Machine) -> None:
     (machine.root / INSIDE).unlink()
     assert restore(machine.record, machine.root) == [f"{OUTSIDE} = 0"]
     assert machine.files() == []
+
+
+def test_f20_an_interface_that_is_called_otherwise_gets_its_value_back(machine: Machine) -> None:
+    switch({OUTSIDE: "1", INSIDE: "1"}, machine.record, machine.root)
+    other = "net/ipv4/conf/wan0/forwarding"
+    (machine.root / other).parent.mkdir(parents=True)
+    (machine.root / OUTSIDE).rename(machine.root / other)
+    renamed({"eth0": "wan0"}, machine.record)
+    assert restore(machine.record, machine.root) == [f"{INSIDE} = 0", f"{other} = 0"]
 
 
 def test_a_setting_that_cannot_be_read_stops_before_anything_is_changed(machine: Machine) -> None:

@@ -10,7 +10,7 @@ from nfqlb.demo.appliance import python_path
 from nfqlb.demo.lab import VIP, Lab
 from nfqlb.demo.programs import Program
 
-INTERVAL = 0.002
+INTERVAL = 0.01
 """Seconds between two of the client's rounds."""
 
 

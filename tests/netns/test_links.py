@@ -7,13 +7,14 @@ down.
 
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
-from nfqlb.demo.appliance import Appliance, balancing, virtual
+from nfqlb.demo.appliance import Appliance, balancing, nfqlb_command, virtual
 from nfqlb.demo.lab import VIP, VIP6, Host, Lab, sixth
 from nfqlb.demo.web import serve
-from tests.netns.asking import Held, holding, rows, summary
+from tests.netns.asking import Held, holding, rows, rules, summary, traces, wait_until
 from tests.netns.beside import asking_steadily
 from tests.netns.both import Bench, Datapath, configuration
 
@@ -137,3 +138,63 @@ def test_f20_a_route_that_flaps_costs_no_connection(
     now = [each.again() for each in held]
     assert [[each.server for each in one] for one in now] == [[each.server for each in one] for one in before]
     assert {row["state"] for row in rows(gateway, "reals")} == {"in-service"}
+
+
+def test_f20_an_interface_that_is_called_otherwise_is_followed(
+    lab: Lab, gateway: Appliance, held: list[Held]
+) -> None:
+    """F20: for as long as it takes; a configuration may have the old name meanwhile, or the new one."""
+    before = [[each.server for each in one.rounds()[0]] for one in held]
+    text = gateway.config.read_text()
+    for old, new in (("outside", "wan0"), ("inside", "lan0")):
+        lab.gateway.run("ip", "link", "set", old, "name", new)
+    try:
+        back_within(lab.client, IN_TIME)
+        assert [[each.server for each in one.again()] for one in held] == before
+        wait_until(partial(says, gateway, "outside interface outside is called wan0 now"), "the verdict")
+        renamed = text.replace('"outside"', '"wan0"').replace('"inside"', '"lan0"')
+        for config in (text, renamed):
+            gateway.config.write_text(config)
+            done = nfqlb_command(lab, "reload", "-c", str(gateway.config))
+            assert done.returncode == 0, done.stderr
+            back_within(lab.client, IN_TIME)
+    finally:
+        gateway.config.write_text(text)
+        for old, new in (("outside", "wan0"), ("inside", "lan0")):
+            lab.gateway.run("ip", "link", "set", new, "name", old)
+    back_within(lab.client, IN_TIME)
+    assert [[each.server for each in one.again()] for one in held] == before
+    wait_until(partial(says, gateway, "all well"), "the verdict")
+
+
+def says(gateway: Appliance, what: str) -> bool:
+    """Whether that is in the verdict."""
+    snapshot = gateway.ask("snapshot")
+    assert isinstance(snapshot, dict)
+    return what in str(snapshot["verdict"])
+
+
+def test_f20_an_interface_that_is_down_or_new_is_told_of(
+    lab: Lab, gateway: Appliance, held: list[Held]
+) -> None:
+    """F20: in the verdict and in the events, with how long it was so."""
+    for side in ("outside", "inside"):
+        taken, given = FAULTS[f"{side} down"]
+        lab.gateway.run("sh", "-c", taken)
+        wait_until(partial(says, gateway, f"{side} interface {side} is down"), "the verdict")
+        lab.gateway.run("sh", "-c", given)
+        back_within(lab.client, IN_TIME)
+        again = f"{side} interface {side} is there again, after "
+        assert any(row["text"].startswith(again) for row in rows(gateway, "events"))
+
+
+def test_f20_a_stop_leaves_a_renamed_interface_as_it_was(lab: Lab) -> None:
+    """F20: forwarding is put back under the new name, and no address or rule is left."""
+    with Bench(lab.datapath, servers=1) as other:  # type: ignore[attr-defined]  # a Bench
+        serve(other, other.servers[0])
+        before = traces(other)
+        with balancing(other, configuration(other)):
+            other.gateway.run("ip", "link", "set", "outside", "name", "wan0")
+            wait_until(lambda: "-i wan0" in "".join(rules(other)), "rules for the new name")
+        other.gateway.run("ip", "link", "set", "wan0", "name", "outside")
+        assert traces(other) == before

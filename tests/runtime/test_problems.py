@@ -52,6 +52,12 @@ def test_the_worst_comes_first() -> None:
         ({"rules": {"present": False, "why": "iptables -F"}}, "error", "rules missing: iptables -F"),
         ({"rules": {"present": False, "why": ""}}, "error", "rules missing"),
         ({"rules": {"present": None, "why": "cannot be looked at"}}, "warning", "rules: cannot be looked at"),
+        ({"links": {"wrong": ["outside interface eth0 is down"]}}, "error", "outside interface eth0 is down"),
+        (
+            {"links": {"wrong": ["outside interface eth0 is called wan0 now"]}},
+            "warning",
+            "outside interface eth0 is called wan0 now",
+        ),
         ({"reload": {"ok": False, "error": "line 3"}}, "warning", "last reload failed: line 3"),
         ({"virtuals": rows("failed", prefix="shop")}, "error", "1 of 1 virtual server (shop1) failed"),
         ({"reals": rows("failed", "in-service")}, "warning", "1 of 2 servers (web1) failed"),
