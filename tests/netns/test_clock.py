@@ -72,7 +72,7 @@ def test_f29_an_hour_forward_and_back_changes_nothing(lab: Lab) -> None:
                 step(clock, gateway, offset)
                 took = steady.watch(0.5)
                 assert took.failed == 0
-                assert took.worst < 1.0
+                assert took.worst < 5.0
         step(clock, gateway, -HOUR)
         unchanged(gateway, known, bound)
         wait_until(lambda: servers_of(gateway).keys() == known.keys(), "the end of those that are over")

@@ -32,7 +32,7 @@ def test_f30_packets_pass_whatever_is_full_or_not_read(lab: Lab) -> None:
         for name, quiet, beside in seen:
             assert (name, quiet.failed, beside.failed) == (name, 0, 0)
             assert min(len(beside.kept), len(beside.new)) > 5, name
-            assert beside.worst < 1.0, name
+            assert beside.worst < 5.0, name
         assert summary(around.gateway)["worker"]["restarts"] == 0
         assert b" log entries were lost: nobody read them" in around.heard
     assert around.gateway.program.status == 0
