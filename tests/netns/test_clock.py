@@ -111,24 +111,31 @@ def unchanged(
     assert known.items() <= servers_of(gateway).items()
     (entry,) = rows(gateway, "sticky")
     assert (entry["client"], entry["real"]) == (bound["client"], bound["real"])
-    assert 1140 < entry["expires_s"] <= 1200
+    assert 1000 < entry["expires_s"] <= 1200
 
 
 @only(REWRITE, "timers and journal are the same")
 def test_f29_the_monotonic_clock_passes_2_to_the_31_seconds(lab: Lab) -> None:
     """F29: in a time namespace of its own, where the machine has been up for 68 years; nothing wraps."""
-    ahead = int(2**31 - time.monotonic()) - 3
-    within = ("unshare", "--time", "--monotonic", str(ahead))
     if not Path("/proc/self/ns/time").exists():
         pytest.skip("this kernel has no time namespaces")
+    assert any(passes_2_to_the_31_seconds(lab, before) for before in (4, 20, 60))
+
+
+def passes_2_to_the_31_seconds(lab: Lab, before: int) -> bool:
+    """Try it with a gateway that is started so many seconds before; False where its start took longer."""
+    ahead = int(2**31 - time.monotonic()) - before
+    within = ("unshare", "--time", "--monotonic", str(ahead))
     config = configuration(lab, virtual("web", ["web1", "web2"], sticky="20m")) + TIMEOUTS
     with balancing(lab, config, within=within) as gateway, holding(lab.client, 3) as held:
         known, bound = servers_of(gateway), rows(gateway, "sticky")[0]
-        assert time.monotonic() + ahead < 2**31
-        wait_until(lambda: time.monotonic() + ahead > 2**31 + 1, "the second in question")
+        if time.monotonic() + ahead >= 2**31:
+            return False
+        wait_until(lambda: time.monotonic() + ahead > 2**31 + 1, "the second in question", timeout=before + 5)
         unchanged(gateway, known, bound)
-        assert all(row["age_s"] < 60 for row in rows(gateway, "connections"))
+        assert all(row["age_s"] < 2 * before + 60 for row in rows(gateway, "connections"))
         gateway.kill_worker()
         wait_until(lambda: restarts(gateway) == 1, "another worker")
         unchanged(gateway, known, bound)
         held.again()
+    return True
