@@ -358,9 +358,10 @@ class Paths:
         return {"said": ["looking for connections that the kernel alone has"]}
 
     def adoption(self) -> JSONObject:
-        """How far that is."""
+        """How far that is. `served`: all that needs to be known is; what the kernel carries need not be."""
         compared = self._offload is None or not (self._offload.behind or self._offload.sweeping)
-        return {"over": compared and self._adoption is None, "adopted": self._found}
+        served = self._adoption is None
+        return {"served": served, "over": served and compared, "adopted": self._found}
 
     def take_replies(self) -> list[bytes]:
         """The packets that are to go to clients."""

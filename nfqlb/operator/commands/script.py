@@ -74,12 +74,13 @@ def _adopt(options: argparse.Namespace) -> int:
         while True:
             found = client.call("adoption", {})
             assert isinstance(found, dict)
-            if found["over"]:
+            if found["served"]:
                 break
             if time.monotonic() > deadline:
                 raise FailureError("nfqlb: the gateway is still looking for connections")
             time.sleep(_LOOK)
-    say([f"connections taken over: {found['adopted']:,}"])
+    going_on = "" if found["over"] else "; what the kernel carries goes on, and is still looked through"
+    say([f"connections taken over: {found['adopted']:,}{going_on}"])
     return 0
 
 
