@@ -383,15 +383,17 @@ def test_explain_tells_of_several_decisions_and_as_json(running: Running) -> Non
 def test_explain_says_what_else_is_known_of_a_client(running: Running) -> None:
     words = ("explain", "--socket", str(running.path))
     assert running.run(*words, "--client", "203.0.113.9") == (
-        0,
+        1,
+        "",
         "No decision about 203.0.113.9 is kept any more, or there was none.\n"
         "  203.0.113.9:1 to shop is with web1:8080: established, opened 1.0s ago\n"
         "  sticky entry for shop: web1, for 59s more\n",
-        "",
     )
-    told = running.run(*words, "--connection", "203.0.113.9:2-192.0.2.10:80")[1]
+    told = running.run(*words, "--connection", "203.0.113.9:2-192.0.2.10:80")[2]
     assert told.splitlines()[1:] == ["  sticky entry for shop: web1, for 59s more"]
-    assert json.loads(running.run(*words, "--client", "203.0.113.9", "--json")[1]) == []
+    status, document, said = running.run(*words, "--client", "203.0.113.9", "--json")
+    assert (status, json.loads(document)) == (1, [])
+    assert said.startswith("No decision about")
 
 
 def test_explain_refuses_what_is_no_connection(running: Running) -> None:

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from nfqlb.operator.commands.common import add_config, add_socket, given, say, socket_of
+from nfqlb.operator.commands.common import add_config, add_socket, fail, given, say, socket_of
 from nfqlb.operator.words import WORDS, positive, seconds
 from nfqlb.runtime.protocol import DEFAULT_LIMITS
 
@@ -94,12 +94,13 @@ def _explain(options: argparse.Namespace) -> int:
             say(show.as_json(document))
         elif document:
             say(story.story(document, now=time.time()))
-        elif (who := options.connection or options.client) is None:
-            say([f"no decision is recorded{f' for {options.virtual}' if options.virtual else ''} yet"])
-        else:
-            address, port = story.asked(who) if options.connection else (who, None)
-            live = client.call("connections", {"client": address, **given(options, "virtual")})
-            sticky = client.call("sticky", {"client": address})
-            to = f" to {options.virtual}" if options.virtual else ""
-            say(story.nothing_kept(who + to, live, sticky, port))
-    return 0
+        if document:
+            return 0
+        who = options.connection or options.client
+        if who is None:
+            return fail(f"no decision is recorded{f' for {options.virtual}' if options.virtual else ''} yet")
+        address, port = story.asked(who) if options.connection else (who, None)
+        live = client.call("connections", {"client": address, **given(options, "virtual")})
+        sticky = client.call("sticky", {"client": address})
+        to = f" to {options.virtual}" if options.virtual else ""
+        return fail("\n".join(story.nothing_kept(who + to, live, sticky, port)))
