@@ -148,6 +148,8 @@ def test_it_ends_where_it_was_to_end(lab: Lab, appliance: Appliance, tmp_path: P
     with capturing(lab, file, "--packets", "2", "--snaplen", "40") as program:
         busy = nfqlb_command(lab, "capture", "other", "-o", "/dev/null", "--socket", str(socket_path(lab)))
         assert (busy.returncode, busy.stderr) == (1, "nfqlb: another capture is under way; one at a time\n")
+        again = nfqlb_command(lab, "capture", "shop", "-o", str(file), "--socket", str(socket_path(lab)))
+        assert "--force overwrites it" in again.stderr
         ask(lab.client)
         assert program.wait() == 0
     assert "nfqlb: 2 packets of shop" in program.stderr

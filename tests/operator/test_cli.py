@@ -622,6 +622,45 @@ def test_words_that_make_no_order_are_explained(capsys: pytest.CaptureFixture[st
         assert says in capsys.readouterr().err
 
 
+# --- capture: what becomes of the file where no capture comes about --------------------------------------
+
+
+def captured(path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What is said of a capture into this file while no gateway runs."""
+    socket = path.parent / "no-gateway"
+    assert cli.main(["capture", "shop", "-o", str(path), *words, "--socket", str(socket)]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    return err.strip()
+
+
+def test_a_capture_says_at_once_where_it_cannot_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before a gateway is asked to begin one."""
+    path = tmp_path / "none" / "shop.pcapng"
+    assert captured(path, capsys) == f"nfqlb: {path} cannot be written: there is no directory {path.parent}"
+    assert captured(tmp_path, capsys) == f"nfqlb: {tmp_path} cannot be written: Is a directory"
+
+
+def test_a_capture_overwrites_nothing_without_being_told_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "shop.pcapng"
+    path.write_text("of yesterday")
+    assert captured(path, capsys) == f"nfqlb: {path} is there already; --force overwrites it"
+    assert "no gateway is running" in captured(path, capsys, "--force")
+    assert path.read_text() == "of yesterday"
+
+
+def test_a_capture_that_is_refused_leaves_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, empty = tmp_path / "shop.pcapng", tmp_path / "made-by-mktemp"
+    empty.touch()
+    for each in (path, empty):
+        assert "no gateway is running" in captured(each, capsys)
+    assert [path.exists(), empty.exists()] == [False, True]
+
+
 # --- the other commands ----------------------------------------------------------------------------------
 
 

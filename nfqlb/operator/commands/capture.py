@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,8 +18,9 @@ def add_capture(parser: argparse.ArgumentParser) -> None:
     """The words of `capture`. What is not said is for the gateway to choose."""
     parser.set_defaults(command=_capture)
     parser.add_argument("virtual", metavar="VIRTUAL", help="the virtual server's name")
-    about = "a pcapng file, which is overwritten; - is standard output (the default)"
+    about = "a pcapng file; - is standard output (the default)"
     parser.add_argument("-o", "--output", type=Path, default=_STDOUT, metavar="FILE", help=about)
+    parser.add_argument("--force", action="store_true", help="overwrite a file that is there already")
     for name, kind, what in _LIMITS:
         parser.add_argument(f"--{name}", type=kind, metavar=name[0].upper(), help=what)
     add_socket(parser)
@@ -52,9 +53,11 @@ def _capture(options: argparse.Namespace) -> int:
     args |= {name: value for name, *_ in _LIMITS if (value := getattr(options, name)) is not None}
     if options.output == _STDOUT and sys.stdout.isatty():
         raise FailureError("nfqlb: a capture is no text: write it to a file with -o FILE, or to a pipe")
-    with Client(socket_of(options)) as client:
-        capture = Capture(client, args)  # before the file is touched: it may be refused
-        with _open(options.output) as file, _until_told() as told:
+    with _output(options.output, force=options.force) as file, Client(socket_of(options)) as client:
+        capture = Capture(client, args)
+        with _until_told() as told:
+            if options.output != _STDOUT and options.output.is_file():
+                file.truncate(0)
             print(f"nfqlb: capturing {options.virtual}; Ctrl-C ends it", file=sys.stderr)  # noqa: T201
             capture.write(file, lambda: bool(told))
     print(f"nfqlb: {capture.told()}", file=sys.stderr)  # noqa: T201
@@ -106,10 +109,33 @@ def _until_told() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _open(path: Path) -> BinaryIO:
-    """The file to write, which others may not read: it holds what clients said. Raises OSError."""
+@contextmanager
+def _output(path: Path, *, force: bool) -> Iterator[BinaryIO]:
+    """The file to write, as it was before; a new one is gone again where nothing was written.
+
+    Others may not read it: it holds what clients said. Raises FailureError.
+    """
     import os
 
     if path == _STDOUT:
-        return os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb")
+        with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as file:
+            yield file
+        return
+    new = not path.exists()
+    if path.is_file() and path.stat().st_size and not force:
+        raise FailureError(f"nfqlb: {path} is there already; --force overwrites it")
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        raise FailureError(
+            f"nfqlb: {path} cannot be written: there is no directory {path.parent}"
+        ) from None
+    except OSError as error:
+        raise FailureError(f"nfqlb: {path} cannot be written: {error.strerror}") from None
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+    finally:
+        with suppress(FileNotFoundError):
+            if new and not path.stat().st_size:
+                path.unlink()
