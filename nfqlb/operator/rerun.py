@@ -70,8 +70,6 @@ def _heading(document: Document) -> Iterator[str]:
         yield f"left out: {several(document['earlier'], 'connection')} from before the capture"
     if document["untold"]:
         yield f"passed over: {several(document['untold'], 'frame')} without a segment or datagram to be read"
-    if not document["packets"]:
-        yield "no packet is for a virtual server of this configuration"
     if document["cut_at"] is not None:
         yield f"the file ends within a packet, at byte {document['cut_at']}: read so far"
 

@@ -6,6 +6,7 @@ seen: the translation changes addresses and ports, but no sequence number.
 """
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -39,12 +40,12 @@ class Evidence:
     def __init__(self, virtuals: Iterable[VirtualServer]) -> None:
         virtuals = list(virtuals)
         self.destinations = Destinations(virtuals)
-        self.packets = 0  # segments and datagrams of these virtual servers
+        self._packets = Counter[tuple[bool, bool]]()  # by whether clients sent them, and were seen outside
         self._asked: dict[
             Asking, list[int]
         ] = {}  # the numbers of a SYN's packets, on its way to a virtual server
         self._served: dict[Asking, list[tuple[int, bytes]]] = {}  # by packet, who got it
-        self._inside: set[bytes] = set()  # keys, both ways, between these clients and their servers
+        self._inside: dict[bytes, bool] = {}  # by key between clients and servers: is it the client's?
         self._number = 0
         self._calls_outside = self._calls_inside = 0
         self._answers_outside = self._answers_inside = 0
@@ -59,18 +60,18 @@ class Evidence:
         if self.destinations.find(key) is not None:
             self._from_client(seen)
         elif self.destinations.find(flipped(key)) is not None:
-            self.packets += 1
+            self._packets[False, True] += 1
             self._answers_outside += _answers(seen)
         elif self._is_answer(seen):
-            self.packets += 1
+            self._packets[False, False] += 1
             self._answers_inside += 1
         elif seen.opens or protocol_of(key) == UDP:
             self._going_on(seen)
         elif key in self._inside:
-            self.packets += 1
+            self._packets[self._inside[key], False] += 1
 
     def _from_client(self, seen: Seen) -> None:
-        self.packets += 1
+        self._packets[True, True] += 1
         if seen.opens or seen.flags is None:
             self._calls_outside += seen.opens
             numbers = self._asked.setdefault(_asking(seen), [])
@@ -83,7 +84,7 @@ class Evidence:
         """A SYN or datagram to a real server, if a client sent the same to a virtual one."""
         asking = _asking(seen)
         if asking in self._asked or self.destinations.behind(flipped(seen.key)) is not None:
-            self.packets += 1
+            self._packets[True, False] += 1
             self._calls_inside += seen.opens
             self._serve(asking, server_of(flipped(seen.key)), seen.key)
 
@@ -97,17 +98,24 @@ class Evidence:
             number = ((int.from_bytes(seen.numbers[4:], "big") - 1) & 0xFFFF_FFFF).to_bytes(4, "big")
         if (client, number) not in self._asked and (client, number) not in self._served:
             return False
-        self._serve((client, number), server_of(seen.key), seen.key)
+        self._serve((client, number), server_of(seen.key), flipped(seen.key))
         return True
 
-    def _serve(self, asking: Asking, server: bytes, key: bytes) -> None:
-        if key not in self._inside:
-            self._inside |= {key, flipped(key)}
+    def _serve(self, asking: Asking, server: bytes, call: bytes) -> None:
+        """`call` is the key of what the client sends to this server."""
+        if call not in self._inside:
+            self._inside |= {call: True, flipped(call): False}
         found = self._served.setdefault(asking, [])
         if not found or found[-1][1] != server:
             found.append((self._number, server))
 
     # --- what was learned
+
+    @property
+    def packets(self) -> int:
+        """Segments and datagrams of these virtual servers, those that were seen on both sides once."""
+        both = (True, False)
+        return sum(max(self._packets[client, outside] for outside in both) for client in both)
 
     @property
     def sides(self) -> Sides:

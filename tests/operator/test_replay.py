@@ -121,6 +121,19 @@ def test_what_is_no_capture_is_refused_in_a_line(
     assert run(capsys, capture, "-c", settings) == (1, "", f"nfqlb: {capture}: {says}\n")
 
 
+def test_a_capture_of_nobody_s_packets_is_no_answer(
+    files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A script shall notice; the document is as any other."""
+    capture, settings = files
+    capture.write_bytes(pcapng.section("", ""))
+    status, out, err = run(capsys, capture, "-c", settings)
+    assert (status, out) == (1, "")
+    assert err == f"nfqlb: {capture}: no packet is for a virtual server of {settings}\n"
+    status, out, _ = run(capsys, capture, "-c", settings, "--json")
+    assert (status, json.loads(out)["packets"]) == (1, 0)
+
+
 def test_a_file_that_is_not_there(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     _, settings = files
     assert run(capsys, "none.pcap", "-c", settings) == (

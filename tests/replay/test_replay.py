@@ -70,6 +70,7 @@ def test_any_side_will_do(interfaces: tuple[int, ...], sides: str) -> None:
         town.close(town.fetch("192.0.2.7", port))
     document = rerun(town.dump(lambda frame: frame.interface in interfaces), town.config)
     assert document["sides"] == sides
+    assert document["packets"] == len(town.blocks)  # each once, though it may be there twice
     (web,) = document["virtuals"]
     known = 0 if sides == "clients" else 6
     assert (web["decisions"], web["same"], web["unknown"]) == (6, known, 6 - known)

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from nfqlb.operator.commands.common import FailureError, add_config, add_socket, load, say, socket_of
+from nfqlb.operator.commands.common import FailureError, add_config, add_socket, fail, load, say, socket_of
 from nfqlb.operator.words import positive, seconds
 from nfqlb.runtime.protocol import JSONObject
 
@@ -74,7 +74,12 @@ def _replay(options: argparse.Namespace) -> int:
         raise FailureError(f"nfqlb: {options.file}: {error.strerror}") from None
     with file:
         document = rerun.replayed(config, file, str(options.file))
-    say(rerun.as_json(document) if options.json else rerun.render(document, everything=options.all))
+    if options.json:
+        say(rerun.as_json(document))
+    elif document["packets"]:
+        say(rerun.render(document, everything=options.all))
+    if not document["packets"]:
+        return fail(f"nfqlb: {options.file}: no packet is for a virtual server of {options.config}")
     return 0
 
 
