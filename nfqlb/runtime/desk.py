@@ -45,8 +45,9 @@ class Desk:
 
     `roles` are the packet queues' ("new", "established", "offload") by number, `rooms` tells what they have
     room for, and `queues` what the kernel says of them. `listeners` are called with every snapshot that is
-    taken once a second, `virtual_completers` with the rows of virtual servers wherever they are shown, and
-    `followers` with each other configuration that is in force.
+    taken once a second, `onlookers` with the last one once a reload is over, `virtual_completers` with the
+    rows of virtual servers wherever they are shown, and `followers` with each other configuration that is in
+    force.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Desk:
         self.reload: JSONObject = {"at": None, "ok": None, "error": ""}
         self.others: JSONObject = {}
         self.listeners: list[Callable[[JSONObject], None]] = []
+        self.onlookers: list[Callable[[JSONObject], None]] = []
         self.virtual_completers: list[Callable[[Iterable[JSONObject]], None]] = []
         self.followers: list[Callable[[Config], None]] = []
         self.last: JSONObject | None = None  # the last snapshot
@@ -146,6 +148,14 @@ class Desk:
         self._queues.look(fresh)
         self.last = picture.judged(fresh)
         self.watching.look(self.last)
+
+    def reloaded(self, error: str = "") -> None:
+        """A reload is over, or was refused for an `error`: seen at once, and until the next one is over."""
+        self.reload.update(at=round(self._wall(), 3), ok=not error, error=error)
+        if self.last is not None:
+            self._renew(self.last)
+            for look in self.onlookers:
+                self._carefully(look, self.last)
 
     def configured(self, config: Config) -> None:
         """Another configuration is in force."""

@@ -68,8 +68,6 @@ def degraded(
         "why": why,
         "uptime_s": round(status.uptime, 3),
         "worker": {"pid": status.worker_pid, "restarts": status.worker_restarts},
-        "rules": dict(around.rules),
-        "reload": dict(around.reload),
         "connections": {**connections, "rate": None},
         "virtuals": [{**row, "rate": None} for row in objects(snapshot["virtuals"])],
         "reals": [{**row, "rate": None} for row in objects(snapshot["reals"])],
@@ -77,11 +75,12 @@ def degraded(
 
 
 def refreshed(snapshot: JSONObject, status: GatewayStatus, around: Surroundings) -> JSONObject:
-    """A snapshot with what can be known without the worker as it is now: queues, and `others`."""
+    """A snapshot with what can be known without the worker as it is now: queues, rules, reload, `others`."""
     known = status.kernel_rows()
     rows: list[JSON] = [{**row, **known.get(row["number"], {})} for row in objects(snapshot["queues"])]
+    ours: JSONObject = {"rules": dict(around.rules), "reload": dict(around.reload), **around.others}
     defects = {**part(snapshot, "defects"), "supervisor": status.stumbles}
-    return {**snapshot, "queues": rows, "defects": defects, **around.others}
+    return {**snapshot, "queues": rows, "defects": defects, **ours}
 
 
 def judged(snapshot: JSONObject) -> JSONObject:

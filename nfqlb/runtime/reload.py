@@ -90,7 +90,6 @@ class Reload:
         begins: Callable[[], None] = lambda: None,
         over: Callable[[], None] = lambda: None,
         named: Callable[[Config], Config] = lambda config: config,
-        wall: Callable[[], float] = time.time,
     ) -> None:
         self.config = config
         self._source = source
@@ -105,7 +104,6 @@ class Reload:
         self._begins = begins
         self._over = over
         self._named = named
-        self._wall = wall
         self._runner = Runner(self._ended)
         self._request: Request | None = None  # whose course is under way
         self._again = False  # another signal came meanwhile
@@ -196,7 +194,7 @@ class Reload:
         """Nothing has changed: say why."""
         first, *more = error.message.split("\n")
         what = _WHY.get(error.code, "is refused")
-        self._desk.reload.update(at=round(self._wall(), 3), ok=False, error=first)
+        self._desk.reloaded(first)
         text = f"{name} {what}; nothing is changed: {first}"
         self._desk.events.add("reload", name, text, who=who, level="error")
         for line in more:
@@ -224,7 +222,7 @@ class Reload:
                 return
         draining = sorted(self.config.leaving.reals | self.config.leaving.virtuals)
         said = difference.lines(found)
-        self._desk.reload.update(at=round(self._wall(), 3), ok=True, error="")
+        self._desk.reloaded()
         self._tell(name, who, said)
         for line in warnings:
             logger.warning("%s", line)
@@ -357,7 +355,7 @@ class Reload:
         self, name: str, who: str, error: KernelError | ControlError, request: Request | None
     ) -> None:
         text = f"{name} cannot be put into force; everything is as it was before: {error}"
-        self._desk.reload.update(at=round(self._wall(), 3), ok=False, error=str(error))
+        self._desk.reloaded(str(error))
         self._desk.events.add("reload", name, text, who=who, level="error")
         if request is not None:
             request.refuse(ControlError("reload-failed", text))
@@ -378,7 +376,7 @@ class Reload:
         self._looked = time.monotonic()
         if defect is not None:
             logger.error("a reload failed", exc_info=defect)
-            self._desk.reload.update(at=round(self._wall(), 3), ok=False, error=f"internal error: {defect}")
+            self._desk.reloaded(f"internal error: {defect}")
             if request is not None:
                 request.fail("internal-error", "the reload failed inside the gateway", "its log says more")
         if self._again:

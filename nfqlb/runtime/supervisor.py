@@ -136,10 +136,8 @@ class Supervisor:
         self._workers.born, self._workers.died = self._desk.born, self._desk.died
         self._workers.rest = self._rest
         moves = Movement()
-        self._desk.listeners += [
-            lambda snapshot: self._notifier.status(str(snapshot["verdict"])),
-            lambda snapshot: self._workers.condemn(moves.look(snapshot)),
-        ]
+        self._desk.listeners += [self._judged, lambda snapshot: self._workers.condemn(moves.look(snapshot))]
+        self._desk.onlookers.append(self._judged)
         Captures(self._desk, self._workers)
         self._checkup = Checkup(self._selector, lambda: self._desk.config, lambda: self._desk.last)
         undo.callback(self._checkup.close)
@@ -258,6 +256,9 @@ class Supervisor:
         self._desk.configured(config)
         self._guard.follow(config)
         self._fallback.follow(config)
+
+    def _judged(self, snapshot: JSONObject) -> None:
+        self._notifier.status(str(snapshot["verdict"]))
 
     def _reloaded(self) -> None:
         self._notifier.ready()

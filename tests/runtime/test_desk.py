@@ -181,6 +181,24 @@ def test_queues_are_shown_as_they_are_while_the_worker_does_not_answer(office: O
     assert office.snapshot()["queues"][0]["depth"] == 20
 
 
+def test_a_refused_reload_is_seen_at_once_and_until_one_succeeds(office: Office) -> None:
+    """Also where no snapshot has been taken since, and where the worker does not answer."""
+    seen: list[object] = []
+    office.desk.onlookers.append(lambda snapshot: seen.append(snapshot["verdict"]))
+    office.worker.silent = True
+    office.desk.reloaded("line 3")
+    whole = office.snapshot()
+    assert whole["verdict"] == "last reload failed: line 3"
+    assert whole["reload"] == {"at": 1e9 + office.now, "ok": False, "error": "line 3"}
+    office.worker.silent = False
+    for _ in range(3):
+        office.tick()
+        assert office.snapshot()["verdict"] == "last reload failed: line 3"
+    office.desk.reloaded()
+    assert seen == ["last reload failed: line 3", "all well"]
+    assert office.snapshot()["verdict"] == "all well"
+
+
 def test_nobody_but_the_pulse_asks_the_worker(office: Office) -> None:
     asked = len(office.worker.asked)
     for _ in range(5):

@@ -54,11 +54,11 @@ class Gateway:
         self.handover = Handover()
         source = Source(self.file)
         config = source.read()
-        self.desk = Desk(config, self, {})
+        self.desk = Desk(config, self, {}, wall=lambda: 1000.0)
         self.reload = Reload(
             config, source, self.desk, self, self, self.handover, room=1_000_000, prepare=self.prepare,
             follow=self.follow, rest=self.rest, begins=lambda: self.did.append("begins"),
-            over=lambda: self.did.append("over"), wall=lambda: 1000.0,
+            over=lambda: self.did.append("over"),
         )  # fmt: skip
 
     restarts = 0
