@@ -18,7 +18,7 @@ from nfqlb.config.scanner import KeyPlaces
 from nfqlb.config.values import NAME
 from nfqlb.core.spec import Config, Gateway, Real, Server, Strict, Timeouts, Virtual
 
-__all__ = ["load", "parse", "ConfigError", "Finding"]
+__all__ = ["load", "parse", "read", "ConfigError", "Finding"]
 
 LARGEST = 4 * 1024 * 1024
 """No file is larger, in bytes: room for tens of thousands of servers."""
@@ -51,10 +51,14 @@ _SYNTAX_HINTS = (
 
 
 def load(path: Path) -> Config:
-    """The configuration in the file at `path`.
+    """The configuration in the file at `path`. Raises ConfigError as `read` and `parse` do."""
+    return parse(read(path), str(path))
 
-    Raises ConfigError with every mistake in it; also where it cannot be read, is longer than
-    4 MiB, or is no UTF-8 text.
+
+def read(path: Path) -> str:
+    """The text of the file at `path`.
+
+    Raises ConfigError where it cannot be read, is longer than 4 MiB, or is no UTF-8 text.
     """
     source = str(path)
     try:
@@ -65,12 +69,11 @@ def load(path: Path) -> Config:
     if len(data) > LARGEST:
         raise ConfigError(source, [Finding(0, "", f"longer than {LARGEST // 2**20} MiB: no configuration")])
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         message = f"the byte 0x{data[error.start]:02x} is not UTF-8 text"
         raise ConfigError(source, [Finding(line, "", message, "save the file as UTF-8")]) from None
-    return parse(text, source)
 
 
 def parse(text: str, source: str) -> Config:

@@ -18,7 +18,7 @@ from nfqlb.netfilter.iptables import Iptables
 from nfqlb.netfilter.queue_status import read_queues
 from nfqlb.netfilter.render import FAMILIES, IPV4, Bundle, Family, render
 from nfqlb.netfilter.ruleset import Table, differences, ours, parse, replacement
-from nfqlb.netfilter.state import DIRECTORY, Record
+from nfqlb.netfilter.state import DIRECTORY, Kept, Record
 
 _REMOVAL_ORDER = ("raw", "mangle", "nat", "filter", "security")
 """The way in first: no packet is let in whose answer nobody catches. What stands behind all, last."""
@@ -92,14 +92,15 @@ def mend(config: Config, families: Iterable[Family], *, change: bool) -> Iterato
 
 
 def remove(directory: Path = DIRECTORY) -> list[str]:
-    """Takes out everything that is ours: addresses, rules, changed settings, in this order.
+    """Takes out everything that is ours: addresses, rules, changed settings, what is kept, in this order.
 
     Returns a line for each thing removed; [] where there was nothing. Other rules stay as they are,
     in order. Raises KernelError.
     """
     done = address.take_down()
     done += withdraw()
-    return done + [f"put back: {line}" for line in sysctl.restore(Record(directory))]
+    done += [f"put back: {line}" for line in sysctl.restore(Record(directory))]
+    return done + Kept(directory).remove()
 
 
 def withdraw() -> list[str]:

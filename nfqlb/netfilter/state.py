@@ -1,7 +1,7 @@
 """What nfqlb must remember of a network namespace while it is changed, and who is changing it.
 
-Owns the files under `/run/nfqlb`: one lock and one record for each network namespace, for several
-share a machine's `/run`. The record outlives a crash; the lock does not.
+Owns the files under `/run/nfqlb`: one lock, one record and one configuration for each network namespace, for
+several share a machine's `/run`. Record and configuration outlive a crash; the lock does not.
 """
 
 import contextlib
@@ -66,17 +66,49 @@ class Record:
             raise KernelError(f"{self._file}: cannot be written: {error.strerror}") from None
 
     def _replace(self, changes: list[Change]) -> None:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
         entries = [
             {"path": change.path, "before": change.before, "value": change.value} for change in changes
         ]
         text = json.dumps({"cookie": self._where.cookie, "boot": self._where.boot, "changes": entries})
-        fresh = self._file.with_suffix(".new")
-        fresh.unlink(missing_ok=True)
-        descriptor = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        fresh.replace(self._file)
+        _replace(self._file, text + "\n")
+
+
+class Kept:
+    """The text of the configuration that a gateway runs with, in a file of mode 0600, until a clean stop.
+
+    For a next start whose own file cannot be used. One of an earlier boot, or of a namespace that is gone,
+    counts as none.
+    """
+
+    def __init__(self, directory: Path = DIRECTORY, where: Namespace | None = None) -> None:
+        where = where or namespace()
+        self.file = directory / f"net-{where.inode}.toml"
+        self._mark = f"# what nfqlb runs with in the network namespace {where.cookie} of boot {where.boot}"
+
+    def read(self) -> str | None:
+        """The text; None where there is none that can be read."""
+        try:
+            mark, _, text = self.file.read_text(encoding="utf-8").partition("\n")
+        except (OSError, UnicodeDecodeError):
+            return None
+        return text if mark == self._mark else None
+
+    def write(self, text: str) -> None:
+        """Replaces it as a whole. Raises KernelError where that is impossible."""
+        try:
+            _replace(self.file, f"{self._mark}\n{text}")
+        except OSError as error:
+            raise KernelError(f"{self.file}: cannot be written: {error.strerror}") from None
+
+    def remove(self) -> list[str]:
+        """It is of no use any more; a line where there was one. Raises KernelError."""
+        try:
+            self.file.unlink()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise KernelError(f"{self.file}: cannot be removed: {error.strerror}") from None
+        return [f"{self.file} removed"]
 
 
 class Claim:
@@ -153,6 +185,17 @@ def owner(directory: Path = DIRECTORY, where: Namespace | None = None) -> int | 
             text = file.read(20).strip()
             return int(text) if text.isdigit() else 0
     return None
+
+
+def _replace(file: Path, text: str) -> None:
+    """Put a file of mode 0600 in the place of another. Raises OSError."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fresh = file.with_name(f"{file.name}.new")
+    fresh.unlink(missing_ok=True)
+    descriptor = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
+        opened.write(text)
+    fresh.replace(file)
 
 
 def _lock_file(directory: Path, where: Namespace | None) -> Path:

@@ -65,7 +65,7 @@ class Desk:
         self.events = Events(wall)
         self.history = History()
         self.rules: JSONObject = {"present": None, "repairs": 0, "repaired_at": None, "why": ""}
-        self.reload: JSONObject = {"at": None, "ok": None, "error": ""}
+        self.reload: JSONObject = {"at": None, "ok": None, "error": "", "as_before": False}
         self.others: JSONObject = {}
         self.listeners: list[Callable[[JSONObject], None]] = []
         self.onlookers: list[Callable[[JSONObject], None]] = []
@@ -151,11 +151,20 @@ class Desk:
 
     def reloaded(self, error: str = "") -> None:
         """A reload is over, or was refused for an `error`: seen at once, and until the next one is over."""
-        self.reload.update(at=round(self._wall(), 3), ok=not error, error=error)
+        as_before = bool(error) and self.reload["as_before"]
+        self.reload.update(at=round(self._wall(), 3), ok=not error, error=error, as_before=as_before)
         if self.last is not None:
             self._renew(self.last)
             for look in self.onlookers:
                 self._carefully(look, self.last)
+
+    def begun_as_before(self, trouble: str) -> str:
+        """The gateway has begun with the configuration of before, for that trouble; returns the verdict."""
+        self.reload["as_before"] = True
+        self.reloaded(trouble)
+        told = f"runs on the configuration of before: {trouble}"
+        self.events.add("gateway", "", f"{told}; repair it, then `nfqlb reload`", level="error")
+        return told
 
     def configured(self, config: Config) -> None:
         """Another configuration is in force."""

@@ -158,3 +158,11 @@ def _well(places: dict[Server, int], row: JSONObject) -> tuple[tuple[int, float]
         if mark is not None and isinstance(part, int | float) and part > 0:
             found[mark] = found.get(mark, 0.0) + part
     return tuple(found.items())
+
+
+def spread_alone(config: Config) -> int:
+    """New connections that the kernel has spread since a predecessor's death."""
+    try:
+        return fallback.spread() if fallback.wanted(config) else 0
+    except KernelError:
+        return 0  # whatever is wrong with iptables, the rules themselves will tell

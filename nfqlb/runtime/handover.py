@@ -8,9 +8,17 @@ import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
-from nfqlb.config.load import load
+from nfqlb.config import load
 from nfqlb.core.spec import Config
+
+
+class Reading(NamedTuple):
+    """A configuration, and the text that it was made of."""
+
+    config: Config
+    text: str
 
 
 class Source:
@@ -22,10 +30,19 @@ class Source:
 
     def read(self, path: Path | None = None) -> Config:
         """What the file says, or the one at `path`. Raises ConfigError."""
-        config = load(path or self.path)
-        if self._socket is None:
-            return config
-        return replace(config, gateway=replace(config.gateway, socket=str(self._socket)))
+        return self.reading(path).config
+
+    def reading(self, path: Path | None = None) -> Reading:
+        """The same with its text. Raises ConfigError."""
+        file = path or self.path
+        return self.understood(load.read(file), str(file))
+
+    def understood(self, text: str, name: str) -> Reading:
+        """What a text says; `name` is how the report of its mistakes calls it. Raises ConfigError."""
+        config = load.parse(text, name)
+        if self._socket is not None:
+            config = replace(config, gateway=replace(config.gateway, socket=str(self._socket)))
+        return Reading(config, text)
 
 
 class Handover:

@@ -47,7 +47,9 @@ def _gateway(snapshot: JSONObject) -> Iterator[Problem]:
     if rules.get("contested"):
         yield Problem("error", str(rules["contested"]))
     yield from _links(part(snapshot, "links").get("wrong"))
-    if reload.get("ok") is False:
+    if reload.get("as_before"):
+        yield Problem("warning", f"runs on the configuration of before{_because(reload.get('error'))}")
+    elif reload.get("ok") is False:
         yield Problem("warning", f"last reload failed{_because(reload.get('error'))}")
     defects = [*part(snapshot, "defects").values(), part(snapshot, "drops").get("internal-error")]
     if many := sum(each for each in defects if isinstance(each, int)):

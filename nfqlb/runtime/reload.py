@@ -32,7 +32,7 @@ from nfqlb.netfilter.errors import KernelError
 from nfqlb.runtime import access, views
 from nfqlb.runtime.course import Course, Runner, Step
 from nfqlb.runtime.desk import Desk, Worker
-from nfqlb.runtime.handover import Handover, Source
+from nfqlb.runtime.handover import Handover, Reading, Source
 from nfqlb.runtime.protocol import JSON, ControlError, Request
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,8 @@ class Reload:
     `room` is how many connections there can be at most. `prepare` is called before anything is changed, and
     raises KernelError where this process lacks something; `follow` whenever another configuration is in
     force. `rest` is a context in which nobody takes our changes for another's; `begins` and `over` are called
-    when a reload begins and ends. `named` gives a configuration the present names of interfaces.
+    when a reload begins and ends, `keep` with the text of the configuration that is in force then. `named`
+    gives a configuration the present names of interfaces.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Reload:
         begins: Callable[[], None] = lambda: None,
         over: Callable[[], None] = lambda: None,
         named: Callable[[Config], Config] = lambda config: config,
+        keep: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self.config = config
         self._source = source
@@ -104,6 +106,7 @@ class Reload:
         self._begins = begins
         self._over = over
         self._named = named
+        self._keep = keep
         self._runner = Runner(self._ended)
         self._request: Request | None = None  # whose course is under way
         self._again = False  # another signal came meanwhile
@@ -147,7 +150,7 @@ class Reload:
 
     def _compare(self, request: Request) -> None:
         """What a reload would change, and what it would refuse."""
-        wanted = self._read(_file(request))
+        wanted, _ = self._read(_file(request))
         found = difference.compare(transition.without_leftovers(self.config), wanted)
         refused = transition.refusals(self.config, wanted, room=self._room)
         documents: list[JSON] = [each.document() for each in found]
@@ -162,7 +165,7 @@ class Reload:
         """
         if self._runner.busy:
             raise ControlError("busy", "a reload is under way", "try again in a moment")
-        wanted = self._read(_file(request))
+        wanted, _ = self._read(_file(request))
         if wanted != transition.without_leftovers(self.config):
             request.reply(None)
             return
@@ -170,9 +173,10 @@ class Reload:
             request.reply, lambda error: request.refuse(ControlError("kernel", str(error)))
         )
 
-    def _read(self, path: Path | None) -> Config:
+    def _read(self, path: Path | None) -> Reading:
         try:
-            return self._named(self._source.read(path))
+            reading = self._source.reading(path)
+            return reading._replace(config=self._named(reading.config))
         except ConfigError as error:
             raise ControlError("bad-config", str(error)) from None
 
@@ -181,7 +185,7 @@ class Reload:
         name = str(path or self._source.path)
         try:
             wanted = self._read(path)
-            refused = transition.refusals(self.config, wanted, room=self._room)
+            refused = transition.refusals(self.config, wanted.config, room=self._room)
             if refused:
                 raise ControlError("needs-restart", "\n".join(refused))
         except ControlError as error:
@@ -202,8 +206,8 @@ class Reload:
 
     # --- the course of a reload
 
-    def _carry_out(self, wanted: Config, name: str, who: str, request: Request | None) -> Course:
-        before = transition.without_leftovers(self.config)
+    def _carry_out(self, reading: Reading, name: str, who: str, request: Request | None) -> Course:
+        before, wanted = transition.without_leftovers(self.config), reading.config
         found = difference.compare(before, wanted)
         with ExitStack() as undo:
             undo.enter_context(self._rest())
@@ -222,6 +226,7 @@ class Reload:
                 return
         draining = sorted(self.config.leaving.reals | self.config.leaving.virtuals)
         said = difference.lines(found)
+        self._keep(reading.text)
         self._desk.reloaded()
         self._tell(name, who, said)
         for line in warnings:

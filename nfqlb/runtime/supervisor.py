@@ -23,12 +23,13 @@ from pathlib import Path
 from nfqlb import __version__
 from nfqlb.config.summary import endpoint
 from nfqlb.core.spec import Config
-from nfqlb.netfilter import address, fallback, host, repair, rules, sysctl
+from nfqlb.netfilter import address, fallback, repair, rules, state, sysctl
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.queue import ask_for_stamps
 from nfqlb.netfilter.reply import ReplySockets, open_replies, replies_to_clients
-from nfqlb.netfilter.state import Claim, Record
-from nfqlb.runtime import departure, files, logs, rights, takeover
+from nfqlb.netfilter.state import Claim, Kept, Record
+from nfqlb.runtime import beginning, departure, files, logs, rights, takeover
+from nfqlb.runtime.beginning import Beginning
 from nfqlb.runtime.captures import Captures
 from nfqlb.runtime.channel import WorkerChannel
 from nfqlb.runtime.checkup import Checkup
@@ -36,7 +37,7 @@ from nfqlb.runtime.control import Server
 from nfqlb.runtime.datapaths import Datapaths
 from nfqlb.runtime.desk import Desk
 from nfqlb.runtime.estate import Heir
-from nfqlb.runtime.fallback import Fallback
+from nfqlb.runtime.fallback import Fallback, spread_alone
 from nfqlb.runtime.guard import Guard
 from nfqlb.runtime.handover import Handover, Source
 from nfqlb.runtime.hands import Hands
@@ -67,19 +68,24 @@ class Supervisor:
     """The gateway of one configuration, and of those that `source` has when it is asked again.
 
     `say_ready` is called once packets flow; `notifier` is told of that and of all that follows. `heir` has
-    what a gateway that is there gives us: `config` goes on from what that runs.
+    what a gateway that is there gives us: `config` goes on from what that runs. It is that of `begins`,
+    whose text `kept` is to have for a next start.
     """
 
     def __init__(
         self,
         config: Config,
+        begins: Beginning,
         source: Source,
+        kept: Kept,
         say_ready: Callable[[], None],
         notifier: Notifier,
         heir: Heir | None = None,
     ) -> None:
         self._config = config
+        self._begins = begins
         self._source = source
+        self._kept = kept
         self._say_ready = say_ready
         self._notifier = notifier
         self._selector = selectors.DefaultSelector()
@@ -101,6 +107,7 @@ class Supervisor:
             self._say_ready()
             self._notifier.ready("all well")
             self._desk.events.add("gateway", "", f"ready: {_described(self._config)}")
+            self._begun()
             self._serve()
             self._notifier.stopping()
             logger.info("leaving" if self.leaving else "stopping")
@@ -160,7 +167,7 @@ class Supervisor:
         self._missed = Missed(config, self._selector, self._desk.pulse.carry.beside)
         undo.callback(self._missed.close)
         self._desk.followers += [traffic.configured, self._missed.follow]
-        alone = _spread_alone(config)
+        alone = spread_alone(config)
         rules.apply(config)
         _log_all(rules.withdraw_other_kind)
         finally_(_log_all, address.take_down)
@@ -205,6 +212,13 @@ class Supervisor:
             text = f"{alone:,} new {were} made without a gateway, spread by the kernel alone; taken over"
             self._desk.events.add("fallback", "fallback", text, level="warning")
 
+    def _begun(self) -> None:
+        """What is left behind unless we stop cleanly, and what we could not begin with."""
+        beginning.keep(self._kept, self._begins.text)
+        self._finally(_log_all, self._kept.remove)
+        if trouble := self._begins.trouble:
+            self._notifier.status(self._desk.begun_as_before(trouble))
+
     def _finally(self, act: Callable[..., object], *args: object, **words: object) -> None:
         """Undo this at the end, unless everything is to be left as it is."""
         self._undo.callback(lambda: None if self.leaving else act(*args, **words))
@@ -246,6 +260,7 @@ class Supervisor:
             begins=self._notifier.reloading,
             over=self._reloaded,
             named=self._links.named,
+            keep=lambda text: beginning.keep(self._kept, text),
         )
         self._undo.callback(self._reload.close)
         self._bequest.offer(self._datapaths.descriptors, self._guard.at_rest, self._end_for)
@@ -376,25 +391,31 @@ class Supervisor:
         worker.run(say_serving)
 
 
-def run(config: Config, source: Source, *, take_over: bool = False) -> int:
+def run(source: Source, *, take_over: bool = False) -> int:
     """`nfqlb run`: serve in the foreground until SIGTERM or Ctrl-C; returns the exit status.
 
     `source` is where the configuration comes from. Prints "ready" once packets flow. `take_over`: from a
-    gateway that runs. Does not return where the gateway is left as it is.
+    gateway that runs. Does not return where the gateway is left as it is. Raises ConfigError where the
+    configuration is refused, and none of before is there.
     """
-    logger.info("nfqlb %s, configuration %s", __version__, source.path)
     notifier = from_environment(os.environ)
     supervisor = None
     try:
         files.have_enough()
         with ExitStack() as undo:
-            heir = takeover.heir(config, take_over=take_over)
+            heir, kept = takeover.find(take_over=take_over), Kept()
             if heir is not None:
                 undo.callback(heir.close)
-                config = takeover.continued(heir, config)
-            if not _is_able(config, alone=heir is None):
+            follows = heir.orphan if heir is not None else state.owner() is None
+            begins = beginning.choose(source, kept if follows else None, alone=heir is None)
+            logger.info("nfqlb %s, configuration %s", __version__, source.path)
+            if begins is None:
                 return 1
-            supervisor = Supervisor(config, source, lambda: logs.say("ready"), notifier, heir)
+            heir = takeover.accepted(heir, begins.config) if heir is not None else None
+            config = takeover.continued(heir, begins.config) if heir is not None else begins.config
+            supervisor = Supervisor(
+                config, begins, source, kept, lambda: logs.say("ready"), notifier, heir
+            )
             supervisor.run()
     except (KernelError, ControlError) as error:
         logger.error("%s", error)
@@ -413,18 +434,6 @@ def run(config: Config, source: Source, *, take_over: bool = False) -> int:
     return status
 
 
-def _is_able(config: Config, *, alone: bool) -> bool:
-    """Whether this machine can run a configuration; what stands against it is logged.
-
-    Without `alone` another gateway is there, from which we take over.
-    """
-    findings = host.check(config, alone=alone)
-    for finding in findings:
-        level = logging.ERROR if finding.level == "error" else logging.WARNING
-        logger.log(level, "%s%s", finding.what, f"; {finding.advice}" if finding.advice else "")
-    return not any(finding.level == "error" for finding in findings)
-
-
 def _noticed(_number: int, _frame: object) -> None:
     """The wake-up descriptor carries the signal; a handler must stand for it to be written."""
 
@@ -432,14 +441,6 @@ def _noticed(_number: int, _frame: object) -> None:
 def _log_all(act: Callable[..., list[str]], *args: object) -> None:
     for line in act(*args):
         logger.info("%s", line)
-
-
-def _spread_alone(config: Config) -> int:
-    """New connections that the kernel has spread since a predecessor's death."""
-    try:
-        return fallback.spread() if fallback.wanted(config) else 0
-    except KernelError:
-        return 0  # whatever is wrong with iptables, the rules themselves will tell
 
 
 def _described(config: Config) -> str:

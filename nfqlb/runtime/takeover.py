@@ -1,9 +1,9 @@
 """Another gateway takes over from one that runs, and loses nothing.
 
-Owns both parts of a supervisor in that (see `estate` for the way). `heir` and `continued` are the new one's:
-from whom it takes, and what it has to run first, so that connections of what its configuration has no more
-can drain as after a reload. `Bequest` is the old one's: it shows what it has, rests while the other one
-prepares, and ends when that says so.
+Owns both parts of a supervisor in that (see `estate` for the way). `find`, `accepted` and `continued` are the
+new one's: from whom it takes, whether it can, and what it has to run first, so that connections of what its
+configuration has no more can drain as after a reload. `Bequest` is the old one's: it shows what it has, rests
+while the other one prepares, and ends when that says so.
 
 | the one that is there | without `--take-over` | with it |
 |---|---|---|
@@ -30,18 +30,24 @@ logger = logging.getLogger(__name__)
 _ANY = 1 << 62  # room: our journal is made anew
 
 
-def heir(config: Config, *, take_over: bool) -> Heir | None:
+def find(*, take_over: bool) -> Heir | None:
     """What a gateway that is there leaves to us; None where there is none to take over from.
 
-    Raises KernelError where it cannot be taken over from; it goes on then.
+    Raises KernelError for one that does not answer.
     """
     if not take_over and state.owner() is not None:
         return None  # refused like any second one
     found = estate.find(estate.place())
-    if found is None:
-        if take_over:
-            logger.info("no gateway runs here to take over from")
-        return None
+    if found is None and take_over:
+        logger.info("no gateway runs here to take over from")
+    return found
+
+
+def accepted(found: Heir, config: Config) -> Heir | None:
+    """The same gateway where `config` can go on from it; None for a worker alone that cannot be gone on from.
+
+    That has ended then. Raises KernelError where the gateway has a supervisor; it goes on.
+    """
     refused = transition.refusals(found.config, config, room=_ANY) if found.config is not None else []
     if refused and found.orphan:
         logger.warning("what the worker of before has is no use: %s", refused[0])

@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.procfs import Namespace
-from nfqlb.netfilter.state import Claim, owner
+from nfqlb.netfilter.state import Claim, Kept, owner
 
 HERE = Namespace(4026531840, 7, "boot-1")
 THERE = Namespace(4026531841, 8, "boot-1")
@@ -96,3 +97,24 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(KernelError, match=r"file/net-4026531840\.lock: cannot be opened"):
         Claim(tmp_path / "file", HERE)
+
+
+def test_what_is_kept_is_found_again_and_forgotten(tmp_path: Path) -> None:
+    text = 'name = "Käse"\n# the end, without a newline'
+    kept = Kept(tmp_path / "run", HERE)
+    assert kept.read() is None
+    kept.write("longer than what follows: " + text)
+    kept.write(text)
+    assert kept.file.stat().st_mode & 0o777 == 0o600
+    assert Kept(tmp_path / "run", HERE).read() == text
+    assert kept.remove() == [f"{kept.file} removed"]
+    assert (kept.read(), kept.remove()) == (None, [])
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_what_another_boot_or_namespace_has_kept_counts_as_nothing(tmp_path: Path) -> None:
+    Kept(tmp_path, HERE).write("name = 1\n")
+    assert Kept(tmp_path, replace(HERE, boot="boot-2")).read() is None
+    assert Kept(tmp_path, replace(HERE, cookie=8)).read() is None
+    Kept(tmp_path, HERE).file.write_bytes(b"\xff\n")
+    assert Kept(tmp_path, HERE).read() is None

@@ -29,21 +29,21 @@ def run(*words: str) -> tuple[int, str]:
 
 def test_a_wrong_configuration_is_told_to_people(wrong: Path) -> None:
     status, said = run("-c", str(wrong))
-    assert status == 1
+    assert status == 78
     assert f"{wrong}:2: error:" in said
 
 
 def test_a_wrong_configuration_is_told_to_machines(wrong: Path) -> None:
     status, said = run("-c", str(wrong), "--log", "json")
     rows = [json.loads(line) for line in said.splitlines()]
-    assert status == 1
+    assert status == 78
     assert {row["level"] for row in rows} == {"error"}
     assert any(row["message"].startswith(f"{wrong}:2: error:") for row in rows)
 
 
 def test_a_wrong_configuration_is_told_to_the_journal(wrong: Path) -> None:
     status, said = run("-c", str(wrong), "--log", "journal")
-    assert status == 1
+    assert status == 78
     assert all(line.startswith("<3>") for line in said.splitlines())
 
 

@@ -134,7 +134,7 @@ def test_a_snapshot_shows_the_whole_gateway(office: Office) -> None:
     assert [row["rate"] for row in whole["virtuals"]] == [1.0]
     assert sum(row["rate"] for row in whole["reals"]) == 1.0
     assert whole["rules"]["present"] is None
-    assert whole["reload"] == {"at": None, "ok": None, "error": ""}
+    assert whole["reload"] == {"at": None, "ok": None, "error": "", "as_before": False}
     assert "now" not in whole
     assert "losses" not in whole
 
@@ -189,7 +189,7 @@ def test_a_refused_reload_is_seen_at_once_and_until_one_succeeds(office: Office)
     office.desk.reloaded("line 3")
     whole = office.snapshot()
     assert whole["verdict"] == "last reload failed: line 3"
-    assert whole["reload"] == {"at": 1e9 + office.now, "ok": False, "error": "line 3"}
+    assert whole["reload"] == {"at": 1e9 + office.now, "ok": False, "error": "line 3", "as_before": False}
     office.worker.silent = False
     for _ in range(3):
         office.tick()

@@ -239,6 +239,11 @@ def found(config: Config | None, *, is_orphan: bool) -> Callable[[Path], Heir]:
     return find
 
 
+def accepted(config: Config, *, take_over: bool) -> Heir | None:
+    heir = takeover.find(take_over=take_over)
+    return None if heir is None else takeover.accepted(heir, config)
+
+
 def test_who_is_taken_over_from(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """F19, F40: one with a supervisor only on purpose; a worker that is alone by any start."""
     for is_orphan, owner, take_over, expected in (
@@ -246,7 +251,7 @@ def test_who_is_taken_over_from(place: Path, monkeypatch: pytest.MonkeyPatch) ->
     ):  # fmt: skip
         monkeypatch.setattr(state, "owner", lambda owner=owner: owner)
         monkeypatch.setattr(estate, "find", found(CONFIG, is_orphan=is_orphan))
-        heir = takeover.heir(CONFIG, take_over=take_over)
+        heir = accepted(CONFIG, take_over=take_over)
         assert (heir is not None) is expected
         if heir is not None:
             heir.close()
@@ -258,9 +263,9 @@ def test_what_cannot_be_taken_over(place: Path, monkeypatch: pytest.MonkeyPatch)
     other = replace(CONFIG, gateway=replace(CONFIG.gateway, queue=9))
     monkeypatch.setattr(estate, "find", found(CONFIG, is_orphan=False))
     with pytest.raises(KernelError, match=r"cannot be taken over from:\n\[gateway\] queue: needs a restart"):
-        takeover.heir(other, take_over=True)
+        accepted(other, take_over=True)
     monkeypatch.setattr(estate, "find", found(CONFIG, is_orphan=True))
-    assert takeover.heir(other, take_over=False) is None
+    assert accepted(other, take_over=False) is None
 
 
 def test_what_is_gone_from_the_configuration_drains(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +274,7 @@ def test_what_is_gone_from_the_configuration_drains(place: Path, monkeypatch: py
     monkeypatch.setattr(estate, "find", found(CONFIG, is_orphan=True))
     virtual = replace(CONFIG.virtuals[0], servers=CONFIG.virtuals[0].servers[:1])
     ours = replace(CONFIG, reals=CONFIG.reals[:1], virtuals=(virtual,))
-    heir = takeover.heir(ours, take_over=False)
+    heir = accepted(ours, take_over=False)
     assert heir is not None
     config = takeover.continued(heir, ours)
     assert config.leaving.reals == {"web2", "web3"}

@@ -171,7 +171,7 @@ def test_the_order_of_things(gateway: Gateway) -> None:
         "worker web1 (web2)", "addresses web1 (web2)", "over", "work",
     ]  # fmt: skip
     assert answer["said"] == ["virtual server shop: servers: -web2:80"]
-    assert gateway.desk.reload == {"at": 1000.0, "ok": True, "error": ""}
+    assert gateway.desk.reload == {"at": 1000.0, "ok": True, "error": "", "as_before": False}
     (event,) = gateway.desk.events.newest(1)
     assert (event["kind"], event["level"]) == ("reload", "info")
     assert event["text"] == f"{gateway.file} reloaded: virtual server shop: servers: -web2:80"

@@ -10,6 +10,7 @@ import pytest
 
 import nfqlb
 from nfqlb.config.load import load
+from nfqlb.operator.commands.gateway import MISTAKES
 from nfqlb.service.install import CONFIG, GROUPS, LINK, PLACES, Installation, InstallError, this_command
 
 COMMAND = Path("/opt/nfqlb/bin/nfqlb")
@@ -134,7 +135,8 @@ def test_the_unit_starts_what_was_installed_with_its_configuration(root: Path) -
     unit = under(root, PLACES["nfqlb.service"]).read_text()
     assert f"ExecStart={COMMAND} run -c {config}\n" in unit
     assert f"ExecReload={COMMAND} reload -c {config}\n" in unit
-    assert f"ExecStartPre={COMMAND} check {config}\n" in unit
+    assert f"{COMMAND} check" not in unit, "a file with mistakes must not keep it from going on as before"
+    assert f"RestartPreventExitStatus={MISTAKES}\n" in unit
     assert "ProtectHome=yes\n" in unit
     assert not re.search("@[A-Z]+@", unit)
     assert under(root, config).is_file()

@@ -4,12 +4,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nfqlb.operator.commands.common import FailureError, add_config, add_socket, fail, load, say
+from nfqlb.operator.commands.common import add_config, add_socket, fail, load, say
 from nfqlb.operator.text import clean, clean_lines, several
 from nfqlb.operator.words import seconds
 
 if TYPE_CHECKING:
     from nfqlb.core.spec import Config
+
+MISTAKES = 78
+"""Exit status of `run` where its file has mistakes: to try again is of no use (sysexits.h, EX_CONFIG)."""
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -53,12 +56,13 @@ def _run(options: argparse.Namespace) -> int:
     style = logs.set_up(options.log)
     source = Source(options.config, options.socket)
     try:
-        return supervisor.run(source.read(options.config), source, take_over=options.take_over)
+        return supervisor.run(source, take_over=options.take_over)
     except (ConfigError, OSError) as error:
         if style == "text":
-            raise FailureError(str(error) if isinstance(error, ConfigError) else f"nfqlb: {error}") from None
-        logs.say_all(str(error))  # who reads the log by machine finds this in it too
-        return 1
+            fail(str(error) if isinstance(error, ConfigError) else f"nfqlb: {error}")
+        else:
+            logs.say_all(str(error))  # who reads the log by machine finds this in it too
+        return MISTAKES if isinstance(error, ConfigError) else 1
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -57,7 +57,10 @@ def _gateway(snapshot: JSONObject, version: str) -> Said:
         times = "once" if restarts == 1 else f"{restarts:,} times"
         advice = "nfqlb show events says when; its log says why"
         yield "warning", f"its worker has died and was replaced {times}", advice
-    if reload.get("ok") is False:
+    if reload.get("as_before"):
+        advice = "repair the file; nfqlb check FILE says all that is wrong with it, nfqlb reload brings it in"
+        yield "warning", f"it runs on the configuration of before: {reload.get('error')}", advice
+    elif reload.get("ok") is False:
         advice = "the one before is in force; nfqlb check FILE says what is wrong with the new one"
         yield "warning", f"the last reload failed: {reload.get('error')}", advice
     if snapshot["version"] != version:
