@@ -1,6 +1,7 @@
 """Response times on the real kernel: from its own stamps, and what fastest-response makes of them."""
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,9 @@ def test_a_slow_server_gets_few_clients_until_it_is_fast_again(lab: Lab) -> None
         def back() -> bool:
             return spread([ask(lab.client) for _ in range(12)]).get("web1", 0) >= 3
 
+        begun = time.monotonic()
         wait_until(back, "web1 to be used again", timeout=40)
+        print(f"slow: {served}; its share again {time.monotonic() - begun:.1f} s after it was fast")
         assert real(appliance, "web1")["response_s"] < 0.5
         assert summary(appliance)["drops"].get("internal-error", 0) == 0
 

@@ -77,7 +77,7 @@ def test_a_server_that_has_forgotten_its_connections(lab: Lab) -> None:
 @only(REWRITE, "what fails a server and brings it back is the core's in both")
 def test_a_server_that_flaps_is_no_faster_than_its_hysteresis(lab: Lab) -> None:
     """F21: at 1 Hz: it fails at most once a `retry`, and no client goes without an answer."""
-    retry, seconds = 2, 7
+    retry, seconds = 2, 6
     web1 = lab.servers[0]
     with gateway(lab, turns(), retry=retry) as appliance:
         clients: list[Program] = []
@@ -134,7 +134,7 @@ def test_a_server_is_drained_in_mid_traffic(lab: Lab) -> None:
     with gateway(lab, turns()) as appliance, holding(lab.client, 9) as held:
         first = held.rounds()[0]
         load = lab.clients[1].start(
-            "wrk", "-t1", "-c8", "-d4", "-H", "Connection: close", f"http://{VIP}/"
+            "wrk", "-t1", "-c8", "-d2", "-H", "Connection: close", f"http://{VIP}/"
         )  # fmt: skip
         wait_until(lambda: real(appliance, "web1")["total"] > 100, "the load")
         order(lab, "set", "real", "web1", "maintenance")
@@ -153,7 +153,7 @@ def test_a_server_is_drained_in_mid_traffic(lab: Lab) -> None:
         assert waiting.wait(20) == 0, waiting.stderr
         print(f"0 new of {made:,}; the wait ended {time.monotonic() - begun:.1f} s after the last connection")
         assert waiting.stdout == "web1 has no connections\n"
-        assert made > 500
+        assert made > 100
 
 
 def order(lab: Lab, *words: str) -> None:
