@@ -159,11 +159,16 @@ def message(payload: bytes, hook: int, number: int, stamp: int) -> bytes:
 
 
 class Feed:
-    """In place of the queue's socket: hands out messages as the kernel would and takes the verdicts."""
+    """In place of the queue's socket: hands out messages as the kernel would and takes the verdicts.
+
+    `moments` gets when it was asked for a message and when it gave one, in turn, in seconds of the processor
+    time that this thread has had.
+    """
 
     def __init__(self) -> None:
         self._next: Callable[[], bytes] = iter(()).__next__
         self.check: Callable[[memoryview], None] | None = None
+        self.moments: list[float] | None = None
 
     def load(self, messages: Iterable[bytes]) -> None:
         """The messages to hand out next."""
@@ -184,12 +189,16 @@ class Feed:
 
     def recv_into(self, buffer: bytearray, _size: int = 0, _flags: int = 0) -> int:
         """The next message; BlockingIOError when there is none."""
+        if self.moments is not None:
+            self.moments.append(time.thread_time())
         try:
             data = self._next()
         except StopIteration:
             raise BlockingIOError from None
         size = len(data)
         buffer[:size] = data
+        if self.moments is not None:
+            self.moments.append(time.thread_time())
         return size
 
     def sendmsg(self, verdicts: list[memoryview]) -> int:

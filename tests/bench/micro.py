@@ -11,6 +11,9 @@ decision   the director's part of that alone: choose a server, record why, enter
            "no record" is the same without the record, "in shadow" with a second scheme asked as well
 choice     the scheduler's part of that alone: choose, and rank the chosen server anew
 
+Packets and openings are timed one by one, too, for what one in a hundred takes: in processor time, with the
+reading of the clock in it. "Mixed" is one opening to nine packets.
+
 Of datapath offload: what is told of a connection, one by one (see `micro_offload`).
 """
 
@@ -42,7 +45,7 @@ from nfqlb.runtime.journal import Journal
 from tests.bench import micro_offload
 from tests.bench.flows import Feed, Filled, client_key, syn
 from tests.bench.report import processor, today
-from tests.bench.stats import Ratio, paired_ratio, spread
+from tests.bench.stats import Ratio, paired_ratio, percentiles, spread
 
 _PACKETS = 20_000  # of one measurement
 _OPENINGS = 1_000
@@ -56,6 +59,8 @@ _SMALL = 1000
 _SHADOWS = ("round-robin", _FASTEST)
 _OFFLOADED = ((3, "round-robin"), (_FEW, _WLC))
 _MEBI = 1e6
+#: What single packets of each kind took: the median and the 99th percentile, in seconds.
+Singles = dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +116,27 @@ class Bench:
 
     def packet(self) -> float:
         """A packet of an established flow."""
-        flows = self._random.choices(range(self.filled.connections), k=_PACKETS)
-        return self._drive([self.filled.data(flow, reply=bool(n & 1)) for n, flow in enumerate(flows)])
+        return self._drive(self._packets())
 
     def opening(self) -> float:
         """A SYN."""
         try:
-            return self._drive([syn(flow) for flow in self._fresh])
+            return self._drive(self._openings())
         finally:
             self._forget()
+
+    def one_by_one(self, kind: str) -> list[float]:
+        """Seconds of each packet of a kind, "packet" or "opening"; of the last of all it is not known."""
+        self._queue.judge = self._path.judge
+        self._feed.load(self._packets() if kind == "packet" else self._openings())
+        self._feed.moments = moments = list[float]()
+        try:
+            self._queue.run(_PACKETS)
+        finally:
+            self._feed.moments = None
+            if kind == "opening":
+                self._forget()
+        return [after - before for before, after in zip(moments[1::2], moments[2::2], strict=False)]
 
     def decision(self) -> float:
         """The director's part of a SYN."""
@@ -150,6 +167,13 @@ class Bench:
             link.real.connections -= 1
             scheduler.update(link)
         return took / _OPENINGS
+
+    def _packets(self) -> list[bytes]:
+        flows = self._random.choices(range(self.filled.connections), k=_PACKETS)
+        return [self.filled.data(flow, reply=bool(n & 1)) for n, flow in enumerate(flows)]
+
+    def _openings(self) -> list[bytes]:
+        return [syn(flow) for flow in self._fresh]
 
     def _drive(self, messages: list[bytes]) -> float:
         """Seconds a message through the queue, less what handing it out costs."""
@@ -227,7 +251,8 @@ def _unrecorded(shape: Shape) -> Shape:
 
 def _measure(
     shapes: Sequence[Shape], rounds: int, directory: Path, say: Callable[[str], None]
-) -> dict[Shape, dict[str, list[float]]]:
+) -> tuple[dict[Shape, dict[str, list[float]]], dict[Shape, Singles]]:
+    """The rounds' means, and what single packets took."""
     queue = PacketQueue(0, length=16, receive_buffer=1 << 16)
     feed = Feed()
     queue._socket.close()
@@ -245,7 +270,15 @@ def _measure(
             first = number % len(shapes)
             for shape in (*shapes[first:], *shapes[:first]):
                 samples[shape][kind].append(getattr(benches[shape], kind)())
-    return samples
+    say("one by one")
+    plain = (shape for shape in shapes if shape.recorded and not shape.shadow)
+    return samples, {shape: _singles(benches[shape]) for shape in plain}
+
+
+def _singles(bench: Bench) -> Singles:
+    packets, openings = bench.one_by_one("packet"), bench.one_by_one("opening")
+    kinds = {"packet": packets, "opening": openings, "mixed": packets[: 9 * len(openings)] + openings}
+    return {kind: percentiles(values) for kind, values in kinds.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +337,15 @@ def _show(
     )
 
 
+def _show_single(console: Console, single: dict[Shape, Singles]) -> None:
+    titles = [title for kind in ("packet", "opening", "mixed") for title in (f"{kind} p50", "p99")]
+    table = Table("microseconds, one by one", *titles, box=SIMPLE)
+    for shape, kinds in single.items():
+        figures = (f"{1e6 * each:.1f}" for pair in kinds.values() for each in pair)
+        table.add_row(str(shape), *figures)
+    console.print(table)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tests/bench/run.sh micro", description="The worker without the kernel."
@@ -342,7 +384,9 @@ def _compare(options: argparse.Namespace) -> None:
     with TemporaryDirectory(prefix="nfqlb-bench-", dir="/dev/shm") as text:
         memory = _memory_in_fresh_process(options.connections, Path(text))
         offload = micro_offload.measure(options.rounds, Path(text), Feed(), _OFFLOADED)
-        samples = _measure(shapes, options.rounds, Path(text), lambda line: print(line, file=sys.stderr))
+        samples, single = _measure(
+            shapes, options.rounds, Path(text), lambda line: print(line, file=sys.stderr)
+        )
     targets = [
         (target, found)
         for target in _targets(options.connections)
@@ -354,9 +398,13 @@ def _compare(options: argparse.Namespace) -> None:
         f" Python {platform.python_version()}; {options.rounds} rounds"
     )
     _show(console, samples, targets, memory, options.connections)
+    _show_single(console, single)
     micro_offload.show(console, offload)
     if options.json:
-        rows = [{**asdict(shape), "seconds": kinds} for shape, kinds in samples.items()]
+        rows = [
+            {**asdict(shape), "seconds": kinds, "single": single.get(shape)}
+            for shape, kinds in samples.items()
+        ]
         whole = {"memory": memory, "offload": offload, "samples": rows}
         options.json.write_text(json.dumps(whole, indent=1) + "\n")
 

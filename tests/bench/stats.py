@@ -45,3 +45,9 @@ def spread(values: Sequence[float]) -> float:
         return 0.0
     first, _, third = quantiles(values, n=4)
     return (third - first) / 2 / median(values)
+
+
+def percentiles(values: Sequence[float]) -> tuple[float, float]:
+    """The median and the 99th percentile of two values or more."""
+    cuts = quantiles(values, n=100)
+    return cuts[49], cuts[98]
