@@ -16,12 +16,11 @@ ROOT = Path(nfqlb.__file__).parent
 
 SHOWN = {
     "runtime/beat.py": "when a server's state changed, in the events",
-    "runtime/desk.py": "when a snapshot was taken",
+    "runtime/desk.py": "when a snapshot was taken, and when it was reloaded",
     "runtime/events.py": "when an event was",
     "runtime/guard.py": "when the rules were repaired",
     "runtime/logs.py": "log lines",
     "runtime/recording.py": "packets and decisions in a capture",
-    "runtime/reload.py": "when it was reloaded",
     "runtime/views.py": "when a decision was made",
     "runtime/visit.py": "the Date of a reply",
     "operator/capturing.py": "statistics in a capture",
