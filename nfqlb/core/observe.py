@@ -141,11 +141,11 @@ def _real(real: RealServer, virtuals: Mapping[str, Virtual], now: float) -> Real
 
 
 def _predicted(real: RealServer, virtuals: Iterable[Virtual], now: float) -> float | None:
-    """As the first virtual server sees it that goes by response time, else the first; not below 0 (A15)."""
-    virtuals = list(virtuals)
-    if real.response.last is None or not virtuals:
+    """As the first virtual server sees it that goes by it, not below 0 (A15); None where none does."""
+    going = (each for each in virtuals if FASTEST_RESPONSE in (each.scheduler, each.shadow))
+    virtual = next(going, None)
+    if real.response.last is None or virtual is None:
         return None
-    virtual = min(virtuals, key=lambda each: each.scheduler != FASTEST_RESPONSE)
     connections = real.connections + (virtual.predict == "next")
     return max(0.0, real.response.predicted(connections, Linear(virtual.ageing), now))
 

@@ -397,6 +397,14 @@ class TestThePrediction:
         lab.wait(10)
         assert lab.real("a").predicted == 0.0
 
+    @pytest.mark.parametrize(("shadow", "predicts"), [("", False), ("fastest-response", True)])
+    def test_nothing_is_predicted_that_nobody_goes_by(self, shadow: str, predicts: bool) -> None:
+        """R032: the response time is known all the same."""
+        lab = Scenario(replace(virtual("web", "a"), shadow=shadow), reals("a"))
+        lab.connect().says().hears()
+        assert response(lab) == 0.0
+        assert (lab.real("a").predicted is not None) is predicts
+
     def test_nothing_measured_nothing_predicted(self) -> None:
         """R032, R034."""
         assert (site().real("a").response, site().real("a").predicted) == (None, None)
@@ -444,7 +452,8 @@ class TestThePrediction:
 
     def test_a_backup_is_shown_too(self) -> None:
         """R032, R185: one that only ever stands in for a whole virtual server."""
-        lab = Scenario(replace(virtual("web", "a"), backup="b"), [real("a", weight=0), real("b")])
+        web = virtual("web", "a", scheduler="fastest-response")
+        lab = Scenario(replace(web, backup="b"), [real("a", weight=0), real("b")])
         call = lab.connect().says()
         lab.wait(0.5)
         assert call.hears().server == "b"

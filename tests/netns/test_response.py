@@ -70,7 +70,7 @@ def test_the_kernel_s_stamps_tell_the_response_time(lab: Lab, scheduler: str) ->
         wait_until(lambda: real(appliance, "web1")["response_s"] is not None, "the worker to be told")
         shown = real(appliance, "web1")
         assert 0.4 <= shown["response_s"] < 0.4 + PATIENCE
-        assert shown["predicted_s"] >= 0
+        assert (shown["predicted_s"] is not None) is (scheduler == "fastest-response")
         assert 0 < real(appliance, "web2")["response_s"] < PATIENCE
         assert summary(appliance)["drops"].get("internal-error", 0) == 0
 

@@ -363,6 +363,6 @@ HELP = (
     "        F failed, C at its maximum of connections, D not in the configuration any more.",
     "SHARE is a server's part of the connections of its virtual servers; the mark in it its fair",
     "share by weight. NOANSW and RESET are connections that it did not answer, or refused.",
-    "RESP is the last response time, PREDICT what fastest-response expects of it.",
+    "RESP is the last response time, PREDICT what fastest-response expects of it, where it is used.",
     "A dash is what is not known.",
 )
