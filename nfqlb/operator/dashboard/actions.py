@@ -364,5 +364,6 @@ HELP = (
     "SHARE is a server's part of the connections of its virtual servers; the mark in it its fair",
     "share by weight. NOANSW and RESET are connections that it did not answer, or refused.",
     "RESP is the last response time, PREDICT what fastest-response expects of it, where it is used.",
+    "A scheduler is called as in IPVS where room is short: wlc, lc, wrr, rr, sh, mh, twos.",
     "A dash is what is not known.",
 )

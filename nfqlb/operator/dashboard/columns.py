@@ -26,6 +26,7 @@ _SHORT = {
 }
 _NAME, _ADDRESS = 16, 25  # cells of a name and of an address, unless there is room to spare
 _BAR = 8  # cells of a share
+_WHO = 36  # cells of who gave an order: "user operator (uid 1000), process 123"
 _TREND = 60  # values of a sparkline that its height is taken from
 
 
@@ -50,7 +51,7 @@ def virtuals(state: State, rows: Sequence[VirtualRow]) -> list[Column[VirtualRow
             "ADDRESS", min(addresses, _ADDRESS), lambda row, _: _address(row), rank=3, grow=2, most=addresses
         ),
         Column("STATE", 14, lambda row, _: (row.state, colour(row.state)), rank=8),
-        Column("SCHEME", 6, _scheme, rank=1, grow=1, most=37, sort=lambda row: row.actual),
+        Column("SCHEDULER", 9, _scheduler, rank=1, grow=1, most=37, sort=lambda row: row.actual),
         _number("CONN", 6, lambda row: row.connections, 0),
         _number("NEW/s", 6, lambda row: row.rate, 0),
         per_second("packets_in", "IN pk/s", 4),
@@ -72,8 +73,8 @@ def _address(row: VirtualRow) -> str:
     return f"{endpoint(row.address, row.port)}/{row.protocol}"
 
 
-def _scheme(row: VirtualRow, width: int) -> Cell:
-    """The scheme at work, and the one asked for where that is another one."""
+def _scheduler(row: VirtualRow, width: int) -> Cell:
+    """The scheduler at work, and the one asked for where that is another one."""
     if row.desired == row.actual:
         return row.actual if len(row.actual) <= width else _SHORT.get(row.actual, row.actual)
     asked, actual = row.desired, row.actual
@@ -201,7 +202,7 @@ def events(state: State, rows: Sequence[EventRow]) -> list[Column[EventRow]]:
         Column("WHEN", 8, lambda row, _: story.moment(row.at, state.now)[-8:], sort=lambda row: -row.at),
         Column("KIND", 7, lambda row, _: row.kind, rank=1, sort=lambda row: row.kind),
         Column("WHAT", 20, lambda row, _: row.text, grow=1),
-        Column("BY", max(2, min(who, 24)), lambda row, _: row.who, rank=2, sort=lambda row: row.who),
+        Column("BY", max(2, min(who, _WHO)), lambda row, _: row.who, rank=2, sort=lambda row: row.who),
     ]
 
 

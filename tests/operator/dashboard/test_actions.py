@@ -121,6 +121,15 @@ def test_the_question_says_who_is_left_without_a_server(pressed: str) -> None:
     assert "no other server" not in asked("j")
 
 
+def test_who_gave_an_order_is_told_in_full_on_the_narrowest_screen() -> None:
+    who = "user operator (uid 1000), process 12"
+    state = opened()
+    state.events = events([{**RECORDED["events"][0], "who": who}])
+    keys(state, "5")
+    lines = ["".join(segment.text for segment in line) for line in frame(state, 80, 24)]
+    assert any(line.rstrip().endswith(who) for line in lines)
+
+
 @pytest.mark.parametrize("text", ["heavy", "nan", "inf", ""])
 def test_no_weight(text: str) -> None:
     state = opened()

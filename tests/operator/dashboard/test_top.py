@@ -65,7 +65,7 @@ def test_virtual_servers(gateway: Gateway) -> None:
         screen.hides("QUEUE")
         row = screen.row("192.0.2.100:80/tcp")
         assert row.split()[:2] == ["I", "www"]
-        assert "rr/fast" in row.split()  # the scheme at work, and the one asked for
+        assert "rr for fast" in row  # the scheduler at work, and the one asked for
         assert "1207" in row
         assert row.split().count("-") == 8  # nobody counts its traffic
         assert screen.row("192.0.2.100:8080/tcp").split()[-4] == "1.98M"  # bytes out
