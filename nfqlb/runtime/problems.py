@@ -16,6 +16,10 @@ _NEARLY = 0.9
 #: In these states a server need not be reachable, or that it is not has been found out already.
 _SILENT = ("failed", "testing", "maintenance", "out-of-service", "draining")
 
+#: In these states an operator has put it.
+_ASIDE = ("maintenance", "sticky-only", "out-of-service")
+_NAMED = 3  # servers that are called by their names, where there are no more
+
 
 class Problem(NamedTuple):
     """One thing that is wrong: one of LEVELS, and what it is in a line."""
@@ -71,10 +75,32 @@ def _virtuals(snapshot: JSONObject) -> Iterator[Problem]:
     rows = objects(snapshot.get("virtuals"))
     failed = [row for row in rows if row["state"] == "failed"]
     if failed:
-        yield Problem("error", f"{_some(failed, len(rows), 'virtual server')} failed")
+        aside = sorted({name for row in failed for name in taken_out(row)})
+        many = f"{len(aside)} servers" if len(aside) > _NAMED else " and ".join(aside)
+        beside = f", with {many} taken out by the operator" if aside else ""
+        yield Problem("error", f"{_some(failed, len(rows), 'virtual server')} failed{beside}")
+    alone = [row for row in rows if deserted(row)]
+    if alone:
+        many = _some(alone, len(rows), "virtual server")
+        yield Problem("warning", f"{many} without a server for new clients")
     out = [row for row in rows if row["state"] == "out-of-service"]
     if out:
         yield Problem("info", f"{_some(out, len(rows), 'virtual server')} out of service")
+
+
+def deserted(virtual: JSONObject) -> bool:
+    """Whether no server takes new clients, not because all have failed. `virtual` is a snapshot's row."""
+    places = objects(virtual.get("servers"))
+    return virtual["state"] == "in-service" and bool(places) and not any(map(_fair_share, places))
+
+
+def _fair_share(place: JSONObject) -> JSON:
+    return place.get("fair_share", 1.0)
+
+
+def taken_out(virtual: JSONObject) -> list[str]:
+    """Which of a virtual server's servers an operator has taken out. `virtual` is a snapshot's row."""
+    return [str(place["real"]) for place in objects(virtual.get("servers")) if place["state"] in _ASIDE]
 
 
 def _floods(snapshot: JSONObject) -> Iterator[Problem]:
@@ -93,11 +119,11 @@ def _reals(snapshot: JSONObject) -> Iterator[Problem]:
     serving = [row for row in rows if row["state"] not in _SILENT]
     lost = [row for row in serving if row.get("neighbour") in ("failed", "incomplete", "no route")]
     if lost:
-        yield Problem("warning", f"{_some(lost, len(rows), 'server')} cannot be reached on the link")
+        yield Problem("error", f"{_some(lost, len(rows), 'server')} cannot be reached on the link")
     full = [row for row in rows if row["state"] == "max-capacity"]
     if full:
         yield Problem("warning", f"{_some(full, len(rows), 'server')} full")
-    aside = [row for row in rows if row["state"] in ("maintenance", "sticky-only", "out-of-service")]
+    aside = [row for row in rows if row["state"] in _ASIDE]
     if aside:
         yield Problem("info", f"{_some(aside, len(rows), 'server')} taken out by the operator")
     leaving = [row for row in rows if row["state"] == "draining"]

@@ -74,6 +74,51 @@ def test_one_thing_wrong_is_one_finding(changes: dict[str, Any], level: str, are
     assert row["advice"]
 
 
+def place(name: str, state: str) -> dict[str, Any]:
+    return {"real": name, "state": state, "fair_share": None, "port": 80}
+
+
+def shop(state: str, *places: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"name": "shop", "state": state, "protocol": "tcp", "port": 80, "servers": list(places)}]
+
+
+@pytest.mark.parametrize(
+    ("state", "other", "level", "says"),
+    [
+        ("failed", "failed", "error", "shop failed: none of its servers can be chosen, with web1 taken out"),
+        ("in-service", "in-service", "warning", "shop has no server for new clients, with web1 taken out"),
+    ],
+)
+def test_a_drained_server_is_the_fastest_cure(state: str, other: str, level: str, says: str) -> None:
+    virtuals = shop(state, place("web1", "sticky-only"), place("web2", other))
+    (row,) = wrong(snapshot(virtuals=virtuals))
+    assert row["level"] == level
+    assert says in str(row["what"])
+    assert str(row["advice"]).startswith("nfqlb set real web1 in-service lets new clients in at once")
+
+
+def test_who_takes_connections_again_is_said_to_be_tested_soon() -> None:
+    """Its service runs: to ask whether it does would be to send somebody looking for nothing."""
+    serving = shop("in-service", place("web1", "failed"), place("web2", "in-service") | {"fair_share": 1.0})
+    failed = snapshot(reals=real(state="failed", test_in_s=29.2), virtuals=serving)
+    shut = row("error", "servers", "web1 (10.0.0.1) takes no connection on port 80: Connection refused")
+    dead = row("error", "neighbours", "web1 (10.0.0.1) does not answer on eth1: no reply to ARP")
+    other = row("error", "servers", "web11 (10.0.0.11) takes no connection on port 80: Connection refused")
+    blind = row("unseen", "servers", "could not be looked at")
+
+    def advice(*host: JSONObject) -> str:
+        (found,) = [each for each in findings(failed, "1.0", host) if each["level"] == "error"]
+        return str(found["advice"])
+
+    assert advice() == advice(other) == (
+        "it takes connections again: the next client tests it in 29s, or nfqlb set real web1 in-service"
+    )
+    for each in (shut, dead, blind):
+        assert "is its service running?" in advice(each)
+    (unasked,) = wrong(failed)
+    assert "is its service running?" in str(unasked["advice"])
+
+
 @pytest.mark.parametrize("state", ["maintenance", "out-of-service", "sticky-only"])
 def test_what_an_operator_has_taken_out_is_not_missed(state: str) -> None:
     assert wrong(snapshot(reals=real(state=state, unanswered=3))) == []

@@ -12,6 +12,15 @@ def rows(*states: str, prefix: str = "web", **more: JSON) -> list[JSON]:
     return [{"name": f"{prefix}{number}", "state": state, **more} for number, state in enumerate(states, 1)]
 
 
+def behind(state: str, *servers: tuple[str, float | None]) -> list[JSON]:
+    """A virtual server in a state, with servers in theirs, each with its fair share."""
+    places: list[JSON] = [
+        {"real": f"web{number}", "state": each, "fair_share": fair}
+        for number, (each, fair) in enumerate(servers, 1)
+    ]
+    return rows(state, prefix="shop", servers=places)
+
+
 def snapshot(**parts: Any) -> JSONObject:
     return {
         "state": "running",
@@ -65,8 +74,18 @@ def test_the_worst_comes_first() -> None:
         ({"reals": rows("failed")}, "error", "1 of 1 server (web1) failed"),
         ({"reals": rows("max-capacity", "in-service")}, "warning", "1 of 2 servers (web1) full"),
         (
-            {"reals": rows("in-service", neighbour="failed")},
+            {"virtuals": behind("failed", ("sticky-only", None), ("failed", None))},
+            "error",
+            "1 of 1 virtual server (shop1) failed, with web1 taken out by the operator",
+        ),
+        (
+            {"virtuals": behind("in-service", ("sticky-only", None), ("in-service", None))},
             "warning",
+            "1 of 1 virtual server (shop1) without a server for new clients",
+        ),
+        (
+            {"reals": rows("in-service", neighbour="failed")},
+            "error",
             "1 of 1 server (web1) cannot be reached on the link",
         ),
         ({"queues": [{"dropping": True}, {"dropping": True}]}, "error", "2 queues dropping"),
@@ -110,6 +129,20 @@ def test_what_is_wrong(parts: JSONObject, level: str, what: str) -> None:
 def test_what_an_operator_wanted_is_no_fault(parts: JSONObject, what: str) -> None:
     assert problems(snapshot(**parts)) == [Problem("info", what)]
     assert said(**parts) == "all well"
+
+
+@pytest.mark.parametrize(
+    ("state", "servers"),
+    [
+        ("in-service", [("sticky-only", 0.0), ("in-service", 1.0)]),
+        ("out-of-service", [("sticky-only", None)]),
+        ("draining", [("draining", None)]),
+    ],
+)
+def test_where_somebody_is_left_or_nobody_is_wanted(
+    state: str, servers: list[tuple[str, float | None]]
+) -> None:
+    assert said(virtuals=behind(state, *servers)) == "all well"
 
 
 def test_a_server_out_of_use_need_not_answer_on_the_link() -> None:

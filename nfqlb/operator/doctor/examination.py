@@ -21,12 +21,13 @@ def findings(socket: Path, config: Config | None) -> list[JSONObject]:
         except ControlError as error:
             return [_absent(error, config), *_of_this_machine(config)]
         assert isinstance(snapshot, dict)
-        found = gateway.findings(snapshot, __version__)
         try:
             host = _rows(client.call("host", patience=_PATIENCE))
-            return found + [_clock_from_here() if _is_unseen_clock(row) else row for row in host]
         except ControlError as error:
+            found = gateway.findings(snapshot, __version__)
             return [*found, gateway.row("unseen", "machine", error.message, error.hint)]
+        found = gateway.findings(snapshot, __version__, host)
+        return found + [_clock_from_here() if _is_unseen_clock(row) else row for row in host]
 
 
 def _is_unseen_clock(row: JSONObject) -> bool:

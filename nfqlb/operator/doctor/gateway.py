@@ -1,8 +1,9 @@
 """What the doctor says of the running gateway itself, from its snapshot. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from nfqlb.operator.text import age
+from nfqlb.runtime.problems import deserted, taken_out
 from nfqlb.runtime.protocol import JSON, JSONObject, objects, part
 
 _NEARLY = 0.9  # part of a table from which on it is nearly full
@@ -10,17 +11,20 @@ _MANY = 5  # unanswered connections: fewer there are at any moment, and it is th
 _BAD = {"failed": "failed", "testing": "failed, and is being tested"}
 
 
-def findings(snapshot: JSONObject, version: str) -> list[JSONObject]:
+def findings(
+    snapshot: JSONObject, version: str, host: Sequence[JSONObject] | None = None
+) -> list[JSONObject]:
     """The findings, by area: gateway, changes, queues, tables, failures; each area has one at least.
 
-    `version` is that of this program, which may not be the one that runs.
+    `version` is that of this program, which may not be the one that runs. `host` is what was found on the
+    gateway's machine, where that could be looked at.
     """
     areas = {
         "gateway": _gateway(snapshot, version),
         "changes": _changes(snapshot),
         "queues": _queues(snapshot),
         "tables": _tables(snapshot),
-        "failures": _failures(snapshot),
+        "failures": [*_virtuals(snapshot), *_failures(snapshot, host)],
     }
     fine = {
         "gateway": _described(snapshot),
@@ -121,18 +125,32 @@ def _tables(snapshot: JSONObject) -> Said:
         yield "warning", f"the journal has no room for {lost:,} records", advice
 
 
-def _failures(snapshot: JSONObject) -> Said:
+def _virtuals(snapshot: JSONObject) -> Said:
     for row in objects(snapshot.get("virtuals")):
-        if row["state"] == "failed":
-            yield "error", f"virtual server {row['name']} failed: none of its servers can be chosen", (
-                f"its servers are below; nfqlb explain --virtual {row['name']} tells of the last connection"
-            )
+        level, how = "error", "failed: none of its servers can be chosen"
+        if deserted(row):
+            level, how = "warning", "has no server for new clients"
+        elif row["state"] != "failed":
+            continue
+        aside = taken_out(row)
+        advice = f"its servers are below; nfqlb explain --virtual {row['name']} tells of the last connection"
+        if aside:
+            how += f", with {', '.join(aside)} taken out by the operator"
+            advice = f"nfqlb set real {aside[0]} in-service lets new clients in at once"
+        elif level == "warning":
+            advice = "nfqlb show reals says why: weights of 0, or what an operator has set"
+        yield level, f"virtual server {row['name']} {how}", advice
+
+
+def _failures(snapshot: JSONObject, host: Sequence[JSONObject] | None) -> Said:
     for row in objects(snapshot.get("reals")):
         name, state = str(row["name"]), str(row["state"])
         if state in _BAD:
             since = _number(row, "since_s")
             why = f" {age(since)} ago: {row['reason']}" if row.get("reason") else ""
             advice = f"nfqlb show failures --real {name} has the connections; is its service running?"
+            if host is not None and _takes_connections(name, snapshot, host):
+                advice = f"it takes connections again: {_test(row)}, or nfqlb set real {name} in-service"
             yield "error", f"server {name} {_BAD[state]}{why}", advice
         elif state == "max-capacity":
             what = f"server {name} is full: {row.get('connections')} connections"
@@ -140,6 +158,26 @@ def _failures(snapshot: JSONObject) -> Said:
         elif state == "in-service" and _number(row, "unanswered") >= _MANY:
             what = f"server {name} has not answered {row['unanswered']} of its newest connections yet"
             yield "warning", what, f"nfqlb show reals; if that stays so, {name} is too slow or unreachable"
+
+
+def _takes_connections(name: str, snapshot: JSONObject, host: Sequence[JSONObject]) -> bool:
+    """Whether a server was asked on the gateway's machine for a connection, and nothing was wrong."""
+    asked = any(
+        place["real"] == name and place.get("port") is not None and virtual["protocol"] == "tcp"
+        for virtual in objects(snapshot.get("virtuals"))
+        for place in objects(virtual.get("servers"))
+    )
+    told = [row for row in host if row["area"] in ("servers", "neighbours")]
+    wrong = (row["level"] == "unseen" or str(row["what"]).startswith(f"{name} (") for row in told)
+    return asked and not any(wrong)
+
+
+def _test(real: JSONObject) -> str:
+    """When a failed server is tested, in words."""
+    if real["state"] == "testing":
+        return "a client's connection tests it"
+    left = _number(real, "test_in_s")
+    return f"the next client tests it{f' in {age(left)}' if left else ''}"
 
 
 def _described(snapshot: JSONObject) -> str:
