@@ -10,9 +10,11 @@ from nfqlb.demo.appliance import balancing, virtual
 from nfqlb.demo.lab import Lab
 from nfqlb.runtime.rights import SUPERVISOR, WORKER, held
 from tests.netns.asking import ask
-from tests.netns.both import Datapath, configuration, serving
+from tests.netns.both import REWRITE, Datapath, configuration, only, serving
 from tests.netns.test_control import command
 from tests.netns.test_operator import replace_worker
+
+AS_THE_UNIT = ("setpriv", "--bounding-set=-all,+net_admin,+net_raw", "--inh-caps=-all", "--no-new-privs")
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +47,18 @@ def test_rights_that_are_not_needed_are_given_up(lab: Lab) -> None:
         assert command(lab, "reload", "-c", str(appliance.config))[0] == 0
         assert {ask(lab.client).server for _ in range(4)} == {"web1", "web2"}
         assert held(appliance.worker) == WORKER
+
+
+@only(REWRITE, "who has which rights has nothing to do with packets")
+def test_what_the_unit_leaves_is_enough(lab: Lab) -> None:
+    """Where systemd has taken the other rights away, nothing is left to give up, and nothing is said of it."""
+    web = virtual("web", ("web1", "web2"), scheduler="round-robin", reject="reset")
+    with balancing(lab, configuration(lab, web), within=AS_THE_UNIT) as appliance:
+        assert {ask(lab.client).server for _ in range(4)} == {"web1", "web2"}
+        for pid in (appliance.program.pid, appliance.worker):
+            assert held(pid) == held(pid, "Bnd") == WORKER
+            assert no_new_privileges(pid)
+        replace_worker(appliance)
+        assert {ask(lab.client).server for _ in range(4)} == {"web1", "web2"}
+        assert "given up" not in appliance.program.stderr
+    assert appliance.program.wait(5) == 0
