@@ -51,7 +51,7 @@ def test_rights_that_are_not_needed_are_given_up(lab: Lab) -> None:
 
 @only(REWRITE, "who has which rights has nothing to do with packets")
 def test_what_the_unit_leaves_is_enough(lab: Lab) -> None:
-    """Where systemd has taken the other rights away, nothing is left to give up, and nothing is said of it."""
+    """Where systemd has taken the other rights away nothing is left to give up, and nothing is said of it."""
     web = virtual("web", ("web1", "web2"), scheduler="round-robin", reject="reset")
     with balancing(lab, configuration(lab, web), within=AS_THE_UNIT) as appliance:
         assert {ask(lab.client).server for _ in range(4)} == {"web1", "web2"}
