@@ -126,7 +126,8 @@ def _note(desk: "Desk", request: Request, args: JSONObject, result: JSON) -> Non
     said = result.get("said") if isinstance(result, dict) else None
     name = str(args.get("name") or args.get("virtual") or "")
     for line in said if isinstance(said, list) else ():
-        desk.events.add("order", name, str(line), who=access.who(request))
+        level = "warning" if str(line).startswith(orders.WARNING) else "info"
+        desk.events.add("order", name, str(line), who=access.who(request), level=level)
 
 
 _COMMANDS: dict[str, Callable[["Desk", Request], None]] = {

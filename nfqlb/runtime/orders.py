@@ -24,6 +24,7 @@ REAL_STATES = tuple(state.shown for state in ServerState if state.operator)
 VIRTUAL_STATES = (ServerState.IN_SERVICE.shown, ServerState.OUT_OF_SERVICE.shown)
 #: What an operator may say as well.
 _WORDS = {"drain": ServerState.STICKY_ONLY}
+WARNING = "warning: "  # so begins a line that says what an order has spoilt
 _NOBODY = "has no server left that takes new clients: they are refused"
 MAX_BATCH = 1000  # orders in a batch: they are carried out in one go, while packets wait
 #: Carries out an order that was found to be possible.
@@ -74,7 +75,7 @@ def _warn(director: Director, done: list[tuple[str, JSONObject]]) -> None:
     for cmd, result in reversed(done):
         concerned = [virtual for virtual in left if _concerns(cmd, result.get("name"), virtual)]
         left = [virtual for virtual in left if virtual not in concerned]
-        lines: list[JSON] = [f"warning: {virtual.spec.name} {_NOBODY}" for virtual in concerned]
+        lines: list[JSON] = [f"{WARNING}{virtual.spec.name} {_NOBODY}" for virtual in concerned]
         result["said"] = _lines(result) + lines
 
 

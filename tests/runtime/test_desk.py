@@ -329,6 +329,16 @@ def test_others_may_offer_commands_listen_and_add_to_the_snapshot(office: Office
     assert office.snapshot()["verdict"] == "rules missing"
 
 
+def test_an_order_that_leaves_nobody_to_serve_is_a_warning(office: Office) -> None:
+    """In events, log and verdict."""
+    office.ask("set-real", name="a", state="maintenance")
+    result: Any = office.ask("set-real", name="b", state="drain")
+    rows: Any = office.ask("events")
+    assert [row["level"] for row in rows[:3]] == ["warning", "info", "info"]
+    assert rows[0]["text"] == result["said"][1]
+    assert office.snapshot()["verdict"] == "1 of 1 virtual server (shop) without a server for new clients"
+
+
 def test_a_batch_is_many_events(office: Office) -> None:
     commands = [
         {"cmd": "set-real", "args": {"name": "a", "state": "maintenance"}},
