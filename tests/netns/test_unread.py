@@ -1,6 +1,6 @@
 """Packets pass beside full disks, logs that nobody reads, and whoever else does not do his part.
 
-How much slower they are is measured by hand: `python -m tests.netns.unread`.
+How much slower they are is measured by hand: `python -m tests.netns.unread 8 2`.
 """
 
 from collections.abc import Iterator

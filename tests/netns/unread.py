@@ -1,8 +1,8 @@
 """Faults around the gateway that no packet may notice: nobody reads its log, storage is full, and so on.
 
-`python -m tests.netns.unread [SECONDS] [DATAPATH]` times packets beside each, for so long (5), in turns with
-as long without any, in one run; says medians and 99th percentiles and their ratios. An operator gives orders
-all the time, so that there is always something to log and to tell.
+`python -m tests.netns.unread ROUNDS SECONDS [DATAPATH]` times packets beside each for so long, in turns with
+as long without any, in one run; says the median of the rounds' ratios, and the least and the most. An
+operator gives orders all the time, so that there is always something to log and to tell.
 """
 
 import contextlib
@@ -14,6 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from statistics import median
+from typing import NamedTuple
 
 from nfqlb.demo.appliance import Appliance, command, python_path, socket_path
 from nfqlb.demo.lab import Lab
@@ -180,6 +182,14 @@ class Surroundings:
         return ["nsenter", "-t", str(self.gateway.program.pid), "--mount", "--net", "sh", "-c", script]
 
 
+class Beside(NamedTuple):
+    """One fault: what was asked for just before it, and beside it."""
+
+    name: str
+    quiet: Took
+    beside: Took
+
+
 Fault = Callable[[Surroundings], contextlib.AbstractContextManager[None]]
 FAULTS: dict[str, Fault] = {
     "log that nobody reads": Surroundings.log_unread,
@@ -201,44 +211,50 @@ def surrounded(lab: Lab) -> Iterator[Surroundings]:
         around.close()
 
 
-def timed(around: Surroundings, steady: Steady, seconds: float) -> Iterator[tuple[str, Took, Took]]:
-    """Each fault, with what was asked for beside it, and what was just before it."""
-    for name, fault in FAULTS.items():
+def timed(around: Surroundings, steady: Steady, seconds: float, rounds: int = 1) -> Iterator[Beside]:
+    """Each fault, with what was asked for beside it, and what was just before it; the last fault once."""
+    *lasting, last = FAULTS
+    for name in [*lasting * rounds, last]:
         quiet = steady.watch(seconds)
-        with fault(around):
+        with FAULTS[name](around):
             time.sleep(min(1.0, seconds))  # until all is full
             beside = steady.watch(seconds)
-        yield name, quiet, beside
+        yield Beside(name, quiet, beside)
 
 
-def described(took: list[float], quiet: list[float]) -> str:
-    """Medians and 99th percentiles in microseconds, with their ratios."""
+def described(found: list[Beside]) -> str:
+    """Medians and 99th percentiles of answers as ratios to those of the same round without the fault."""
     parts = []
-    for part in (0.5, 0.99):
-        now, before = quantile(took, part), quantile(quiet, part)
-        parts.append(f"{now * 1e6:6.0f} µs beside {before * 1e6:6.0f} ({now / before:.2f})")
+    for kind in ("kept", "new"):
+        for part in (0.5, 0.99):
+            ratios = [quantile(getattr(each.beside, kind), part) / quantile(getattr(each.quiet, kind), part)
+                      for each in found]  # fmt: skip
+            middle = f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+            parts.append(f"{kind} p{part * 100:.0f} {middle}")
     return ", ".join(parts)
 
 
 def main(words: list[str]) -> int:
     """Returns the exit status."""
-    seconds = float(words[0]) if words else 5.0
     datapath: Datapath = "offload" if "offload" in words else "rewrite"
-    failed = 0
+    rounds, seconds = (int(word) for word in words if word.isdigit())
+    found: list[Beside] = []
     with Bench(datapath, servers=2) as lab:
         for server in lab.servers:
             serve(lab, server)
         with surrounded(lab) as around, asking_steadily(lab) as steady:
-            for name, quiet, beside in timed(around, steady, seconds):
-                failed += quiet.failed + beside.failed
-                sys.stdout.write(
-                    f"{datapath}, {name}: kept {described(beside.kept, quiet.kept)}; "
-                    f"new {described(beside.new, quiet.new)}; slowest {beside.worst * 1000:.1f} ms beside "
-                    f"{quiet.worst * 1000:.1f}; {len(beside.kept) + len(beside.new)} requests, "
-                    f"{beside.failed} failed\n"
-                )
-                sys.stdout.flush()
-    return 1 if failed else 0
+            found += timed(around, steady, seconds, rounds)
+    for name in FAULTS:
+        mine = [each for each in found if each.name == name]
+        requests = sum(len(each.beside.kept) + len(each.beside.new) for each in mine)
+        slowest = max(each.beside.worst for each in mine) * 1000
+        quiet = max(each.quiet.worst for each in mine) * 1000
+        failed = sum(each.beside.failed for each in mine)
+        sys.stdout.write(
+            f"{datapath}, {name}, {len(mine)} times: {described(mine)}; "
+            f"{failed} of {requests:,} requests failed, slowest {slowest:.0f} ms beside {quiet:.0f}\n"
+        )
+    return 1 if any(each.quiet.failed + each.beside.failed for each in found) else 0
 
 
 if __name__ == "__main__":
