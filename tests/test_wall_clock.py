@@ -15,6 +15,7 @@ import nfqlb
 ROOT = Path(nfqlb.__file__).parent
 
 SHOWN = {
+    "netfilter/alone.py": "until when a worker goes on alone, by the monotonic clock",
     "runtime/beat.py": "when a server's state changed, in the events",
     "runtime/desk.py": "when a snapshot was taken, and when it was reloaded",
     "runtime/events.py": "when an event was",

@@ -33,7 +33,8 @@ def diagnose(config: Config, facts: Facts, vitals: Vitals, aside: Collection[str
     found: list[Finding] = []
     for area, (checks, fine) in _AREAS.items():
         here = [finding for check in checks for finding in check(config, facts, vitals)]
-        if area != "alone" or not vitals.running:  # the gateway that runs is the one that is asked
+        # the gateway that runs is the one that is asked, and a worker alone can be taken over from
+        if area != "alone" or not (vitals.running or vitals.alone is not None):
             here += [one for name, check in host.CHECKS if name == area for one in check(config, facts)]
         here = [finding for finding in here if not _is_aside(config, finding, aside)]
         if area in vitals.unseen:
@@ -74,7 +75,14 @@ def _rules(_config: Config, _facts: Facts, vitals: Vitals) -> Iterator[Finding]:
         for program, tables in vitals.tables.items()
         if any(table.touched for table in tables.values())
     ]
-    if programs:
+    if programs and vitals.alone is not None:
+        yield Finding(
+            "warning",
+            "they are in place for a worker that has no supervisor any more: it serves for another "
+            f"{vitals.alone:.0f} s, and nobody looks after it or them",
+            "start the gateway, which takes over from it; nfqlb check FILE says whether it can",
+        )
+    elif programs:
         yield Finding(
             "error",
             f"rules of nfqlb are in place ({' and '.join(programs)}), but no gateway runs: what comes for "

@@ -40,12 +40,14 @@ class Vitals:
     """What was found; None and empty where it was not looked for, or could not be (`unseen`, by area).
 
     `differences` is what is wrong with the rules of a running gateway. `tables` are the live ones by
-    program. `tracked` is how many connections the kernel tracks, how many it may, and what it has lost since
-    the machine was started. `macs` are by address, "" for no answer; `others` are machines that claim a
-    virtual address. `ports` says of each server "" where it takes connections, or else why not.
+    program. `alone` is for how many seconds a worker without supervisor goes on. `tracked` is how many
+    connections the kernel tracks, how many it may, and what it has lost since the machine was started. `macs`
+    are by address, "" for no answer; `others` are machines that claim a virtual address. `ports` says of each
+    server "" where it takes connections, or else why not.
     """
 
     running: bool
+    alone: float | None = None
     forwarding: Mapping[str, str] = field(default_factory=dict)
     differences: list[str] | None = None
     tables: dict[str, dict[str, Table]] = field(default_factory=dict)

@@ -9,9 +9,10 @@ from collections.abc import Callable, Collection
 from selectors import BaseSelector
 
 from nfqlb.core.spec import Config
-from nfqlb.netfilter import diagnosis, facts, vitals
+from nfqlb.netfilter import alone, diagnosis, facts, vitals
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.host import Finding
+from nfqlb.runtime import estate
 from nfqlb.runtime.errand import Errands
 from nfqlb.runtime.protocol import JSON, JSONObject, Request, objects
 
@@ -61,7 +62,9 @@ def examine(config: Config, aside: Collection[str] = (), *, running: bool) -> JS
     """The document of `host`: the findings, and how long it took (seconds). Raises KernelError, OSError."""
     begun = time.monotonic()
     found = facts.read(config)
-    findings = diagnosis.diagnose(config, found, vitals.read(config, found, running=running), aside)
+    seen = vitals.read(config, found, running=running)
+    seen.alone = None if running else alone.worker(estate.place())
+    findings = diagnosis.diagnose(config, found, seen, aside)
     rows: list[JSON] = [row(finding) for finding in findings]
     return {"findings": rows, "took_s": round(time.monotonic() - begun, 3)}
 

@@ -27,6 +27,8 @@ from nfqlb.runtime.protocol import (
 
 TIMEOUT = 5.0  # seconds for a whole reply
 CHUNK = 1 << 18
+#: The unit of `install-service`, and the socket of a gateway that it starts.
+_UNIT, _OF_UNIT = Path("/usr/local/lib/systemd/system/nfqlb.service"), Path("/run/nfqlb/control.sock")
 
 
 class Client:
@@ -146,7 +148,7 @@ def _left(deadline: float) -> float | None:
 
 def unreachable(path: Path, error: OSError) -> ControlError:
     """Why the gateway at `path` cannot be asked, and what to do, from what the system says of it."""
-    start = "start it with `nfqlb run -c FILE`, or name its socket with --socket"
+    start = f"start it with `{_start(path)}`, or name its socket with --socket"
     if isinstance(error, TimeoutError | BlockingIOError):
         return ControlError("timeout", f"the gateway at {path} does not answer in time", "is it overloaded?")
     if isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -162,10 +164,19 @@ def unreachable(path: Path, error: OSError) -> ControlError:
     return ControlError("unreachable", f"{path}: the gateway cannot be asked: {error.strerror or error}")
 
 
-def _absent(what: str, start: str) -> ControlError:
-    """No gateway; but its rules may be there, with which the kernel goes on alone."""
-    from nfqlb.netfilter.alone import alone  # mostly there is a gateway
+def _start(path: Path) -> str:
+    """How the gateway at `path` is started."""
+    return "systemctl start nfqlb" if path == _OF_UNIT and _UNIT.exists() else "nfqlb run -c FILE"
 
+
+def _absent(what: str, start: str) -> ControlError:
+    """No gateway; but its worker may be there, or its rules, with which the kernel goes on alone."""
+    from nfqlb.netfilter.alone import alone, place, worker  # mostly there is a gateway
+
+    left = worker(place())
+    if left is not None:
+        said = f"{what}; degraded: a worker without supervisor serves for another {left:.0f} s"
+        return ControlError("degraded", said, f"{start}; it takes over from that")
     if alone():
         return ControlError("degraded", f"{what}; degraded: the kernel spreads new connections alone", start)
     return ControlError("not-running", what, start)

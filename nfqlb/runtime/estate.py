@@ -25,8 +25,8 @@ from typing import Self
 from nfqlb import __version__
 from nfqlb.core import spec
 from nfqlb.core.spec import Config
+from nfqlb.netfilter import alone
 from nfqlb.netfilter.errors import KernelError
-from nfqlb.netfilter.procfs import namespace
 from nfqlb.netfilter.state import DIRECTORY
 from nfqlb.runtime.listener import peer
 
@@ -40,7 +40,7 @@ LEAVE = 10.0  # seconds that it may take to end
 
 def place(directory: Path = DIRECTORY) -> Path:
     """Where the gateway of this network namespace can be asked for what it has."""
-    return directory / f"net-{namespace().inode}.sock"
+    return directory / alone.place().name
 
 
 class Holder:
@@ -75,6 +75,10 @@ class Holder:
                 return heir
             heir.close()
         return None
+
+    def alone(self, left: float) -> None:
+        """Who holds it is alone, for so many seconds more: let it be seen from outside."""
+        alone.mark(self._path, left)
 
     def close(self, *, remove: bool = False) -> None:
         """Listen no more; `remove` the place after a clean stop."""

@@ -46,6 +46,7 @@ class Orphan:
         self._bound = bound
         self._heir: socket.socket | None = None
         poll.register(holder.fileno(), select.POLLIN)
+        holder.alone(ALONE)
         logger.warning(
             "the supervisor is gone; packets are judged for another %.0f s, or until the next one takes over",
             ALONE,

@@ -10,6 +10,7 @@ from nfqlb.netfilter.basechains import BaseChain
 from nfqlb.netfilter.diagnosis import diagnose
 from nfqlb.netfilter.facts import Facts, Interface, InterfaceAddress, Route
 from nfqlb.netfilter.host import Finding
+from nfqlb.netfilter.queue_status import QueueStatus
 from nfqlb.netfilter.ruleset import parse
 from nfqlb.netfilter.vitals import Vitals
 
@@ -96,6 +97,17 @@ def test_rules_of_a_gateway_that_is_gone() -> None:
     finding = only(vitals)
     assert "no gateway runs" in finding.what
     assert "nfqlb rules remove" in finding.advice
+
+
+def test_rules_of_a_worker_that_is_alone() -> None:
+    """F11: to take them out would be the outage; and its queue is not somebody else's."""
+    vitals = well(running=False)
+    vitals.tables = {"iptables": parse("*raw\n:PREROUTING ACCEPT [0:0]\n:NFQLB-QUEUE - [0:0]\nCOMMIT\n")}
+    vitals.alone = 41.6
+    finding = only(vitals, replace(FACTS, queues=(QueueStatus(0, 4711, 0, 0, 0, 0),)))
+    assert "has no supervisor any more: it serves for another 42 s" in finding.what
+    assert "takes over from it" in finding.advice
+    assert "remove" not in finding.advice
 
 
 def test_a_firewall_that_drops_new_connections() -> None:

@@ -1,6 +1,7 @@
 """The doctor where no gateway runs, or one that has had a hard time, and without rights."""
 
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -10,10 +11,11 @@ from nfqlb.demo.appliance import balancing, command, nfqlb_command, python_path
 from nfqlb.demo.lab import VIP, Lab
 from nfqlb.demo.programs import run
 from nfqlb.netfilter import rules
-from tests.netns.asking import wait_until
+from tests.netns.asking import ask, wait_until
 from tests.netns.both import REWRITE, configuration, serving
 from tests.netns.site import entered
 from tests.netns.test_doctor import doctor, wrong
+from tests.netns.test_takeover import follow, kill_supervisor
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,20 @@ def test_rules_that_a_gateway_has_left_behind(lab: Lab) -> None:
             assert [row for row in wrong(lab) if row["area"] == "rules"] == []
         finally:
             rules.withdraw()
+
+
+def test_a_worker_that_is_alone_is_told_from_nobody(lab: Lab) -> None:
+    """F11: what serves is not called lost, and its queues are not somebody else's."""
+    with balancing(lab, configuration(lab)) as gateway:
+        kill_supervisor(gateway)
+        wait_until(lambda: "worker without supervisor" in str(wrong(lab, "clock")), "the worker's word")
+        rows = {row["area"]: row for row in wrong(lab, "clock")}
+        assert rows.keys() == {"gateway", "rules"}
+        assert re.search(r"a worker without supervisor serves for another \d+ s", rows["gateway"]["what"])
+        assert "serves for another" in rows["rules"]["what"]
+        assert "nfqlb rules remove" not in str(rows)
+        assert ask(lab.client).server in ("web1", "web2")
+        follow(gateway)
 
 
 def test_with_few_files_it_says_so_and_looks_at_all_else(lab: Lab) -> None:

@@ -29,12 +29,13 @@ from nfqlb.core.spec import Address, Gateway
 from nfqlb.operator import cli
 from nfqlb.operator.commands.common import SOCKET
 from nfqlb.operator.words import WORDS
+from nfqlb.runtime import client, views
 from nfqlb.runtime import summary as overview
-from nfqlb.runtime import views
 from nfqlb.runtime.control import Request, Server
 from nfqlb.runtime.orders import ORDERS
 from nfqlb.runtime.protocol import DEFAULT_LIMITS, ControlError, JSONObject
 from nfqlb.runtime.views import COMMANDS
+from nfqlb.service.install import PLACES, UNIT
 from tests.runtime.told import a_decision
 
 CONFIG = """
@@ -413,6 +414,20 @@ def test_show_without_a_gateway_says_how_to_start_one(
         f"nfqlb: no gateway is running: {tmp_path}/none does not exist; "
         "start it with `nfqlb run -c FILE`, or name its socket with --socket\n"
     )
+
+
+def test_where_a_unit_is_installed_it_starts_the_gateway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert PLACES[UNIT] == client._UNIT
+    assert client._OF_UNIT == SOCKET
+    for unit, path, how in (
+        (tmp_path, SOCKET, "systemctl start nfqlb"),
+        (tmp_path / "none", SOCKET, "nfqlb run -c FILE"),
+        (tmp_path, tmp_path / "other.sock", "nfqlb run -c FILE"),
+    ):
+        monkeypatch.setattr(client, "_UNIT", unit)
+        assert f"start it with `{how}`" in client.unreachable(path, FileNotFoundError()).hint
 
 
 def test_show_imports_only_what_it_needs(tmp_path: Path) -> None:

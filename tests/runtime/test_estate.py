@@ -14,6 +14,7 @@ import pytest
 
 from nfqlb.core.spec import Config
 from nfqlb.netfilter import state
+from nfqlb.netfilter.alone import worker
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.runtime import estate, orphan, takeover
 from nfqlb.runtime.estate import Heir, Holder
@@ -311,6 +312,21 @@ def test_alone_for_a_while(alone: Alone, caplog: pytest.LogCaptureFixture) -> No
     made.tick(100.0 + ALONE)
     assert made.over
     assert "no supervisor has come" in caplog.text
+
+
+def test_alone_and_seen_from_outside(alone: Alone, place: Path) -> None:
+    """F11: as long as it is there; one that has a supervisor is not alone."""
+    left = worker(place)
+    assert left is not None
+    assert 0 < left <= ALONE
+    Holder(place).close()
+    assert worker(place) is None, "the place of another one"
+    place.unlink()
+    assert worker(place) is None
+
+
+def test_one_with_a_supervisor_is_not_alone(old: Old, place: Path) -> None:
+    assert worker(place) is None
 
 
 def test_alone_until_the_next_one(alone: Alone, place: Path) -> None:
