@@ -70,6 +70,8 @@ class Terminal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, EndedError):  # more of the same would only spoil its last moments
+            self._handlers.update(dict.fromkeys(ENDING, signal.SIG_IGN))
         self._leave()
 
     @property
