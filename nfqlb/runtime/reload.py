@@ -149,14 +149,22 @@ class Reload:
         self._begin(_file(request), access.who(request), request)
 
     def _compare(self, request: Request) -> None:
-        """What a reload would change, and what it would refuse."""
+        """What a reload would change, and what it, or a restart, would refuse and warn of."""
         wanted, _ = self._read(_file(request))
-        found = difference.compare(transition.without_leftovers(self.config), wanted)
-        refused = transition.refusals(self.config, wanted, room=self._room)
+        before = transition.without_leftovers(self.config)
+        found = difference.compare(before, wanted)
         documents: list[JSON] = [each.document() for each in found]
         lines: list[JSON] = list(difference.lines(found))
-        reasons: list[JSON] = list(refused)
-        request.reply({"differences": documents, "said": lines, "refused": reasons})
+
+        def reply(rows: JSON) -> None:
+            errors, warnings = _judged(rows)
+            reasons: list[JSON] = [*transition.refusals(self.config, wanted, room=self._room), *errors]
+            warned: list[JSON] = [*warnings]
+            request.reply({"differences": documents, "said": lines, "refused": reasons, "warnings": warned})
+
+        self._kernel.findings(before, wanted)(
+            reply, lambda error: request.refuse(ControlError("kernel", str(error)))
+        )
 
     def _verify(self, request: Request) -> None:
         """How the rules in place differ from those that the gateway needs now, for who has this file.
@@ -243,11 +251,10 @@ class Reload:
     def _examine(self, before: Config, wanted: Config) -> Generator[Step, JSON, list[str]]:
         """What this machine warns of that it did not before; an error is one of which a start would fail."""
         found = yield self._kernel.findings(before, wanted)
-        rows = [row for row in found if isinstance(row, list)] if isinstance(found, list) else []
-        errors = [str(text) for level, text in rows if level == "error"]
+        errors, warnings = _judged(found)
         if errors:
             raise _RefusedError("host-refused", "\n".join(errors))
-        return [str(text) for _, text in rows]
+        return warnings
 
     def _change(self, wanted: Config) -> Course:
         """Steps 2 to 6. Raises KernelError or ControlError, with everything as it was before."""
@@ -398,6 +405,13 @@ def _file(request: Request) -> Path | None:
     if not isinstance(name, str) or not name.startswith("/"):
         raise views.bad(f"file: {name!r} is no absolute path")
     return Path(name)
+
+
+def _judged(found: JSON) -> tuple[list[str], list[str]]:
+    """Errors and warnings of what was found on this machine."""
+    rows = [row for row in found if isinstance(row, list)] if isinstance(found, list) else []
+    errors = [str(text) for level, text in rows if level == "error"]
+    return errors, [str(text) for level, text in rows if level != "error"]
 
 
 def _places(rows: JSON) -> list[tuple[str, Server]]:

@@ -374,12 +374,22 @@ def test_a_difference_before(gateway: Gateway) -> None:
     assert isinstance(answer, dict)
     assert answer["said"] == ["[gateway] queue: 0 -> 5", "virtual server shop: servers: -web2:80"]
     assert answer["refused"] == ["[gateway] queue: needs a restart"]
-    assert gateway.did == []
+    assert gateway.did == ["findings web1"]
     other = before(gateway)
     answer = gateway.ask("diff", file=str(other))
     assert isinstance(answer, dict)
     assert answer["differences"] == []
     assert gateway.ask("diff", file="relative.toml").code == "bad-argument"  # type: ignore[union-attr]
+
+
+def test_a_difference_that_is_nothing_for_this_machine(gateway: Gateway) -> None:
+    """Told before a reload or a restart is tried."""
+    gateway.write(ONE, gateway="queue = 5")
+    gateway.next["findings"] = [[["error", "outside interface eth9 does not exist"], ["warning", "odd"]]]
+    answer = gateway.ask("diff")
+    assert isinstance(answer, dict)
+    assert answer["refused"] == ["[gateway] queue: needs a restart", "outside interface eth9 does not exist"]
+    assert answer["warnings"] == ["odd"]
 
 
 def test_rules_are_those_that_run_or_nobody_can_say(gateway: Gateway) -> None:

@@ -38,8 +38,7 @@ def _reload(options: argparse.Namespace) -> int:
     answer = _ask(options, "reload")
     said = answer["said"]
     say(map(clean, said or ["nothing is different"]))
-    for line in answer["warnings"]:
-        print(f"nfqlb: warning: {clean(str(line))}", file=sys.stderr)  # noqa: T201 - what an operator reads
+    _warn(answer)
     if draining := answer["draining"]:
         say([f"until their connections have ended: {clean(', '.join(map(str, draining)))}"])
     return 0
@@ -53,11 +52,17 @@ def _diff(options: argparse.Namespace) -> int:
         say(show.as_json(answer))
         return 0
     say(map(clean, answer["said"] or ["nothing is different"]))
+    _warn(answer)
     refused = answer["refused"]
     if refused:
         number = several(len(refused), "reason")
         return fail("\n".join([f"nfqlb: a reload would refuse this, for {number}:", *map(str, refused)]))
     return 0
+
+
+def _warn(answer: Any) -> None:
+    for line in answer["warnings"]:
+        print(f"nfqlb: warning: {clean(str(line))}", file=sys.stderr)  # noqa: T201 - what an operator reads
 
 
 def _ask(options: argparse.Namespace, cmd: str) -> Any:
