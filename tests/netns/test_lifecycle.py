@@ -131,6 +131,9 @@ def test_second_instance_is_refused(lab: Lab) -> None:
         before = traces(lab)
         said = one_line(refused(lab, config.replace("control.sock", "second.sock")))
         assert str(appliance.program.pid) in said
+        done = nfqlb_command(lab, "check", "--host", str(appliance.config))
+        assert (done.returncode, done.stderr) == (0, ""), "another file may be tried beside it"
+        assert f"note: nfqlb, process {appliance.program.pid}, runs here" in done.stdout
         assert traces(lab) == before
         assert ask(lab.client).server in ("web1", "web2")
 

@@ -76,14 +76,30 @@ def _check(options: argparse.Namespace) -> int:
 def _check_host(config: "Config") -> int:
     from nfqlb.netfilter import host
 
-    findings = host.check(config)
+    there = _there()
+    findings = host.check(config, alone=not there)
     say(["", *(clean(str(finding)) for finding in findings)] if findings else ["", "this machine: ready"])
+    if there:
+        say([f"note: {there}"])
     if not findings:
         return 0
     errors = sum(finding.level == "error" for finding in findings)
     number = f"{several(errors, 'error')}, {several(len(findings) - errors, 'warning')}"
     verdict = "`nfqlb run` would refuse to start here" if errors else "`nfqlb run` would start here"
     return fail(f"nfqlb: {number}: {verdict}")
+
+
+def _there() -> str:
+    """Who serves this network namespace, beside whom another file may well be tried; "" for nobody."""
+    from nfqlb.netfilter.alone import place, worker
+    from nfqlb.netfilter.state import owner
+
+    process = owner()
+    if process is not None:
+        return f"nfqlb, process {process}, runs here; nfqlb diff -c FILE says what a reload would change"
+    if worker(place()) is not None:
+        return "a worker without supervisor serves here; nfqlb run takes over from it"
+    return ""
 
 
 def _demo(options: argparse.Namespace) -> int:
