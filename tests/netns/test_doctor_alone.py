@@ -73,6 +73,12 @@ def test_a_worker_that_is_alone_is_told_from_nobody(lab: Lab) -> None:
         assert re.search(r"a worker without supervisor serves for another \d+ s", rows["gateway"]["what"])
         assert "serves for another" in rows["rules"]["what"]
         assert "nfqlb rules remove" not in str(rows)
+        good = gateway.config.read_text()
+        gateway.config.write_text(good + "flavour = 1\n")
+        rows = {row["area"]: row for row in doctor(lab)[1]}
+        assert "flavour: unknown key" in rows["file"]["what"], "and all else is looked at"
+        assert rows["servers"]["what"] == "2 ports taking connections"
+        gateway.config.write_text(good)
         assert ask(lab.client).server in ("web1", "web2")
         follow(gateway)
 

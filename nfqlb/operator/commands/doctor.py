@@ -2,8 +2,15 @@
 
 import argparse
 import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nfqlb.operator.commands.common import add_config, add_socket, load, say, socket_of
+from nfqlb.operator.commands.common import SOCKET, add_config, add_socket, say
+
+if TYPE_CHECKING:
+    from nfqlb.core.spec import Config
+    from nfqlb.runtime.protocol import JSONObject
 
 
 def add_doctor(parser: argparse.ArgumentParser) -> None:
@@ -22,8 +29,9 @@ def _doctor(options: argparse.Namespace) -> int:
     from nfqlb.operator.show import as_json
     from nfqlb.runtime.protocol import JSON
 
-    config = load(options.config) if options.config is not None else None
-    findings = examination.findings(socket_of(options), config)
+    config, findings = _configuration(options.config)
+    socket = options.socket or (SOCKET if config is None else Path(config.gateway.socket))
+    findings += examination.findings(socket, config)
     if options.json:
         rows: list[JSON] = list(findings)
         say(as_json(rows))
@@ -32,3 +40,29 @@ def _doctor(options: argparse.Namespace) -> int:
         width = shutil.get_terminal_size((100, 24)).columns
         say(report.lines(findings, colour=colour, width=width))
     return int(any(finding["level"] == "error" for finding in findings))
+
+
+def _configuration(file: Path | None) -> "tuple[Config | None, list[JSONObject]]":
+    """What to look at this machine for, and what is wrong with the file: then it is what ran before."""
+    from nfqlb.config.load import ConfigError, load
+    from nfqlb.operator.doctor.gateway import row
+
+    if file is None:
+        return None, []
+    try:
+        return load(file), []
+    except ConfigError as error:
+        many = "has an error" if len(error.findings) == 1 else f"has {len(error.findings)} errors"
+        what = f"{file} {many}: {str(error).splitlines()[0]}"
+        return _of_before(), [row("error", "file", what, f"nfqlb check {file} says all of it")]
+
+
+def _of_before() -> "Config | None":
+    """What ran before, of a gateway that was not stopped; None where there is none, or it is not for us."""
+    from nfqlb.config.load import ConfigError, parse
+    from nfqlb.netfilter.state import Kept
+
+    text = Kept().read()
+    with suppress(ConfigError):
+        return None if text is None else parse(text, "before")
+    return None
