@@ -280,11 +280,18 @@ class OffloadPath:
         """
         connection = self._inbound.get(read.inbound + key_end(read.protocol))
         entry: Entry | None = read
-        if connection is None or connection.opened >= begun:
+        if connection is None or connection.opened >= begun or _is_elsewhere(connection, read):
             entry = self._table.find(read.inbound, read.protocol)
-        state = state_of(entry) if entry is not None else None
-        if entry is None or (connection is not None and connection.state.ended):
+        if entry is None:
             return
+        if connection is not None and connection.opened < begun and _is_elsewhere(connection, entry):
+            # its SYN was lost with a dead worker's verdict, and the next one the kernel has sent there alone
+            self.director.forget(connection, self.now)
+            self.forgotten += 1
+            connection = None
+        if connection is not None and connection.state.ended:
+            return
+        state = state_of(entry)
         if connection is None:
             if state is not None:
                 self._adopt(entry, state)
@@ -323,6 +330,11 @@ class OffloadPath:
         if connection.link.virtual.spec.datapath != OFFLOAD:
             return False
         return self._table.find(*without_end(connection.inbound)) is None
+
+
+def _is_elsewhere(connection: Connection, entry: Entry) -> bool:
+    """Whether the kernel sends what this client sends to another server."""
+    return connection.outbound != entry.outbound + key_end(entry.protocol)
 
 
 def state_of(entry: Entry) -> State | None:

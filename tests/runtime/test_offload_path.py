@@ -14,6 +14,7 @@ from nfqlb.config.marks import LinkMarks
 from nfqlb.core.director import Director
 from nfqlb.core.segment import ACK, FIN, RST, SYN
 from nfqlb.core.spec import Config, Gateway, Real, Server, Virtual
+from nfqlb.core.states import State
 from nfqlb.netfilter.conntrack import (
     CLOSE,
     ESTABLISHED,
@@ -329,6 +330,42 @@ def test_the_entry_of_a_stranger_has_no_more_time_than_one_of_ours(
     inbound = gateway.enter(state=state, timeout=given)
     gateway.sweep()
     assert gateway.ledger.rows[inbound].timeout == left
+
+
+def journalled(opened: float = 0.0) -> Worker:
+    """A successor that knows from the journal of a SYN to the first server, which nobody had answered."""
+    gateway = Worker()
+    inbound = key((CLIENT, 5000), (VIP, 80))
+    server = gateway.config.virtuals[0].servers[0]
+    assert gateway.director.restore(
+        inbound, WEB1.address.packed + (server.port or 0).to_bytes(2, "big"), State.SYN_SENT.code, -1,
+        opened=opened, now=opened,
+    )  # fmt: skip
+    gateway.path.now = 1.0
+    return gateway
+
+
+def test_a_repeated_syn_that_the_kernel_alone_sent_elsewhere_is_where_it_went() -> None:
+    """F37: the dead worker's verdict was lost with it, and the client's second SYN had the other server."""
+    gateway = journalled()
+    gateway.enter(host=WEB2)
+    gateway.sweep()
+    assert gateway.states() == ["established"]
+    assert gateway.connections() == [0, 1]
+    gateway.client(FIN | ACK, 101, 901)
+    gateway.server(FIN | ACK, 901, 102, host=WEB2)
+    assert gateway.connections() == [0, 0]
+
+
+def test_what_has_another_server_than_was_read_a_moment_ago_stays() -> None:
+    """The entry that was read is one that was deleted meanwhile, as its connection went elsewhere."""
+    gateway = journalled()
+    inbound = gateway.enter(host=WEB2, state=SYN_SENT)
+    read = gateway.ledger.rows[inbound]
+    gateway.ledger.entries = lambda mask: iter([read])  # type: ignore[method-assign]
+    gateway.enter(host=WEB1)
+    gateway.sweep()
+    assert (gateway.states(), gateway.connections()) == (["established"], [1, 0])
 
 
 def test_an_entry_of_a_server_that_is_no_more_is_not_adopted(gateway: Worker) -> None:
