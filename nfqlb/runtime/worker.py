@@ -82,6 +82,7 @@ class Worker:
         self._complained = -_QUIET
         self._stumbles = Stumbles(hopeless=True)
         self._fullness = Fullness()
+        self._look_at = 0.0
         self._paths = Paths(config, datapaths, journal)
         self.director = self._paths.director
         self._recorder = Recorder(self.director, self._paths.watch)
@@ -181,8 +182,10 @@ class Worker:
             self._orphan.tick(now)
             self._stopping = self._stopping or self._orphan.over
         self._recorder.look(now)
-        if self._fullness.look():
-            self.director.watch.lost_at = now
+        if now >= self._look_at:  # not each time that much has timed out: it costs as much as some packets
+            self._look_at = now + _TIMER
+            if self._fullness.look():
+                self.director.watch.lost_at = now
         overdue = self.director.tick(now, _TIMER_BUDGET)
         self.director.recount(now, _TIMER_BUDGET // 4)
         return overdue
