@@ -10,25 +10,21 @@ then nothing is undone, and its worker goes on until the next one is there.
 """
 
 import logging
-import os
 import selectors
 import signal
 import socket
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from nfqlb import __version__
 from nfqlb.config.summary import endpoint
 from nfqlb.core.spec import Config
-from nfqlb.netfilter import address, fallback, repair, rules, state, sysctl
-from nfqlb.netfilter.errors import KernelError
+from nfqlb.netfilter import address, fallback, repair, rules, sysctl
 from nfqlb.netfilter.queue import ask_for_stamps
 from nfqlb.netfilter.reply import ReplySockets, open_replies, replies_to_clients
 from nfqlb.netfilter.state import Claim, Kept, Record
-from nfqlb.runtime import beginning, departure, files, logs, rights, takeover
+from nfqlb.runtime import beginning, departure, rights
 from nfqlb.runtime.beginning import Beginning
 from nfqlb.runtime.captures import Captures
 from nfqlb.runtime.channel import WorkerChannel
@@ -45,8 +41,8 @@ from nfqlb.runtime.journal import Journal
 from nfqlb.runtime.links import Links, with_interfaces
 from nfqlb.runtime.metrics import Metrics
 from nfqlb.runtime.missed import Missed
-from nfqlb.runtime.notify import Notifier, from_environment
-from nfqlb.runtime.protocol import ControlError, JSONObject
+from nfqlb.runtime.notify import Notifier
+from nfqlb.runtime.protocol import JSONObject
 from nfqlb.runtime.reload import Reload
 from nfqlb.runtime.stall import LOOK, Movement, Watchdog
 from nfqlb.runtime.stumbles import Stumbles
@@ -389,49 +385,6 @@ class Supervisor:
         )
         signal.signal(signal.SIGTERM, lambda *_: worker.stop())
         worker.run(say_serving)
-
-
-def run(source: Source, *, take_over: bool = False) -> int:
-    """`nfqlb run`: serve in the foreground until SIGTERM or Ctrl-C; returns the exit status.
-
-    `source` is where the configuration comes from. Prints "ready" once packets flow. `take_over`: from a
-    gateway that runs. Does not return where the gateway is left as it is. Raises ConfigError where the
-    configuration is refused, and none of before is there.
-    """
-    notifier = from_environment(os.environ)
-    supervisor = None
-    try:
-        files.have_enough()
-        with ExitStack() as undo:
-            heir, kept = takeover.find(take_over=take_over), Kept()
-            if heir is not None:
-                undo.callback(heir.close)
-            follows = heir.orphan if heir is not None else state.owner() is None
-            begins = beginning.choose(source, kept if follows else None, alone=heir is None)
-            logger.info("nfqlb %s, configuration %s", __version__, source.path)
-            if begins is None:
-                return 1
-            heir = takeover.accepted(heir, begins.config) if heir is not None else None
-            config = takeover.continued(heir, begins.config) if heir is not None else begins.config
-            supervisor = Supervisor(
-                config, begins, source, kept, lambda: logs.say("ready"), notifier, heir
-            )
-            supervisor.run()
-    except (KernelError, ControlError) as error:
-        logger.error("%s", error)
-        status = 1
-    except OSError as error:  # of whatever the machine has too little
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        logger.error("the gateway cannot go on: %s (%s:%d)", error, where.filename, where.lineno)
-        status = 1
-    else:
-        status = 0
-    finally:
-        notifier.close()
-    if supervisor is not None and supervisor.leaving:
-        logging.shutdown()
-        os._exit(status)
-    return status
 
 
 def _noticed(_number: int, _frame: object) -> None:

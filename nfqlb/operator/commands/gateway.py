@@ -49,14 +49,14 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from nfqlb.config.report import ConfigError
-    from nfqlb.runtime import logs, supervisor
+    from nfqlb.runtime import logs, start
     from nfqlb.runtime.handover import Source
 
     logs.complete()
     style = logs.set_up(options.log)
     source = Source(options.config, options.socket)
     try:
-        return supervisor.run(source, take_over=options.take_over)
+        return start.run(source, take_over=options.take_over)
     except (ConfigError, OSError) as error:
         if style == "text":
             fail(str(error) if isinstance(error, ConfigError) else f"nfqlb: {error}")
