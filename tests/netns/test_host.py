@@ -242,7 +242,8 @@ def test_without_rights_there_is_one_clear_line(tmp_path: Path) -> None:
     )
     assert done.stderr == ""
     found, applied, added = done.stdout.splitlines()
-    assert found == "error: no right to change the network; run as root, or with CAP_NET_ADMIN"
+    advice = "run as root, or with CAP_NET_ADMIN; in a user namespace only for a network of its own"
+    assert found == f"error: no right to change the network; {advice}"
     assert applied.startswith("iptables-save: not permitted; run as root")
     assert added == "netlink: Operation not permitted; run as root, or with CAP_NET_ADMIN"
 

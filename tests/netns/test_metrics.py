@@ -115,7 +115,8 @@ OF_ONE = {
 
 def test_everything_is_told(lab: Lab, datapath: Datapath) -> None:
     """Every metric that there is, in one gateway with a limit, a shadow and a packet that was refused."""
-    web = virtual("web", ["web1", "web2"], shadow="round-robin")
+    scheduler = "source-hash" if offloads(lab) else "fastest-response"
+    web = virtual("web", ["web1", "web2"], scheduler=scheduler, shadow="round-robin")
     config = configuration(lab, web, gateway=METRICS, reals={"web1": "max_connections = 10"})
     with balancing(lab, config):
         for _ in range(4):
