@@ -25,3 +25,12 @@ def test_a_picture_fetches_nothing() -> None:
     svg = picture(frame(state, 80, 24), (80, 24))
     assert "@font-face" not in svg
     assert set(re.findall(r"https?://[^\"'\s)]+", svg)) <= {"http://www.w3.org/2000/svg", "https://www.textualize.io"}
+
+
+def test_a_fact_stands_apart_from_its_name() -> None:
+    document = recorded()
+    document["reload"] = {"ok": True, "at": 1_800_000_000.0, "error": None}
+    state = State()
+    state.snapshot = snapshot(document)
+    lines = ["".join(segment.text for segment in line) for line in frame(state, 120, 60)]
+    assert any(re.match(r" config +reloaded at ", line) for line in lines), lines

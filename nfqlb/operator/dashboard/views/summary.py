@@ -93,7 +93,7 @@ def _plane(state: State, snapshot: Snapshot, width: int) -> Lines:
     restarts = snapshot.restarts or 0
     often = "never" if not restarts else "once" if restarts == 1 else f"{restarts:.0f} times"
     lines = [_fact(state, "worker", width).put(f"{pid}, restarted {often}").done()]
-    for title, said in (("rules", _rules(state, snapshot)), ("configuration", _reload(state, snapshot))):
+    for title, said in (("rules", _rules(state, snapshot)), ("config", _reload(state, snapshot))):
         if said:
             lines.append(_fact(state, title, width).put(said).done())
     lines += _table(state, _QUEUES, snapshot.queues, width)
