@@ -20,6 +20,7 @@ from nfqlb.runtime.history import History, Moment, moment
 from nfqlb.runtime.protocol import JSON, ControlError, JSONObject, Request, objects
 from nfqlb.runtime.pulse import Account, Asks, Pulse
 from nfqlb.runtime.queues import QueueSums, QueueWatch
+from nfqlb.runtime.stall import LOOK
 from nfqlb.runtime.stumbles import Stumbles
 from nfqlb.runtime.summary import GatewayStatus
 from nfqlb.runtime.waiting import Waiting
@@ -82,6 +83,7 @@ class Desk:
         self._rooms = rooms
         self._read = queues
         self._asked = False  # with a tick, and not answered since
+        self._next_glance = 0.0
         self._clock = clock
         self._wall = wall
         self._started = clock()
@@ -136,11 +138,17 @@ class Desk:
         self.waiting.tick()
 
     def glance(self) -> None:
-        """Between two snapshots: whether a queue fills or drops. To be called every `stall.LOOK` seconds."""
-        if self.last is not None:
-            fresh = picture.refreshed(self.last, self.status(), self._around())
-            if self._queues.look(fresh):
-                self.last = picture.judged(fresh)
+        """Between two snapshots: whether a queue fills or drops, every `stall.LOOK` seconds.
+
+        To be called at least as often; clients of the control socket make it much oftener.
+        """
+        now = self._clock()
+        if self.last is None or now < self._next_glance:
+            return
+        self._next_glance = now + LOOK
+        fresh = picture.refreshed(self.last, self.status(), self._around())
+        if self._queues.look(fresh):
+            self.last = picture.judged(fresh)
 
     def _renew(self, last: JSONObject) -> None:
         """Show the last snapshot with what can be known without the worker."""
@@ -189,7 +197,8 @@ class Desk:
             at = each["at"]
             self.events.add("state", str(each["name"]), str(each["text"]), level=str(each["level"]),
                             at=at if isinstance(at, float) else None, logged=True)  # fmt: skip
-        self._show(picture.snapshot(account, self.status(), self._around(), self._wall()), scheduled)
+        status, at = self.status(), self._wall()
+        self._show(picture.snapshot(account, status, self.known_neighbours(), self._around(), at), scheduled)
 
     def _missed(self, error: ControlError, scheduled: bool) -> None:
         if self.last is not None:
@@ -226,7 +235,7 @@ class Desk:
             self.stumbles.note("showing a snapshot", error)
 
     def _around(self) -> picture.Surroundings:
-        return picture.Surroundings(self.known_neighbours(), self.rules, self.reload, self.others)
+        return picture.Surroundings(self.rules, self.reload, self.others)
 
     def complete_virtuals(self, rows: JSON) -> JSON:
         """Add to the rows of virtual servers what the supervisor knows of them; returns the same rows."""

@@ -23,14 +23,19 @@ _PARTS = frozenset({"now", "losses", "virtuals", "reals"})
 class Surroundings:
     """What the supervisor adds to an account; `others` is anything more."""
 
-    neighbours: Mapping[str, Neighbour]
     rules: JSONObject
     reload: JSONObject
     others: JSONObject = field(default_factory=dict)
 
 
-def snapshot(account: Account, status: GatewayStatus, around: Surroundings, at: float) -> JSONObject:
-    """The snapshot; `at` is its time of day in seconds."""
+def snapshot(
+    account: Account,
+    status: GatewayStatus,
+    neighbours: Mapping[str, Neighbour],
+    around: Surroundings,
+    at: float,
+) -> JSONObject:
+    """The snapshot; `neighbours` are by address, `at` is its time of day in seconds."""
     document, rates = account
     whole = summary(document, status)
     connections = whole["connections"]
@@ -48,7 +53,7 @@ def snapshot(account: Account, status: GatewayStatus, around: Surroundings, at: 
         ],
         "reals": [
             {**row, "rate": _rate(rates.get(_key("real", row)))}
-            for row in objects(views.with_neighbours(document["reals"], around.neighbours))
+            for row in objects(views.with_neighbours(document["reals"], neighbours))
         ],
         **{name: value for name, value in document.items() if name not in _PARTS and name not in whole},
         **around.others,

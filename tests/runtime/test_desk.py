@@ -161,6 +161,18 @@ def test_a_queue_that_fills_is_seen_between_two_snapshots(office: Office) -> Non
     assert event["text"] == "queue 7 (new) fills: 600 of 1,000 packets wait"
 
 
+def test_queues_are_not_looked_at_for_every_request(office: Office) -> None:
+    """F31: whoever asks a thousand things a second does not have the kernel asked as often."""
+    office.desk.glance()
+    office.waiting = 600
+    office.now += 0.1
+    office.desk.glance()
+    assert office.snapshot()["verdict"] == "all well"
+    office.now += 0.15
+    office.desk.glance()
+    assert office.snapshot()["verdict"] == "queue filling"
+
+
 def test_queues_are_shown_as_they_are_while_the_worker_does_not_answer(office: Office) -> None:
     """F12, F14: the kernel is asked, not the worker."""
     office.worker.silent = True
