@@ -1,6 +1,7 @@
 """What the kernel tells of processes in /proc: who reads a queue, which rights and which network is ours."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -15,7 +16,7 @@ _SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, since Linux 5.14
 _LISTENING = "0A"  # TCP_LISTEN, as /proc/net/tcp has it
 _COMMAND = 100  # characters of a command line that are told
 _NS_GET_USERNS = 0xB701  # ioctl_ns(2)
-_CAP_NET_ADMIN, _CAP_NET_RAW = 12, 13  # include/uapi/linux/capability.h
+NET_ADMIN, NET_RAW = 12, 13  # include/uapi/linux/capability.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ def process(pid: int, name: str = "") -> Process:
     return Process(pid, _printable(found["Name"]), _command(pid), parent, _command(parent), uid)
 
 
-def _status(pid: int) -> dict[str, str]:
+def _status(pid: int | str) -> dict[str, str]:
     """The lines of /proc/PID/status by name; {} where there is no such process."""
     try:
         text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
@@ -173,12 +174,12 @@ def _owners(inodes: Collection[str]) -> dict[str, Process]:
 
 def may_administer() -> bool:
     """Whether this process has CAP_NET_ADMIN, for the network that it is in."""
-    return _capable(_CAP_NET_ADMIN) and _within_reach()
+    return _capable(NET_ADMIN) and _within_reach()
 
 
 def may_send_raw() -> bool:
     """Whether this process has CAP_NET_RAW, for the network that it is in."""
-    return _capable(_CAP_NET_RAW) and _within_reach()
+    return _capable(NET_RAW) and _within_reach()
 
 
 def _within_reach() -> bool:
@@ -199,10 +200,16 @@ def _within_reach() -> bool:
 
 
 def _capable(capability: int) -> bool:
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> capability & 1)
-    return False
+    return capability in capabilities(kind="Eff")
+
+
+def capabilities(process: int | str = "self", kind: str = "Prm") -> frozenset[int]:
+    """A process's capabilities of a kind: "Prm", "Eff", "Inh", "Bnd" or "Amb" (proc(5)). Raises OSError."""
+    found = _status(process)
+    if not found:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+    bits = int(found[f"Cap{kind}"], 16)
+    return frozenset(number for number in range(bits.bit_length()) if bits >> number & 1)
 
 
 def namespace() -> Namespace:

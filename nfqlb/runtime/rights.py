@@ -7,14 +7,14 @@ taken away more than that already; started by hand as root, both would have them
 import ctypes
 import logging
 import os
-import re
 from collections.abc import Iterable
-from pathlib import Path
+
+from nfqlb.netfilter.procfs import NET_ADMIN, NET_RAW, capabilities
 
 logger = logging.getLogger(__name__)
 
 # include/uapi/linux/capability.h
-CHOWN, DAC_OVERRIDE, FOWNER, NET_ADMIN, NET_RAW, SYS_NICE = 0, 1, 3, 12, 13, 23
+CHOWN, DAC_OVERRIDE, FOWNER, SYS_NICE = 0, 1, 3, 23
 _SETPCAP = 8  # to make the bounding set smaller
 #: The worker gives verdicts, asks conntrack, and sends resets, all over netlink and raw sockets.
 WORKER = frozenset({NET_ADMIN, NET_RAW})
@@ -48,23 +48,14 @@ def keep(kept: Iterable[int]) -> None:
         logger.warning("root's rights that are not needed cannot be given up: %s", error.strerror)
 
 
-def held(process: int | str = "self", kind: str = "Prm") -> frozenset[int]:
-    """A process's capabilities of a kind: "Prm", "Eff", "Inh", "Bnd" or "Amb" (proc(5)). Raises OSError."""
-    text = Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace")
-    found = re.search(rf"^Cap{kind}:\s*([0-9a-f]+)$", text, re.MULTILINE)
-    assert found is not None
-    bits = int(found[1], 16)
-    return frozenset(number for number in range(bits.bit_length()) if bits >> number & 1)
-
-
 def _keep(kept: frozenset[int]) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     _check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-    permitted = held()
-    if permitted <= kept and not held(kind="Inh"):
+    permitted = capabilities()
+    if permitted <= kept and not capabilities(kind="Inh"):
         return
     if _SETPCAP in permitted:
-        for number in sorted(held(kind="Bnd") - kept):
+        for number in sorted(capabilities(kind="Bnd") - kept):
             _check(libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0))
     left = sum(1 << number for number in permitted & kept)
     sets = (_Sets * 2)(*(_Sets(half, half, 0) for half in (left & 0xFFFF_FFFF, left >> 32)))

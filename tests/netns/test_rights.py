@@ -8,7 +8,8 @@ import pytest
 
 from nfqlb.demo.appliance import balancing, virtual
 from nfqlb.demo.lab import Lab
-from nfqlb.runtime.rights import SUPERVISOR, WORKER, held
+from nfqlb.netfilter.procfs import capabilities
+from nfqlb.runtime.rights import SUPERVISOR, WORKER
 from tests.netns.asking import ask
 from tests.netns.both import REWRITE, Datapath, configuration, only, serving
 from tests.netns.test_control import command
@@ -28,7 +29,7 @@ def no_new_privileges(pid: int) -> bool:
 
 
 def rights(pid: int) -> dict[str, frozenset[int]]:
-    return {kind: held(pid, kind) for kind in ("Prm", "Eff", "Inh", "Bnd", "Amb")}
+    return {kind: capabilities(pid, kind) for kind in ("Prm", "Eff", "Inh", "Bnd", "Amb")}
 
 
 def test_rights_that_are_not_needed_are_given_up(lab: Lab) -> None:
@@ -46,7 +47,7 @@ def test_rights_that_are_not_needed_are_given_up(lab: Lab) -> None:
         appliance.config.write_text(configuration(lab, changed))
         assert command(lab, "reload", "-c", str(appliance.config))[0] == 0
         assert {ask(lab.client).server for _ in range(4)} == {"web1", "web2"}
-        assert held(appliance.worker) == WORKER
+        assert capabilities(appliance.worker) == WORKER
 
 
 @only(REWRITE, "who has which rights has nothing to do with packets")
@@ -56,7 +57,7 @@ def test_what_the_unit_leaves_is_enough(lab: Lab) -> None:
     with balancing(lab, configuration(lab, web), within=AS_THE_UNIT) as appliance:
         assert {ask(lab.client).server for _ in range(4)} == {"web1", "web2"}
         for pid in (appliance.program.pid, appliance.worker):
-            assert held(pid) == held(pid, "Bnd") == WORKER
+            assert capabilities(pid) == capabilities(pid, "Bnd") == WORKER
             assert no_new_privileges(pid)
         replace_worker(appliance)
         assert {ask(lab.client).server for _ in range(4)} == {"web1", "web2"}
