@@ -58,10 +58,15 @@ class ConfigError(Exception):
         self.findings = tuple(sorted(findings, key=lambda finding: (finding.line, finding.column)))
         self._lines = text.split("\n")
 
+    @property
+    def many(self) -> str:
+        """How many mistakes there are, in words."""
+        return "an error" if len(self.findings) == 1 else f"{len(self.findings)} errors"
+
     def __str__(self) -> str:
         parts = [self._describe(finding) for finding in self.findings]
         if len(self.findings) > 1:
-            parts.append(f"{len(self.findings)} errors in {printable(self.source)}")
+            parts.append(f"{self.many} in {printable(self.source)}")
         return "\n".join(parts)
 
     def _describe(self, finding: Finding) -> str:

@@ -41,9 +41,8 @@ def choose(source: Source, kept: Kept | None, *, alone: bool) -> Beginning | Non
         if before is None:
             raise
         _log(logging.ERROR, str(error).split("\n"))
-        many = "an error" if len(error.findings) == 1 else f"{len(error.findings)} errors"
         able = not _errors(_told(host.check(before.config, alone=alone)))
-        return Beginning(*before, f"{source.path} has {many}") if able else None
+        return Beginning(*before, f"{source.path} has {error.many}") if able else None
     errors = _errors(_told(host.check(reading.config, alone=alone)))
     if not errors:
         return Beginning(*reading)

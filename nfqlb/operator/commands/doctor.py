@@ -52,8 +52,7 @@ def _configuration(file: Path | None) -> "tuple[Config | None, list[JSONObject]]
     try:
         return load(file), []
     except ConfigError as error:
-        many = "has an error" if len(error.findings) == 1 else f"has {len(error.findings)} errors"
-        what = f"{file} {many}: {str(error).splitlines()[0]}"
+        what = f"{file} has {error.many}: {str(error).splitlines()[0]}"
         return _of_before(), [row("error", "file", what, f"nfqlb check {file} says all of it")]
 
 
