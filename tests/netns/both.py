@@ -48,6 +48,12 @@ def serving(datapath: Datapath, **shape: Any) -> Iterator[Bench]:
         yield lab
 
 
+def answer_nobody(lab: Lab, sources: str) -> None:
+    """Have what is sent to these addresses, which nobody has, go to the last client: it answers nothing."""
+    flooder = next(iter(lab.clients[-1].interfaces.values()))
+    lab.gateway.run("ip", "route", "add", sources, "via", flooder.address.partition("/")[0])
+
+
 def configuration(lab: Lab, *virtuals: str, gateway: str = "", reals: dict[str, str] | None = None) -> str:
     """The configuration of `demo.appliance`, with the laboratory's datapath."""
     assert isinstance(lab, Bench)

@@ -17,7 +17,7 @@ from nfqlb.demo.appliance import Appliance, balancing, virtual
 from nfqlb.demo.lab import VIP, Host, Lab
 from nfqlb.demo.programs import Program
 from tests.netns.asking import ask, holding, rows, summary, wait_until
-from tests.netns.both import Datapath, configuration, offloads, serving
+from tests.netns.both import Datapath, answer_nobody, configuration, offloads, serving
 
 FLOOD = str(Path(__file__).with_name("flood.py"))
 SECONDS = float(os.environ.get("NFQLB_FLOOD_SECONDS", "5"))
@@ -31,8 +31,7 @@ MEBI = 1 << 20
 @pytest.fixture(scope="module")
 def lab(datapath: Datapath) -> Iterator[Lab]:
     with serving(datapath, clients=2, servers=2) as lab:
-        flooder = next(iter(lab.clients[1].interfaces.values()))
-        lab.gateway.run("ip", "route", "add", SOURCES, "via", flooder.address.partition("/")[0])
+        answer_nobody(lab, SOURCES)
         yield lab
 
 

@@ -259,16 +259,19 @@ def test_what_is_taken_while_it_rests_is_put_back_afterwards(told: Guarded) -> N
     assert told.serve(IN_TIME, lambda: told.well)
 
 
+def refuse_rules(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+    """Have `iptables-restore` be one, put into a directory, that always fails."""
+    restore = directory / "iptables-restore"
+    restore.write_text("#!/bin/sh\necho 'iptables-restore: no more room' >&2\nexit 1\n")
+    restore.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+
+
 def test_what_cannot_be_repaired_is_said_once_and_tried_again(
     told: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    restore = broken / "iptables-restore"
-    restore.write_text("#!/bin/sh\necho 'iptables-restore: no more room' >&2\nexit 1\n")
-    restore.chmod(0o755)
     with monkeypatch.context() as broken_path:
-        broken_path.setenv("PATH", f"{broken}:{os.environ['PATH']}")
+        refuse_rules(broken_path, tmp_path)
         told.run("iptables -t raw -F")
         assert told.serve(IN_TIME, lambda: told.state["present"] is False)
         told.serve(5.0)
@@ -284,11 +287,8 @@ def test_what_is_well_does_not_hide_what_is_not(
     told: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Settings are looked at, and found well, while rules cannot be repaired."""
-    restore = tmp_path / "iptables-restore"
-    restore.write_text("#!/bin/sh\necho 'iptables-restore: no more room' >&2\nexit 1\n")
-    restore.chmod(0o755)
     with monkeypatch.context() as broken_path:
-        broken_path.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        refuse_rules(broken_path, tmp_path)
         told.run("iptables -t raw -F")
         assert told.serve(IN_TIME, lambda: told.state["present"] is False)
         told.run("sysctl -qw net.ipv4.conf.inside.rp_filter=1")

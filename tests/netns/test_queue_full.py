@@ -16,7 +16,7 @@ from nfqlb.demo.appliance import virtual
 from nfqlb.demo.lab import VIP, Lab
 from nfqlb.demo.programs import Program
 from tests.netns.asking import rows, wait_until
-from tests.netns.both import Datapath, configuration, offloads, serving
+from tests.netns.both import Datapath, answer_nobody, configuration, offloads, serving
 from tests.netns.test_metrics import METRICS, Samples, scraped, value
 from tests.netns.test_stall import Watched
 
@@ -42,8 +42,7 @@ while (passed := time.monotonic() - begun) < seconds:
 @pytest.fixture(scope="module")
 def lab(datapath: Datapath) -> Iterator[Lab]:
     with serving(datapath, clients=2, servers=2) as lab:
-        flooder = next(iter(lab.clients[1].interfaces.values()))
-        lab.gateway.run("ip", "route", "add", SOURCES, "via", flooder.address.partition("/")[0])
+        answer_nobody(lab, SOURCES)
         yield lab
 
 

@@ -15,7 +15,7 @@ import pytest
 from tests.operator.dashboard.cost import spent
 from tests.operator.dashboard.gateway import Gateway, many
 from tests.operator.dashboard.screen import PATIENCE, UTF8, Screen, top
-from tests.operator.dashboard.test_top import as_before
+from tests.operator.dashboard.test_top import a_shell_can_use_it, as_before
 
 PAGES = "12345"
 MOVES = re.compile(rb"\x1b\[(\d+);(\d+)H")
@@ -116,10 +116,7 @@ def test_ended_while_it_is_stopped(gateway: Gateway) -> None:
         screen.shows("Stopped", "prompt>")
         screen.press("clear; kill %1; until ! kill -0 %1; do sleep 0.1; done\r")
         screen.shows("Exit 143")
-        screen.press("stty -a; clear\r")
-        screen.until(lambda: b"icanon" in screen.written, "the modes")
-        modes = bytes(screen.written).rpartition(b"stty -a")[2].split()
-        assert {b"icanon", b"echo", b"isig", b"ixon"} <= set(modes)
+        a_shell_can_use_it(screen)
         assert screen.written.count(b"\x1b[?1049h") == screen.written.count(b"\x1b[?1049l") == 1
     finally:
         screen.close()

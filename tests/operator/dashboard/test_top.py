@@ -227,6 +227,14 @@ def as_before(screen: Screen) -> None:
     assert written.rindex(b"\x1b[?1049l") > written.rindex(b"\x1b[?1049h")
 
 
+def a_shell_can_use_it(screen: Screen) -> None:
+    """At a shell's prompt the terminal has the modes that a shell expects; clears the screen."""
+    screen.press("stty -a; clear\r")
+    screen.until(lambda: b"icanon" in screen.written, "the modes")
+    modes = bytes(screen.written).rpartition(b"stty -a")[2].split()
+    assert {b"icanon", b"echo", b"isig", b"ixon"} <= set(modes)
+
+
 def test_a_defect_leaves_the_terminal_as_before(gateway: Gateway, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "from nfqlb.operator.dashboard.views import summary\n"
@@ -252,10 +260,7 @@ def test_out_of_the_shell_and_back(gateway: Gateway) -> None:
         screen.shows("all well", "sticky")
         screen.press("\x1a")
         screen.shows("Stopped", "prompt>")
-        screen.press("stty -a; clear\r")
-        screen.until(lambda: b"icanon" in screen.written, "the modes")
-        modes = bytes(screen.written).rpartition(b"stty -a")[2].split()
-        assert {b"icanon", b"echo", b"isig", b"ixon"} <= set(modes)
+        a_shell_can_use_it(screen)
         screen.press("fg\r")
         screen.shows("all well", "sticky")
         assert "prompt>" not in screen.text
