@@ -5,6 +5,7 @@ Owns the way from a file to the document, and from the document to lines.
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from nfqlb.core.spec import Config
@@ -17,6 +18,8 @@ from nfqlb.replay.outcome import Document, replay
 
 #: Decisions that are listed one by one, of those that differ.
 _LISTED = 20
+#: Addresses that are named where none of the capture's is of the configuration.
+_NAMED = 8
 
 
 def replayed(config: Config, file: BinaryIO, name: str) -> Document:
@@ -67,11 +70,39 @@ def _heading(document: Document) -> Iterator[str]:
         + _SIDES[document["sides"]]
     )
     if document["earlier"]:
-        yield f"left out: {several(document['earlier'], 'connection')} from before the capture"
+        earlier, packets = document["earlier"], document["unmodelled"]
+        yield (
+            f"it did not begin with the gateway: {several(earlier, 'connection')} from before, whose clients"
+            f" sent {several(packets, 'packet')} of it; not modelled, as their openings are not in it"
+        )
     if document["untold"]:
         yield f"passed over: {several(document['untold'], 'frame')} without a segment or datagram to be read"
     if document["cut_at"] is not None:
         yield f"the file ends within a packet, at byte {document['cut_at']}: read so far"
+
+
+def nothing(document: Document, config: Path) -> str:
+    """Why there is nothing to replay: of whom the capture is instead."""
+    wanted = (
+        f"{each['name']} {endpoint(each['address'], each['port'])}/{each['protocol']}"
+        for each in document["virtuals"]
+    )
+    lines = [
+        f"nfqlb: {document['file']}: it has no packet for any of the virtual servers of {config}:",
+        *_some(list(wanted)),
+    ]
+    others = [
+        f"{endpoint(each['address'], each['port'])}, {several(each['connections'], 'connection')}"
+        for each in document["elsewhere"]
+    ]
+    if others:
+        lines += ["what it has went to", *_some(others)]
+    return "\n".join(lines)
+
+
+def _some(told: list[str]) -> list[str]:
+    more = [f"  and {count(len(told) - _NAMED)} more"] if len(told) > _NAMED else []
+    return [*(f"  {each}" for each in told[:_NAMED]), *more]
 
 
 def _virtual(virtual: Document) -> list[str]:

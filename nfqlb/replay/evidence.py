@@ -46,6 +46,9 @@ class Evidence:
         ] = {}  # the numbers of a SYN's packets, on its way to a virtual server
         self._served: dict[Asking, list[tuple[int, bytes]]] = {}  # by packet, who got it
         self._inside: dict[bytes, bool] = {}  # by key between clients and servers: is it the client's?
+        self._others: dict[Asking, bytes] = {}  # who turned to an address that is nobody's here: which
+        self._elsewhere = Counter[bytes]()  # how many did, by that address and port
+        self.strange: set[bytes] = set()  # keys under which real servers got what was sent there
         self._number = 0
         self._calls_outside = self._calls_inside = 0
         self._answers_outside = self._answers_inside = 0
@@ -81,12 +84,24 @@ class Evidence:
             self._acks += 1
 
     def _going_on(self, seen: Seen) -> None:
-        """A SYN or datagram to a real server, if a client sent the same to a virtual one."""
-        asking = _asking(seen)
-        if asking in self._asked or self.destinations.behind(flipped(seen.key)) is not None:
+        """A SYN or datagram to a real server, unless it came through an address that is not ours."""
+        asking, target = _asking(seen), server_of(flipped(seen.key))
+        known = asking in self._asked
+        if not known and self.destinations.behind(flipped(seen.key)) is None:
+            self._turned_away(seen, asking, target)
+        elif not known and self._others.get(asking, target) != target:
+            self.strange.add(seen.key)
+        else:
             self._packets[True, False] += 1
             self._calls_inside += seen.opens
-            self._serve(asking, server_of(flipped(seen.key)), seen.key)
+            self._serve(asking, target, seen.key)
+
+    def _turned_away(self, seen: Seen, asking: Asking, target: bytes) -> None:
+        """A SYN or datagram to somebody who is not of this configuration, if it is no answer of one."""
+        answers = server_of(seen.key) in self._elsewhere or flipped(seen.key) in self.strange
+        if not answers and asking not in self._others:
+            self._others[asking] = target
+            self._elsewhere[target] += 1
 
     def _is_answer(self, seen: Seen) -> bool:
         """A SYN-ACK, or a datagram, to somebody who asked a virtual server: it tells who got the question."""
@@ -116,6 +131,11 @@ class Evidence:
         """Segments and datagrams of these virtual servers, those that were seen on both sides once."""
         both = (True, False)
         return sum(max(self._packets[client, outside] for outside in both) for client in both)
+
+    @property
+    def others(self) -> list[tuple[bytes, int]]:
+        """Addresses and ports that are of no virtual or real server here, and how many turned to each."""
+        return self._elsewhere.most_common()
 
     @property
     def sides(self) -> Sides:

@@ -32,6 +32,10 @@ _NOT_MODELLED = (
 _NO_HANDSHAKES = (
     "clients' ACKs are not in the capture: a connection that the server answers counts as established"
 )
+_SERVERS_ALONE = (
+    "only servers' side is in the capture: which address clients asked is not known, so all that servers got"
+    " on these ports is held to have come through these virtual servers"
+)
 _ONE_SIDE = (
     "only clients' side is in the capture: which servers they got is not known, so they are held to have"
     " got those of the replay"
@@ -63,6 +67,8 @@ def replay(config: spec.Config, frames: Callable[[], Iterable[Frame]]) -> Docume
         "repeated": sightings.repeated,
         "sides": _sides(sides),
         "earlier": rerun.earlier,
+        "unmodelled": rerun.unmodelled,
+        "elsewhere": [_elsewhere(*each) for each in evidence.others],
         "virtuals": [_virtual(virtual, rerun, names) for virtual in rerun.director.virtual_servers],
         "decisions": [_decision(placed, names) for placed in rerun.placed],
         "modelled": list(_MODELLED),
@@ -70,9 +76,17 @@ def replay(config: spec.Config, frames: Callable[[], Iterable[Frame]]) -> Docume
     }
 
 
+def _elsewhere(target: bytes, number: int) -> Document:
+    """An address that is nobody's in the configuration, and how many connections or flows went to it."""
+    port = int.from_bytes(target[-2:], "big")
+    return {"address": str(ip_address(target[:-2])), "port": port, "connections": number}
+
+
 def _assumed(sides: Sides) -> Iterator[str]:
     if sides.handshakes:
         yield _NO_HANDSHAKES
+    if not sides.outside:
+        yield _SERVERS_ALONE
     if sides.outside and not sides.answers_inside:
         yield _ONE_SIDE
 

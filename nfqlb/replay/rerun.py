@@ -73,9 +73,10 @@ class Load:
 class Rerun:
     """One run. Packets are put to it in the order of the capture, by their number there.
 
-    `earlier` counts the connections that were open before the capture began: nothing is known of their
-    opening, so they are left out. `captured` and `replayed` are loads by link, `elsewhere` the connections of
-    servers that this configuration does not have, by virtual server and address and port.
+    `earlier` counts the connections that were open before the capture began, `unmodelled` what their clients
+    sent: nothing is known of their opening, so they are left out. `captured` and `replayed` are loads by
+    link, `elsewhere` the connections of servers that this configuration does not have, by virtual server and
+    address and port.
     """
 
     def __init__(self, config: spec.Config) -> None:
@@ -86,7 +87,9 @@ class Rerun:
         self.elsewhere: Counter[tuple[str, bytes]] = Counter()
         self.responses: dict[str, list[float]] = {name: [] for name in self.director.real_servers}
         self._config = config
+        self.unmodelled = 0
         self._earlier: set[bytes] = set()
+        self._opened: set[bytes] = set()  # keys of what began in the capture, also where it was refused
         self._sides = Sides(outside=True, answers_inside=False, handshakes=False)
         self._now = _BEGIN
         self._ticked = _BEGIN
@@ -124,7 +127,7 @@ class Rerun:
         if self._sides.outside:
             return seen.key if destinations.find(seen.key) is not None else None
         virtual = destinations.behind(flipped(seen.key))
-        if virtual is None or destinations.find(seen.key) is not None:
+        if virtual is None or destinations.find(seen.key) is not None or seen.key in self._evidence.strange:
             return None
         client = client_of(seen.key)
         ports = seen.key[2 * len(client) :]
@@ -149,6 +152,7 @@ class Rerun:
         if not opens:
             self._go_on(key, seen)
             return
+        self._opened.add(key)
         server = self._evidence.server_of(seen, number) or b""
         if server:
             self._calls[replies_to(key, server)] = key
@@ -181,12 +185,17 @@ class Rerun:
 
     def _go_on(self, key: bytes, seen: Seen) -> None:
         if key not in self.director.table.inbound:
-            self._earlier.add(key)
+            self._left_out(key)
         elif seen.flags is None:
             self.director.client_datagram(key, self._now)
         else:
             self.director.client_segment(seen.segment(key), self._now)
         self._mirror.client(key, seen, self._now)
+
+    def _left_out(self, key: bytes) -> None:
+        if key not in self._opened:
+            self._earlier.add(key)
+            self.unmodelled += 1
 
     def _server(self, key: bytes, seen: Seen) -> None:
         connection = self.director.table.inbound.get(key)

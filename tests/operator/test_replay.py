@@ -129,9 +129,47 @@ def test_a_capture_of_nobody_s_packets_is_no_answer(
     capture.write_bytes(pcapng.section("", ""))
     status, out, err = run(capsys, capture, "-c", settings)
     assert (status, out) == (1, "")
-    assert err == f"nfqlb: {capture}: no packet is for a virtual server of {settings}\n"
+    assert err.splitlines() == [
+        f"nfqlb: {capture}: it has no packet for any of the virtual servers of {settings}:",
+        "  web 203.0.113.1:80/tcp",
+    ]
     status, out, _ = run(capsys, capture, "-c", settings, "--json")
     assert (status, json.loads(out)["packets"]) == (1, 0)
+
+
+def test_a_capture_of_another_address_is_no_answer(
+    files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though the servers are the same: clients have turned to another virtual address."""
+    capture, settings = files
+    settings.write_text(TEXT.replace("203.0.113.1", "203.0.113.9"))
+    status, out, err = run(capsys, capture, "-c", settings)
+    assert (status, out) == (1, "")
+    assert err.splitlines() == [
+        f"nfqlb: {capture}: it has no packet for any of the virtual servers of {settings}:",
+        "  web 203.0.113.9:80/tcp",
+        "what it has went to",
+        "  203.0.113.1:80, 5 connections",
+    ]
+    _, out, _ = run(capsys, capture, "-c", settings, "--json")
+    assert json.loads(out)["decisions"] == []
+
+
+def test_a_capture_that_began_later_than_the_gateway(
+    files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    capture, settings = files
+    town = Town(other(config(), shadow=""))
+    old = town.fetch("192.0.2.7", 1)
+    del town.blocks[:]
+    town.request(old, 0.1)
+    town.fetch("192.0.2.7", 2)
+    capture.write_bytes(town.file())
+    _, out, _ = run(capsys, capture, "-c", settings)
+    assert out.splitlines()[1] == (
+        "it did not begin with the gateway: 1 connection from before, whose clients sent 1 packet of it; "
+        "not modelled, as their openings are not in it"
+    )
 
 
 def test_a_file_that_is_not_there(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

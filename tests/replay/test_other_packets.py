@@ -68,6 +68,25 @@ def test_flows_of_datagrams() -> None:
     assert document["sides"] == "both"
 
 
+def test_flows_to_another_address_are_not_ours() -> None:
+    """Though the servers behind it are: neither questions nor answers count, and where they went is told."""
+    config = gateway(virtual("dns", "ab", port=53, protocol="udp"))
+    other = "203.0.113.9"
+    frames = []
+    for number in range(3):
+        frames += [
+            frame(number, CLIENT, 5000 + number, other, 53, None),
+            frame(number, CLIENT, 5000 + number, "10.0.0.1", 53, None),
+            frame(number, "10.0.0.1", 53, CLIENT, 5000 + number, None),
+            frame(number, other, 53, CLIENT, 5000 + number, None),
+        ]
+    document = run(config, frames)
+    assert (document["packets"], document["decisions"]) == (0, [])
+    assert document["elsewhere"] == [{"address": other, "port": 53, "connections": 3}]
+    mixed = [frame(9, CLIENT, 6000, VIP, 53, None), frame(9, CLIENT, 6000, "10.0.0.2", 53, None), *frames]
+    assert run(config, mixed)["virtuals"][0]["decisions"] == 1
+
+
 def test_ipv6() -> None:
     servers = [replace(each, address=ip_address(f"fd00::{each.name}")) for each in reals("ab")]
     config = gateway(virtual("six", "ab", address="2001:db8::1"), servers=servers)

@@ -140,6 +140,17 @@ def test_connections_from_before_are_left_out_and_counted() -> None:
     assert document["virtuals"][0]["decisions"] == 1
 
 
+def test_what_the_replay_refuses_is_not_from_before() -> None:
+    """Its client went on, as it was not refused in the capture."""
+    town = Town(config())
+    for port in range(1, 5):
+        town.fetch("192.0.2.7", port)
+    full = tuple(replace(each, max_connections=1) for each in town.config.reals)
+    document = rerun(town.file(), replace(town.config, reals=full))
+    assert document["virtuals"][0]["refused"] == {"no-server": 1}
+    assert (document["earlier"], document["unmodelled"]) == (0, 0)
+
+
 def test_a_server_that_is_not_in_the_configuration() -> None:
     town = Town(config())
     for port in range(1, 7):

@@ -79,7 +79,7 @@ def _replay(options: argparse.Namespace) -> int:
     elif document["packets"]:
         say(rerun.render(document, everything=options.all))
     if not document["packets"]:
-        return fail(f"nfqlb: {options.file}: no packet is for a virtual server of {options.config}")
+        return fail(rerun.nothing(document, options.config))
     return 0
 
 
