@@ -193,9 +193,6 @@ class Reload:
         name = str(path or self._source.path)
         try:
             wanted = self._read(path)
-            refused = transition.refusals(self.config, wanted.config, room=self._room)
-            if refused:
-                raise ControlError("needs-restart", "\n".join(refused))
         except ControlError as error:
             self._refused(name, who, error)
             raise
@@ -249,11 +246,17 @@ class Reload:
             )
 
     def _examine(self, before: Config, wanted: Config) -> Generator[Step, JSON, list[str]]:
-        """What this machine warns of that it did not before; an error is one of which a start would fail."""
+        """What this machine warns of that it did not before.
+
+        Raises _RefusedError with all that stands against it: what needs a restart, and the errors of which a
+        start would fail.
+        """
         found = yield self._kernel.findings(before, wanted)
         errors, warnings = _judged(found)
-        if errors:
-            raise _RefusedError("host-refused", "\n".join(errors))
+        fixed = transition.refusals(self.config, wanted, room=self._room)
+        if fixed or errors:
+            code = "needs-restart" if fixed else "host-refused"
+            raise _RefusedError(code, "\n".join([*fixed, *errors]))
         return warnings
 
     def _change(self, wanted: Config) -> Course:

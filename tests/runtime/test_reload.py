@@ -228,8 +228,23 @@ def test_what_needs_a_restart_moves_nothing(gateway: Gateway) -> None:
         "[gateway] queue: needs a restart",
         "[gateway] max_connections: more than 1,000,000 needs a restart",
     ]
-    assert gateway.did == []
+    assert gateway.did == ["rest", "begins", "findings web1", "over", "work"]
     assert servers(gateway.reload.config) == "web1 web2"
+
+
+def test_what_is_refused_is_refused_for_all_reasons_at_once(gateway: Gateway) -> None:
+    """As `diff` has them: what needs a restart, and what this machine has not."""
+    gateway.write(ONE, gateway="queue = 5")
+    found: JSON = [["error", "inside interface eth9 does not exist"]]
+    gateway.next["findings"] = [found, found]
+    answer, compared = gateway.ask(), gateway.ask("diff")
+    assert isinstance(answer, ControlError)
+    assert isinstance(compared, dict)
+    assert answer.message.splitlines() == compared["refused"]
+    assert answer.message.splitlines() == [
+        "[gateway] queue: needs a restart", "inside interface eth9 does not exist"
+    ]  # fmt: skip
+    assert answer.code == "needs-restart"
 
 
 def test_what_this_machine_cannot_do_moves_nothing(gateway: Gateway) -> None:

@@ -78,7 +78,8 @@ def _ask(options: argparse.Namespace, cmd: str) -> Any:
             if error.code == "bad-config":
                 raise FailureError(clean_lines(error.message)) from None
             if error.code in ("needs-restart", "host-refused"):
-                text = f"nfqlb: nothing is changed:\n{error.message}"
+                number = several(len(error.message.split("\n")), "reason")
+                text = f"nfqlb: refused, for {number}; nothing is changed:\n{error.message}"
                 raise FailureError(clean_lines(text)) from None
             raise
 
