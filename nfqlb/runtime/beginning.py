@@ -46,9 +46,15 @@ def choose(source: Source, kept: Kept | None, *, alone: bool) -> Beginning | Non
     errors = _errors(_told(host.check(reading.config, alone=alone)))
     if not errors:
         return Beginning(*reading)
-    if before is None or before.config == reading.config or _errors(host.check(before.config, alone=alone)):
+    if before is None or not _other(before, reading.config, alone=alone):
         return None
-    return Beginning(*before, f"{source.path} is nothing for this machine: {errors[0].what}")
+    return Beginning(*before, f"{source.path} cannot run on this machine: {errors[0].what}")
+
+
+def goes_on(source: Source, config: Config, kept: Kept, *, alone: bool) -> bool:
+    """Whether a start that cannot have `config`, the source's, would go on with what ran before."""
+    before = _before(source, kept)
+    return before is not None and _other(before, config, alone=alone)
 
 
 def keep(kept: Kept, text: str) -> None:
@@ -69,6 +75,11 @@ def _before(source: Source, kept: Kept | None) -> Reading | None:
     except ConfigError as error:  # another version's
         logger.warning("what ran before is of no use: %s", str(error).split("\n")[0])
         return None
+
+
+def _other(before: Reading, config: Config, *, alone: bool) -> bool:
+    """Whether what ran before is something else than `config`, and can run here."""
+    return before.config != config and not _errors(host.check(before.config, alone=alone))
 
 
 def _errors(findings: Iterable[Finding]) -> list[Finding]:

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 _LOOK = 2.0  # seconds between looks at what drains
 _WHY = {
     "needs-restart": "cannot be taken while the gateway runs",
-    "host-refused": "is nothing for this machine",
+    "host-refused": "cannot run on this machine",
 }
 _LISTED = 5  # so many differences are in the event; the log has all
 

@@ -91,10 +91,15 @@ def test_a_file_that_is_nothing_for_this_machine(lab: Lab, gateway: Appliance) -
     """F11: the worker that is left is not ended for what cannot be had."""
     good = gateway.config.read_text()
     gateway.config.write_text(good.replace('outside = "outside"', 'outside = "eth9"'))
+    check = ("check", "--host", str(gateway.config))
+    goes_on = "would go on with the configuration of before\n"
+    told = nfqlb_command(lab, *check).stderr
+    assert told == f"nfqlb: 1 error: a reload would refuse it, a restart {goes_on}"
     kill_supervisor(gateway)
+    assert nfqlb_command(lab, *check).stderr == f"nfqlb: 1 error: `nfqlb run` {goes_on}"
     follow(gateway)
     assert ask(lab.client).server in ("web1", "web2")
-    assert verdict(gateway).endswith("is nothing for this machine: outside interface eth9 does not exist")
+    assert verdict(gateway).endswith("cannot run on this machine: outside interface eth9 does not exist")
     reload(gateway, good)
     wait_until(lambda: verdict(gateway) == "all well", "a verdict as before")
 
@@ -116,5 +121,8 @@ def test_a_broken_file_is_refused_where_nothing_is_lost(lab: Lab) -> None:
     worker = kill_supervisor(gateway)
     os.kill(worker, signal.SIGKILL)
     assert f"{kept} removed" in nfqlb_command(lab, "rules", "remove").stdout
+    gateway.config.write_text(config.replace('outside = "outside"', 'outside = "eth9"'))
+    told = nfqlb_command(lab, "check", "--host", str(gateway.config)).stderr
+    assert told == "nfqlb: 1 error: `nfqlb run` would refuse to start here\n"
     spoil(gateway)
     assert start(gateway).wait(15) == 78

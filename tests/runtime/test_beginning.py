@@ -99,7 +99,7 @@ def test_a_file_that_is_nothing_for_this_machine_leaves_what_ran_before(
     kept.write(GOOD)
     begins = begun(source, OTHER, kept)
     assert begins is not None
-    assert begins[2] == f"{source.path} is nothing for this machine: outside interface eth9 does not exist"
+    assert begins[2] == f"{source.path} cannot run on this machine: outside interface eth9 does not exist"
     assert "outside interface eth9 does not exist; there are: eth0, eth1" in caplog.messages
 
 
@@ -108,6 +108,15 @@ def test_what_this_machine_cannot_run_any_more_is_of_no_use(source: Source, kept
     kept.write(OTHER)
     assert begun(source, BROKEN, kept) is None
     assert begun(source, OTHER, kept) is None
+
+
+def test_whether_a_start_would_go_on_is_known_before(source: Source, kept: Kept) -> None:
+    source.path.write_text(OTHER)
+    assert not beginning.goes_on(source, source.read(), kept, alone=True)  # nothing ran before
+    kept.write(OTHER)
+    assert not beginning.goes_on(source, source.read(), kept, alone=True)  # the same did
+    kept.write(GOOD)
+    assert beginning.goes_on(source, source.read(), kept, alone=True)
 
 
 def test_what_another_version_ran_may_be_of_no_use(source: Source, kept: Kept) -> None:

@@ -255,7 +255,7 @@ def test_what_this_machine_cannot_do_moves_nothing(gateway: Gateway) -> None:
     assert (answer.code, answer.message) == ("host-refused", "no route to web1\nno web2")
     assert gateway.did == ["rest", "begins", "findings web1", "over", "work"]
     assert gateway.events()[0] == (
-        f"{gateway.file} is nothing for this machine; nothing is changed: no route to web1"
+        f"{gateway.file} cannot run on this machine; nothing is changed: no route to web1"
     )
 
 

@@ -70,10 +70,10 @@ def _check(options: argparse.Namespace) -> int:
 
     config = load(options.file)
     say([clean_lines(summary(config).rstrip("\n"))])
-    return _check_host(config) if options.host else 0
+    return _check_host(options.file, config) if options.host else 0
 
 
-def _check_host(config: "Config") -> int:
+def _check_host(file: Path, config: "Config") -> int:
     from nfqlb.netfilter import host
 
     there = _there()
@@ -84,9 +84,25 @@ def _check_host(config: "Config") -> int:
     if not findings:
         return 0
     errors = sum(finding.level == "error" for finding in findings)
-    number = f"{several(errors, 'error')}, {several(len(findings) - errors, 'warning')}"
-    verdict = "`nfqlb run` would refuse to start here" if errors else "`nfqlb run` would start here"
-    return fail(f"nfqlb: {number}: {verdict}")
+    kinds = ((errors, "error"), (len(findings) - errors, "warning"))
+    told = ", ".join(several(number, kind) for number, kind in kinds if number)
+    verdict = _refusal(file, config, alone=not there) if errors else "`nfqlb run` would start here"
+    return fail(f"nfqlb: {told}: {verdict}")
+
+
+def _refusal(file: Path, config: "Config", *, alone: bool) -> str:
+    """What becomes of a start that cannot have this configuration, and of a reload where a gateway runs."""
+    from nfqlb.netfilter.state import Kept, owner
+    from nfqlb.runtime.beginning import goes_on
+    from nfqlb.runtime.handover import Source
+
+    runs = owner() is not None
+    start = "a restart" if runs else "`nfqlb run`"
+    if goes_on(Source(file), config, Kept(), alone=alone):
+        start += " would go on with the configuration of before"
+    else:
+        start += " would refuse to start here"
+    return f"a reload would refuse it, {start}" if runs else start
 
 
 def _there() -> str:
