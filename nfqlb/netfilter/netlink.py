@@ -24,7 +24,8 @@ NESTED = 0x8000
 TYPE = 0x3FFF  # an attribute's type without its flags
 FIRST_ATTRIBUTE = 20  # after the netlink header and nfgenmsg
 
-_BUFFER_SIZE = 1 << 17
+_DUMP_SIZE = 1 << 17
+_ANSWER_SIZE = 1 << 14  # bytes: more than the kernel puts into one message, and quickly had
 _ANSWER_TIMEOUT = 5.0  # seconds
 
 _serials = itertools.count(1)
@@ -109,7 +110,8 @@ def answers(sock: socket.socket, request: bytes, what: str) -> Iterator[tuple[by
     what was dumped changed so that entries may be missing.
     """
     sock.settimeout(_ANSWER_TIMEOUT)
-    buffer = bytearray(_BUFFER_SIZE)
+    whole_table = _header_of(request, 0)[2] & DUMP == DUMP
+    buffer = bytearray(_DUMP_SIZE if whole_table else _ANSWER_SIZE)
     number = next(_serials) & 0x7FFFFFFF
     numbered = bytearray(request)
     _put_number(numbered, 8, number)
