@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from nfqlb.core import observe, spec
 from nfqlb.core.audit import Audit
+from nfqlb.core.carrier import Carrier
 from nfqlb.core.chronicle import Chronicle, Keeper
 from nfqlb.core.connection import Connection
 from nfqlb.core.decision import KEPT, start_recording
@@ -21,6 +22,7 @@ from nfqlb.core.operation import Operation
 from nfqlb.core.outage import Outage
 from nfqlb.core.placement import Placement
 from nfqlb.core.reconfigure import reconfigure, remaining
+from nfqlb.core.recorder import Recorder
 from nfqlb.core.reject import Action, Rejection
 from nfqlb.core.scope import Scope
 from nfqlb.core.segment import NO_STAMP, Probe, Reset, Segment, Stamp
@@ -36,7 +38,7 @@ from nfqlb.core.snapshot import (
 )
 from nfqlb.core.states import TRANSITIONS, Event, State
 from nfqlb.core.succession import Stickies, restore
-from nfqlb.core.table import Carrier, ConnectionTable, Recorder
+from nfqlb.core.table import ConnectionTable
 from nfqlb.core.verdict import Drop, Outcome, Refusal, Tally
 
 #: Ending a connection and telling its client takes so many times what a look at one takes.

@@ -173,6 +173,8 @@ class Placement:
         before = connection.link.real
         choice = self._selection.choose(virtual, key, now, avoid=before)
         refused = isinstance(choice, Drop)
+        if not refused and not self._table.released(connection, now):
+            return  # answered in this very moment
         # a flow asks with every datagram, and where it stays would soon be all that is remembered
         if virtual.decisions is not None and not (refused and connection.state.udp):
             virtual.decisions.note(now, key, choice, before, self._selection.found)

@@ -9,10 +9,11 @@ directly and touch nothing here but `seen`; all else goes through `add` and `mov
 """
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
 
 from nfqlb.core.audit import Recount
+from nfqlb.core.carrier import Carrier
 from nfqlb.core.connection import Connection
+from nfqlb.core.recorder import NoRecorder, Recorder
 from nfqlb.core.server import Link
 from nfqlb.core.states import State, Timeout, counting
 from nfqlb.core.timers import DueQueue
@@ -23,52 +24,6 @@ from nfqlb.core.timers import DueQueue
 IDLE_CHECK = 60.0
 #: Asking a carrier takes as long as looking at so many connections.
 _ASKING = 50
-
-
-class Recorder(Protocol):
-    """Who is told of every connection that comes, changes and goes: the journal."""
-
-    def opened(self, connection: Connection) -> int:
-        """A new connection, before its first packet is answered. Returns its place."""
-
-    def moved(self, connection: Connection) -> None:
-        """The connection has changed its state."""
-
-    def reassigned(self, connection: Connection) -> None:
-        """The connection has gone to another server."""
-
-    def ended(self, connection: Connection) -> None:
-        """The connection is forgotten; its place is free."""
-
-
-class NoRecorder:
-    """Records nothing."""
-
-    def opened(self, connection: Connection) -> int:
-        """No place."""
-        return -1
-
-    def moved(self, connection: Connection) -> None:
-        """Nothing."""
-
-    def reassigned(self, connection: Connection) -> None:
-        """Nothing."""
-
-    def ended(self, connection: Connection) -> None:
-        """Nothing."""
-
-
-class Carrier(Protocol):
-    """Who carries connections of which not every packet is seen here: it knows what the table cannot."""
-
-    def carries(self, connection: Connection, now: float) -> State | None:
-        """How far a connection has come that was not heard of here; None where it does not go on.
-
-        Sets its `seen`, and nothing else.
-        """
-
-    def cut(self, connection: Connection) -> None:
-        """The connection is given up, though it might go on: stop carrying it."""
 
 
 class ConnectionTable:
@@ -321,14 +276,25 @@ class ConnectionTable:
         self._ask(connection, now)  # or what has been answered meanwhile would be given up
         if connection.state.timeout is not timeout:
             return False
+        if not connection.state.ended and not self.released(connection, now):
+            return False
         if connection.state.unanswered and self._on_eviction is not None:
             self._on_eviction(connection, now)
-        (self.remove if connection.state.ended else self.cut)(connection, now)
+        self.remove(connection, now)
         return True
 
     def answered(self, connection: Connection, now: float) -> bool:
         """Whether a connection that looks unanswered is not, as its carrier knows."""
         return self._ask(connection, now) is not None and not connection.state.unanswered
+
+    def released(self, connection: Connection, now: float) -> bool:
+        """Whether its carrier has let go of a connection that looks unanswered, as it is just now."""
+        if self._carrier is None:
+            return True
+        state = self._carrier.release(connection)
+        if state is not None and self._on_progress is not None:
+            self._on_progress(connection, state, now)
+        return state is None
 
     def expire(self, now: float, budget: int) -> int:
         """End what has timed out, looking at no more than `budget` connections; returns how many."""
@@ -347,23 +313,18 @@ class ConnectionTable:
                     looked += _ASKING
                     if self._goes_on(connection, timeout, now):
                         continue
-                self._time_out(connection, now)
+                if connection.state.unanswered and self._on_silence is not None:
+                    self._on_silence(connection, now)
+                self.remove(connection, now)
         return looked
-
-    def _time_out(self, connection: Connection, now: float) -> None:
-        """Forget a connection of which nothing was heard for too long."""
-        if connection.state.unanswered:
-            if self._on_silence is not None:
-                self._on_silence(connection, now)
-            self.cut(connection, now)
-        else:
-            self.remove(connection, now)
 
     def _goes_on(self, connection: Connection, timeout: Timeout, now: float) -> bool:
         """Whether a connection of which nothing was heard goes on, as its carrier knows."""
         before = connection.state
         state = self._ask(connection, now)
-        if state is None or (state.unanswered and connection.state.unanswered):
+        if state is None:
+            return False
+        if state.unanswered and connection.state.unanswered and self.released(connection, now):
             return False
         if connection.state is before:
             self._wait(connection, timeout, now)

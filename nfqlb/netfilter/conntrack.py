@@ -1,4 +1,4 @@
-"""The kernel's connection table, as far as it is ours: read, listened to, and cut.
+"""The kernel's connection table, as far as it is ours: read and changed. `endings` listens to it.
 
 Owns the ctnetlink messages (linux/netfilter/nfnetlink_conntrack.h), written and read by hand: pyroute2
 takes 0.65 ms an entry, this a hundredth of that. A direction's tuple comes as the key that the core uses:
@@ -7,31 +7,32 @@ source address, destination address, source port, destination port in network or
 
 import errno
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
 
+from nfqlb.core.keys import flipped
 from nfqlb.netfilter import netlink
 from nfqlb.netfilter.netlink import FIRST_ATTRIBUTE, NetlinkError, attribute, attribute_header, nested
 
 _SUBSYSTEM = 1 << 8  # NFNL_SUBSYS_CTNETLINK
-_NEW, _GET, _DELETE = _SUBSYSTEM, _SUBSYSTEM | 1, _SUBSYSTEM | 2
-_DESTROY_GROUP = 3  # NFNLGRP_CONNTRACK_DESTROY
+_NEW, _GET, DELETE = _SUBSYSTEM, _SUBSYSTEM | 1, _SUBSYSTEM | 2
 
-_TUPLE_ORIGINAL, _TUPLE_REPLY, _STATUS, _PROTOCOL_INFO, _TIMEOUT, _MARK = 1, 2, 3, 4, 7, 8
-_MARK_MASK, _STATUS_MASK = 21, 26
+TUPLE_ORIGINAL, _TUPLE_REPLY, _STATUS, _PROTOCOL_INFO, _TIMEOUT, _MARK = 1, 2, 3, 4, 7, 8
+_NAT_DESTINATION, _MARK_MASK, _STATUS_MASK = 13, 21, 26
 _TUPLE_IP, _TUPLE_PROTOCOL = 1, 2
 _PROTOCOL_NUMBER, _PORT_SOURCE, _PORT_DESTINATION = 1, 2, 3
-_TCP_INFO, _TCP_STATE = 1, 1
+_TCP_INFO, _TCP_STATE, _TCP_FLAGS_ORIGINAL, _TCP_FLAGS_REPLY = 1, 1, 4, 5
+_NAT_PORTS, _PORT_LEAST, _PORT_MOST = 3, 1, 2
+_NAT_ADDRESSES = {4: (1, 2), 16: (4, 5)}  # the least and the most, by an address's size
+_LIBERAL = bytes((8, 8))  # IP_CT_TCP_FLAG_BE_LIBERAL, and that no other flag is meant
 
 #: Bits of an entry's status (linux/netfilter/nf_conntrack_common.h).
-SEEN_REPLY, ASSURED, DESTINATION_NAT = 0x2, 0x4, 0x20
+SEEN_REPLY, ASSURED, CONFIRMED, DESTINATION_NAT = 0x2, 0x4, 0x8, 0x20
 #: States of an entry for TCP (linux/netfilter/nf_conntrack_tcp.h).
 SYN_SENT, SYN_RECEIVED, ESTABLISHED, FIN_WAIT, CLOSE_WAIT, LAST_ACK, TIME_WAIT, CLOSE = range(1, 9)
 
-_RECEIVE_BUFFER = 4 << 20
-_BUFFER_SIZE = 1 << 16
 _DUMP_ATTEMPTS = 5
 _SETTINGS = Path("/proc/sys/net/netfilter")
 _STATISTICS = Path("/proc/net/stat/nf_conntrack")
@@ -74,10 +75,10 @@ def entry_in(buffer: bytes | bytearray, at: int, end: int) -> Entry | None:
         if size < 4 or at + size > end:
             break
         kind &= netlink.TYPE
-        if kind == _TUPLE_ORIGINAL:
-            inbound, protocol = _tuple_in(buffer, at, size)
+        if kind == TUPLE_ORIGINAL:
+            inbound, protocol = tuple_in(buffer, at, size)
         elif kind == _TUPLE_REPLY:
-            outbound, _ = _tuple_in(buffer, at, size)
+            outbound, _ = tuple_in(buffer, at, size)
         elif kind == _MARK and size == 8:
             mark = _u32(buffer, at + 4)[0]
         elif kind == _STATUS and size == 8:
@@ -93,8 +94,8 @@ def entry_in(buffer: bytes | bytearray, at: int, end: int) -> Entry | None:
     return Entry(inbound, outbound, protocol, mark, status, tcp_state, timeout)
 
 
-def _tuple_in(buffer: bytes | bytearray, at: int, size: int) -> tuple[bytes, int]:
-    """A tuple's key and protocol, (b"", 0) for one without ports."""
+def tuple_in(buffer: bytes | bytearray, at: int, size: int) -> tuple[bytes, int]:
+    """The key and the protocol of the tuple at `at`, `size` bytes long; (b"", 0) for one without ports."""
     if size == _IPV4_SIZE:
         fields = _read_ipv4(buffer, at)
     elif size == _IPV6_SIZE:
@@ -118,7 +119,28 @@ def tuple_of(key: bytes, protocol: int) -> bytes:
 
 
 def _original(inbound: bytes, protocol: int) -> bytes:
-    return nested(_TUPLE_ORIGINAL, tuple_of(inbound, protocol))
+    return nested(TUPLE_ORIGINAL, tuple_of(inbound, protocol))
+
+
+def _whole(entry: Entry) -> bytes:
+    """All that makes an entry anew, translated towards its server."""
+    size = (len(entry.outbound) - 4) // 2
+    server, port = entry.outbound[:size], entry.outbound[-4:-2]
+    least, most = _NAT_ADDRESSES[size]
+    ports = attribute(_PORT_LEAST, port) + attribute(_PORT_MOST, port)
+    body = _original(entry.inbound, entry.protocol)
+    body += nested(_TUPLE_REPLY, tuple_of(flipped(entry.inbound), entry.protocol))
+    body += nested(
+        _NAT_DESTINATION, attribute(least, server), attribute(most, server), nested(_NAT_PORTS, ports)
+    )
+    status = entry.status & (SEEN_REPLY | ASSURED | CONFIRMED)
+    for kind, number in ((_TIMEOUT, entry.timeout), (_MARK, entry.mark), (_STATUS, status)):
+        body += attribute(kind, number.to_bytes(4, "big"))
+    if entry.protocol == socket.IPPROTO_TCP:
+        flags = attribute(_TCP_FLAGS_ORIGINAL, _LIBERAL) + attribute(_TCP_FLAGS_REPLY, _LIBERAL)
+        state = attribute(_TCP_STATE, bytes((entry.tcp_state,)))
+        body += nested(_PROTOCOL_INFO, nested(_TCP_INFO, state, flags))
+    return body
 
 
 def _with_mark(mark: int, mask: int) -> bytes:
@@ -196,8 +218,40 @@ class Conntrack:
 
     def delete(self, inbound: bytes, protocol: int = socket.IPPROTO_TCP) -> bool:
         """Forget one entry, by what its client sends; False where there is none."""
-        request = netlink.message(_DELETE, netlink.ACK, _original(inbound, protocol), family=_family(inbound))
+        request = netlink.message(DELETE, netlink.ACK, _original(inbound, protocol), family=_family(inbound))
         return self._done(request)
+
+    def take(self, inbound: bytes, protocol: int = socket.IPPROTO_TCP) -> Entry | None:
+        """Forget one entry, and say what it was at that very moment; None where there is none.
+
+        None as well where nobody has listened to endings when it began: then the kernel does not tell.
+        """
+        flags = netlink.ACK | netlink.ECHO
+        request = netlink.message(DELETE, flags, _original(inbound, protocol), family=_family(inbound))
+        found: Entry | None = None
+        try:
+            for buffer, at, end in netlink.answers(self._socket, request, "conntrack", echo=True):
+                found = entry_in(buffer, at, end)
+        except NetlinkError as error:
+            if error.errno != errno.ENOENT:
+                raise
+        return found if found is not None and found.inbound == inbound else None
+
+    def put_back(self, entry: Entry) -> bool:
+        """Enter again what was taken; False where there is an entry by now.
+
+        Two things are lost. TCP's window: no segment is compared with it from now on. And the time-outs that
+        a rule has given it: the kernel's own hold instead.
+        """
+        flags = netlink.ACK | netlink.CREATE | netlink.EXCLUSIVE
+        request = netlink.message(_NEW, flags, _whole(entry), family=_family(entry.inbound))
+        try:
+            netlink.ask(self._socket, request, "conntrack")
+        except NetlinkError as error:
+            if error.errno == errno.EEXIST:
+                return False
+            raise
+        return True
 
     def _done(self, request: bytes) -> bool:
         """Carry out what is asked of one entry; False where there is none."""
@@ -222,109 +276,8 @@ class Conntrack:
         """
         if not mask:
             raise ValueError("a mask of 0 fits every connection of this machine")
-        request = netlink.message(_DELETE, netlink.ACK, _with_mark(mark, mask))
+        request = netlink.message(DELETE, netlink.ACK, _with_mark(mark, mask))
         netlink.ask(self._socket, request, "conntrack")
-
-
-#: What is done with an entry that is no more: (the client's key, protocol).
-OnEnd = Callable[[bytes, int], None]
-
-
-class EndingMessages:
-    """The message layer of `Endings`, without its socket."""
-
-    def __init__(self, on_end: OnEnd, on_loss: Callable[[int], None]) -> None:
-        self.on_end = on_end
-        self.on_loss = on_loss
-        self.on_error: Callable[[Exception], None] = _ignore
-        self.events = 0
-        self.failed = 0  # endings that `on_end` raised at
-
-    def read(self, buffer: bytearray, got: int) -> int:
-        """Put every ending in the first `got` bytes to `on_end`; how many there were."""
-        count = 0
-        for kind, _, at, end in netlink.messages(buffer, got):
-            if kind == _DELETE:
-                count += 1
-                self._ended(buffer, at, end)
-        self.events += count
-        return count
-
-    def _ended(self, buffer: bytearray, at: int, end: int) -> None:
-        first = at + FIRST_ATTRIBUTE
-        if first + 4 > end:
-            return
-        size, kind = attribute_header(buffer, first)  # the kernel puts the original tuple first
-        if kind & netlink.TYPE == _TUPLE_ORIGINAL and first + size <= end:
-            key, protocol = _tuple_in(buffer, first, size)
-            if not key:
-                return
-            try:
-                self.on_end(key, protocol)
-            except Exception as error:  # noqa: BLE001  one ending must not cost those behind it
-                self.failed += 1
-                self.on_error(error)
-
-
-class Endings(EndingMessages):
-    """Listens to the table: which connections it has forgotten.
-
-    A connection makes such an event only if it was told to when it began, as our rules do (`CT --ctevents
-    destroy`), and, as the kernel is set by default (net.netfilter.nf_conntrack_events=2), only if somebody
-    listened then. So whoever holds the queue holds this as well. Those of others come too: the key tells.
-    `on_loss` is called where the kernel lost events for lack of room. `inherited` is the descriptor of a
-    socket that listens already, which this takes over.
-    """
-
-    def __init__(
-        self, on_end: OnEnd, on_loss: Callable[[int], None], *, inherited: int | None = None
-    ) -> None:
-        super().__init__(on_end, on_loss)
-        self.overruns = 0
-        self._buffer = bytearray(0)
-        if inherited is not None:
-            self._socket = socket.socket(fileno=inherited)
-            self._socket.setblocking(False)
-            return
-        self._socket = netlink.connect(receive_buffer=_RECEIVE_BUFFER)
-        try:
-            self._socket.setsockopt(netlink.SOL_NETLINK, netlink.ADD_MEMBERSHIP, _DESTROY_GROUP)
-        except OSError as error:
-            self._socket.close()
-            raise netlink.refused("conntrack events", error.errno or 0) from None
-        self._socket.setblocking(False)
-
-    def fileno(self) -> int:
-        """The descriptor that is readable when events wait."""
-        return self._socket.fileno()
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._socket.close()
-
-    def run(self, budget: int) -> int:
-        """Read what waits, at most `budget` events or so; returns how many there were."""
-        if not self._buffer:
-            self._buffer = bytearray(_BUFFER_SIZE)
-        buffer = self._buffer
-        count = 0
-        while count < budget:
-            try:
-                got = self._socket.recv_into(buffer)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                self.overruns += 1
-                self.on_loss(0)
-                continue
-            count += self.read(buffer, got)
-        return count
-
-
-def _ignore(_error: Exception) -> None:
-    pass
 
 
 def room(settings: Path = _SETTINGS) -> tuple[int, int]:

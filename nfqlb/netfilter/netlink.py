@@ -17,7 +17,8 @@ from nfqlb.netfilter.errors import KernelError
 NETLINK_NETFILTER = 12
 SO_RCVBUFFORCE = 33
 SOL_NETLINK, ADD_MEMBERSHIP = 270, 1
-REQUEST, ACK, DUMP, CREATE, REPLACE = 0x1, 0x4, 0x300, 0x400, 0x100
+REQUEST, ACK, ECHO = 0x1, 0x4, 0x8
+DUMP, CREATE, REPLACE, EXCLUSIVE = 0x300, 0x400, 0x100, 0x200
 MSG_ERROR, MSG_DONE = 2, 3
 INTERRUPTED = 0x10  # NLM_F_DUMP_INTR: what was dumped changed meanwhile, entries may be missing
 NESTED = 0x8000
@@ -29,6 +30,7 @@ _ANSWER_SIZE = 1 << 14  # bytes: more than the kernel puts into one message, and
 _ANSWER_TIMEOUT = 5.0  # seconds
 
 _serials = itertools.count(1)
+_ECHOED = 0  # the sequence number of whatever the kernel tells by itself
 _header_of = Struct("=IHHII").unpack_from  # length, type, flags, sequence, port
 _put_number = Struct("=I").pack_into
 attribute_header = Struct("=HH").unpack_from
@@ -66,17 +68,17 @@ def message(kind: int, flags: int, body: bytes, *, family: int = 0, resource: in
 _LITTLE = Struct("=H").pack(1) == b"\1\0"
 
 
-def messages(buffer: bytes | bytearray, got: int, number: int = 0) -> Iterator[tuple[int, int, int, int]]:
+def messages(buffer: bytes | bytearray, got: int, *numbers: int) -> Iterator[tuple[int, int, int, int]]:
     """The messages in the first `got` bytes: type, flags, where it begins, where it ends.
 
-    With a sequence `number`, only the answers to the request that has it.
+    With sequence `numbers`, only the answers to requests that have them.
     """
     at = 0
     while at + 16 <= got:
         size, kind, flags, answered, _ = _header_of(buffer, at)
         if size < 16 or at + size > got:
             return
-        if not number or answered == number:
+        if not numbers or answered in numbers:
             yield kind, flags, at, at + size
         at += (size + 3) & ~3
 
@@ -103,9 +105,12 @@ def ask(sock: socket.socket, request: bytes, what: str) -> None:
         pass
 
 
-def answers(sock: socket.socket, request: bytes, what: str) -> Iterator[tuple[bytearray, int, int]]:
+def answers(
+    sock: socket.socket, request: bytes, what: str, *, echo: bool = False
+) -> Iterator[tuple[bytearray, int, int]]:
     """Sends a request and yields each message of the answer: buffer, begin, end; valid until the next.
 
+    With `echo` also what the kernel tells of the change it makes, as the request must ask for (ECHO).
     Ends with the acknowledgement or the end of a dump. Raises KernelError as `ask` does, with EINTR where
     what was dumped changed so that entries may be missing.
     """
@@ -115,12 +120,13 @@ def answers(sock: socket.socket, request: bytes, what: str) -> Iterator[tuple[by
     number = next(_serials) & 0x7FFFFFFF
     numbered = bytearray(request)
     _put_number(numbered, 8, number)
+    numbers = (number, _ECHOED) if echo else (number,)
     interrupted = False
     try:
         sock.send(numbered)
         while True:
             got = sock.recv_into(buffer)
-            for kind, flags, at, end in messages(buffer, got, number):
+            for kind, flags, at, end in messages(buffer, got, *numbers):
                 interrupted |= bool(flags & INTERRUPTED)
                 if kind in (MSG_DONE, MSG_ERROR):
                     code = -_error(buffer, at + 16)[0] if end >= at + 20 else 0

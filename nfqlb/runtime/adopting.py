@@ -12,10 +12,10 @@ from nfqlb.config.marks import OFFLOAD
 from nfqlb.core.connection import Connection
 from nfqlb.core.director import Director
 from nfqlb.core.keys import client_of, flipped, inbound_key, key_end, server_of
+from nfqlb.core.recorder import Recorder
 from nfqlb.core.states import State
-from nfqlb.core.table import Recorder
 from nfqlb.netfilter.conntrack import Entry
-from nfqlb.runtime.offload import state_of, time_of
+from nfqlb.runtime.carrier import state_of, time_of
 
 _DONE = object()
 

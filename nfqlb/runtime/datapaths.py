@@ -17,7 +17,8 @@ from nfqlb.config.numbers import datapaths, offload_queue, tap_group
 from nfqlb.core.chronicle import Kind
 from nfqlb.core.director import Director
 from nfqlb.core.spec import Config, Server
-from nfqlb.netfilter.conntrack import Conntrack, Endings
+from nfqlb.netfilter.conntrack import Conntrack
+from nfqlb.netfilter.endings import Endings
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.netfilter.queue import MarkQueue, PacketQueue
 from nfqlb.netfilter.queue_status import LOG_PROC as LOG_GROUPS
@@ -26,8 +27,9 @@ from nfqlb.netfilter.queue_status import Room, bound
 from nfqlb.netfilter.tap import Tap
 from nfqlb.packet.path import PacketPath
 from nfqlb.runtime.adopting import Adoption
+from nfqlb.runtime.carrier import KernelCarrier
 from nfqlb.runtime.journal import Journal
-from nfqlb.runtime.offload import KernelCarrier, OffloadPath
+from nfqlb.runtime.offload import OffloadPath
 from nfqlb.runtime.protocol import JSONObject
 from nfqlb.runtime.recording import Recording
 

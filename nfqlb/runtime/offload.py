@@ -1,9 +1,8 @@
 """What the worker does where the kernel translates: decides by marks, and follows what it is told.
 
-Owns `OffloadPath`, the counterpart of `packet.path.PacketPath`, and `KernelCarrier`, which knows of a
-connection what only the kernel can. The queue asks the path (`judge`), the tap and conntrack tell it
-(`tapped`, `ended`), and `sweep` compares with the kernel's table: for what was lost, and for what a
-predecessor's journal does not say.
+Owns `OffloadPath`, the counterpart of `packet.path.PacketPath`. The queue asks it (`judge`), the tap and
+conntrack tell it (`tapped`, `ended`), and `sweep` compares with the kernel's table: for what was lost, and
+for what a predecessor's journal does not say.
 
 Of a connection it sees SYNs, SYN-ACK, FINs and resets, and where response times count the first data of
 each request and answer; no more. So a SYN-ACK counts as the client's ACK that would follow (R078), and
@@ -12,27 +11,25 @@ that a reset lies inside the window is conntrack's word, which has seen all.
 
 from collections.abc import Iterable, Iterator
 from struct import Struct
-from typing import Protocol
 
 from nfqlb.config.marks import OFFLOAD, LinkMarks
-from nfqlb.config.numbers import whole_seconds
 from nfqlb.core.connection import Connection
 from nfqlb.core.director import Director
 from nfqlb.core.keys import TCP, UDP, UDP_END, flipped, key_end, server_of, without_end
+from nfqlb.core.recorder import NoRecorder, Recorder
 from nfqlb.core.segment import NO_STAMP, RST, SYN, Segment, Stamp
 from nfqlb.core.server import Link
-from nfqlb.core.spec import Config, Server, Timeouts
+from nfqlb.core.spec import Config, Server
 from nfqlb.core.states import State
-from nfqlb.core.table import NoRecorder, Recorder
 from nfqlb.core.verdict import Drop
 from nfqlb.netfilter import conntrack
 from nfqlb.netfilter.conntrack import Entry
-from nfqlb.netfilter.errors import KernelError
 from nfqlb.packet.decode import decode
 from nfqlb.packet.decode6 import decode6
 from nfqlb.packet.facts import IcmpError
 from nfqlb.packet.replies import Replies
 from nfqlb.packet.stamps import read_stamp
+from nfqlb.runtime.carrier import Table, heard_of, state_of, time_of
 
 PREROUTING = 0  # linux/netfilter.h: what comes from clients is queued and tapped there
 _ICMP, _ICMP6 = 1, 58
@@ -43,69 +40,8 @@ _read_ipv4 = Struct("!BxH5xBxx12s8sH").unpack_from
 _read_ipv6 = Struct("!BxxxHBx32s4s8sH").unpack_from
 
 _DONE = object()
-_STATES = {
-    conntrack.SYN_SENT: State.SYN_SENT,
-    conntrack.SYN_RECEIVED: State.ESTABLISHED,  # as with the SYN-ACK that the tap tells of
-    conntrack.ESTABLISHED: State.ESTABLISHED,
-    # one side has closed, conntrack does not say which; the other's FIN, or the entry's end, will tell
-    conntrack.FIN_WAIT: State.FIN_CLIENT,
-    conntrack.CLOSE_WAIT: State.FIN_CLIENT,
-}
-"""What an entry's state means for the core; whatever is not here has ended."""
 _ANSWERED = (conntrack.LAST_ACK, conntrack.TIME_WAIT)
 """Ended, but for sure not for want of an answer."""
-
-
-class Table(Protocol):
-    """The kernel's connection table (`netfilter.conntrack.Conntrack`)."""
-
-    def entries(self, mask: int) -> Iterator[Entry]:
-        """Every entry with a mark within `mask`."""
-
-    def find(self, inbound: bytes, protocol: int) -> Entry | None:
-        """The entry of what a client sends."""
-
-    def delete(self, inbound: bytes, protocol: int) -> bool:
-        """Forget an entry."""
-
-    def shorten(self, inbound: bytes, protocol: int, seconds: int) -> bool:
-        """Let an entry have that much time left."""
-
-
-class KernelCarrier:
-    """The kernel as the one who carries connections (`core.table.Carrier`).
-
-    `failed` counts what it did not answer to: then a connection goes on for another while, and one that
-    should have been cut is found by the next comparison.
-    """
-
-    def __init__(self, table: Table, udp: float) -> None:
-        self.failed = 0
-        self.udp = udp
-        self._table = table
-
-    def carries(self, connection: Connection, now: float) -> State | None:
-        """What conntrack has it as; since when it is quiet follows from what is left of its time."""
-        if connection.link.virtual.spec.datapath != OFFLOAD:
-            return None
-        try:
-            entry = self._table.find(*without_end(connection.inbound))
-        except KernelError:
-            self.failed += 1
-            return connection.state
-        state = state_of(entry) if entry is not None else None
-        if entry is not None and state is not None and not state.half_open:
-            connection.seen = max(connection.seen, heard_of(connection, entry, now, self.udp))
-        return state
-
-    def cut(self, connection: Connection) -> None:
-        """Have conntrack forget it: its packets belong to nothing from now on."""
-        if connection.link.virtual.spec.datapath != OFFLOAD:
-            return
-        try:
-            self._table.delete(*without_end(connection.inbound))
-        except KernelError:
-            self.failed += 1
 
 
 class OffloadPath:
@@ -335,30 +271,6 @@ class OffloadPath:
 def _is_elsewhere(connection: Connection, entry: Entry) -> bool:
     """Whether the kernel sends what this client sends to another server."""
     return connection.outbound != entry.outbound + key_end(entry.protocol)
-
-
-def state_of(entry: Entry) -> State | None:
-    """What an entry means for the core; None for one whose connection has ended."""
-    if entry.protocol == UDP:
-        return State.UDP_FLOW if entry.status & conntrack.SEEN_REPLY else State.UDP_NEW
-    return _STATES.get(entry.tcp_state) if entry.protocol == TCP else None
-
-
-def time_of(entry: Entry, connection: Connection | None, timeouts: Timeouts) -> int:
-    """For how long (seconds) an entry without a packet is kept, as its connection would be."""
-    if entry.protocol == UDP:
-        return whole_seconds(timeouts.udp)
-    if entry.tcp_state in (conntrack.SYN_SENT, conntrack.SYN_RECEIVED):
-        return whole_seconds(timeouts.half_open)
-    if entry.tcp_state not in _STATES:
-        return whole_seconds(timeouts.closing)
-    return whole_seconds(timeouts.idle if connection is None else connection.link.real.spec.idle_timeout)
-
-
-def heard_of(connection: Connection, entry: Entry, now: float, udp: float) -> float:
-    """When a packet of the connection last passed, from what is left of its entry's time-out (seconds)."""
-    limit = udp if connection.state.udp else connection.link.real.spec.idle_timeout
-    return now - max(0.0, limit - entry.timeout)
 
 
 def _segment_in(buffer: bytearray, start: int, end: int) -> tuple[bytes, int, bytes, int] | None:

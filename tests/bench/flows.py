@@ -14,10 +14,10 @@ from struct import Struct
 from nfqlb.core.connection import Connection
 from nfqlb.core.decision import KEPT
 from nfqlb.core.director import Director
+from nfqlb.core.recorder import Recorder
 from nfqlb.core.rewriting import words
 from nfqlb.core.segment import ACK, SYN, Segment
 from nfqlb.core.spec import Config, Gateway, Real, Server, Virtual
-from nfqlb.core.table import Recorder
 from nfqlb.packet.path import FORWARD, PREROUTING
 
 VIP = int(IPv4Address("192.0.2.100"))

@@ -30,7 +30,7 @@ from nfqlb.core.segment import ACK, FIN, SYN, Segment
 from nfqlb.core.spec import Config
 from nfqlb.core.states import State
 from nfqlb.netfilter import conntrack, netlink
-from nfqlb.netfilter.conntrack import Endings
+from nfqlb.netfilter.endings import Endings
 from nfqlb.netfilter.queue import MarkQueue
 from nfqlb.netfilter.render_offload import COPIED, THRESHOLD
 from nfqlb.netfilter.tap import TapMessages
@@ -189,7 +189,7 @@ def _copy(key: bytes, flags: int, number: int, acknowledged: int, hook: int) -> 
 def _ending(key: bytes) -> bytes:
     """What conntrack tells when it forgets an entry (ctnetlink_conntrack_event), as far as it is read."""
     both = conntrack._original(key, 6) + netlink.nested(conntrack._TUPLE_REPLY, conntrack.tuple_of(key, 6))
-    return netlink.message(conntrack._DELETE, 0, both)
+    return netlink.message(conntrack.DELETE, 0, both)
 
 
 def show(console: Console, samples: dict[str, dict[str, list[float]]]) -> None:

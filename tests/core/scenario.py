@@ -10,13 +10,14 @@ from ipaddress import IPv4Address, ip_address
 from typing import Any, Self
 
 from nfqlb.core import spec
+from nfqlb.core.carrier import Carrier
 from nfqlb.core.chronicle import Keeper
 from nfqlb.core.connection import Connection
 from nfqlb.core.director import Director
 from nfqlb.core.explanation import Wanted
+from nfqlb.core.recorder import Recorder
 from nfqlb.core.segment import ACK, FIN, NO_STAMP, RST, SYN, Segment, Stamp
 from nfqlb.core.snapshot import ConnectionSnapshot, DecisionSnapshot, RealSnapshot, VirtualSnapshot
-from nfqlb.core.table import Carrier, Recorder
 from nfqlb.core.verdict import Drop, Outcome, Pass
 
 VIP = "203.0.113.1"

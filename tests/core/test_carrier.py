@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from nfqlb.core.admission import ServerState
 from nfqlb.core.connection import Connection
 from nfqlb.core.states import State
 from nfqlb.core.verdict import Drop
@@ -18,6 +19,7 @@ class Kernel:
     def __init__(self) -> None:
         self.knows: dict[bytes, tuple[State, float]] = {}
         self.cuts: list[bytes] = []
+        self.meanwhile: dict[bytes, State] = {}  # comes to be known after it was asked for
         self.asked = 0
 
     def carries(self, connection: Connection, now: float) -> State | None:
@@ -30,6 +32,12 @@ class Kernel:
     def cut(self, connection: Connection) -> None:
         self.cuts.append(connection.inbound)
         self.knows.pop(connection.inbound, None)
+
+    def release(self, connection: Connection) -> State | None:
+        state = self.meanwhile.pop(connection.inbound, None)
+        if state is None:
+            self.cut(connection)
+        return state
 
 
 @pytest.fixture
@@ -179,4 +187,57 @@ def test_a_repeated_syn_does_not_move_what_was_answered_meanwhile(kernel: Kernel
     assert other.server == "b"
     assert other.syn().server == "a"
     assert lab.real("b").ditched_no_answer == 1
+    audit(lab.director)
+
+
+def answered_in_the_moment(kernel: Kernel, key: bytes, now: float) -> None:
+    """The server answers after the carrier was asked, and before it has let go."""
+    kernel.knows[key] = State.SYN_SENT, now
+    kernel.meanwhile[key] = State.ESTABLISHED
+
+
+def test_a_repeated_syn_does_not_move_what_is_answered_in_this_very_moment(kernel: Kernel) -> None:
+    """R041, A39: a server that repeats its answer does so about when the client repeats its SYN."""
+    lab = site(kernel)
+    call = lab.dial().syn()
+    answered_in_the_moment(kernel, call.key, lab.now)
+    call.syn()
+    assert (call.server, call.state) == ("a", "established")
+    assert kernel.cuts == []
+    assert [lab.real(name).connections for name in "ab"] == [1, 0]
+    audit(lab.director)
+
+
+def test_what_is_answered_in_this_very_moment_does_not_time_out(kernel: Kernel) -> None:
+    """R041."""
+    lab = site(kernel)
+    call = lab.dial()
+    answered_in_the_moment(kernel, call.key, lab.now)
+    lab.wait(31)
+    assert [row.state for row in lab.connections()] == ["established"]
+    assert lab.real("a").ditched_no_answer == 0
+    assert kernel.cuts == []
+    audit(lab.director)
+
+
+def test_what_is_answered_in_this_very_moment_makes_no_room(kernel: Kernel) -> None:
+    """A23: the next oldest goes instead."""
+    lab = site(kernel, max_connections=2)
+    calls = [lab.dial() for _ in range(2)]
+    answered_in_the_moment(kernel, calls[0].key, lab.now)
+    assert lab.dial().refused is None
+    assert (calls[0].state, kernel.cuts) == ("established", [calls[1].key])
+    audit(lab.director)
+
+
+def test_a_flow_that_is_answered_in_this_very_moment_stays_with_its_server(kernel: Kernel) -> None:
+    """R012: though that is out of service by now."""
+    lab = site(kernel, protocol="udp")
+    flow = lab.flow().asks()
+    kernel.knows[flow.key] = State.UDP_NEW, lab.now
+    kernel.meanwhile[flow.key] = State.UDP_FLOW
+    lab.director.operation.set_real("a", setting=ServerState.OUT_OF_SERVICE, now=lab.now)
+    flow.asks()
+    assert [(row.real, row.state) for row in lab.connections()] == [("a", "udp")]
+    assert kernel.cuts == []
     audit(lab.director)

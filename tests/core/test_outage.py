@@ -11,9 +11,9 @@ from nfqlb.core import spec
 from nfqlb.core.admission import ServerState
 from nfqlb.core.chronicle import Keeper
 from nfqlb.core.director import Director
+from nfqlb.core.recorder import Recorder
 from nfqlb.core.segment import Probe, Reset
 from nfqlb.core.states import State
-from nfqlb.core.table import Recorder
 from nfqlb.core.verdict import Drop
 from tests.core.memory import Memory, Notes
 from tests.core.properties import TRIES

@@ -10,7 +10,7 @@ from struct import pack
 
 from nfqlb.core.rewriting import rewritings
 from nfqlb.core.verdict import Drop, Pass
-from nfqlb.netfilter.conntrack import EndingMessages
+from nfqlb.netfilter.endings import EndingMessages
 from nfqlb.netfilter.tap import TapMessages
 from nfqlb.packet.decode import decode
 from nfqlb.packet.decode6 import decode6

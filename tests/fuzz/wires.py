@@ -2,7 +2,8 @@
 
 from struct import pack
 
-from nfqlb.netfilter.conntrack import EndingMessages, Entry, entry_in, tuple_of
+from nfqlb.netfilter.conntrack import Entry, entry_in, tuple_of
+from nfqlb.netfilter.endings import EndingMessages
 from nfqlb.netfilter.messages import QueueMessages, id_in, is_error
 from nfqlb.netfilter.netlink import attribute, messages, nested
 from nfqlb.netfilter.tap import TapMessages

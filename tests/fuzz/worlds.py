@@ -21,7 +21,8 @@ from nfqlb.netfilter.conntrack import ESTABLISHED, SEEN_REPLY, Entry
 from nfqlb.netfilter.messages import QueueMessages
 from nfqlb.packet.path import CHANGED, FORWARD, PREROUTING, PacketPath
 from nfqlb.packet.replies import Replies
-from nfqlb.runtime.offload import KernelCarrier, OffloadPath
+from nfqlb.runtime.carrier import KernelCarrier
+from nfqlb.runtime.offload import OffloadPath
 from tests.core.recount import audit
 from tests.fuzz import mutants, oracle
 from tests.fuzz.choices import Choices
@@ -88,6 +89,14 @@ class Ledger:
     def delete(self, inbound: bytes, protocol: int) -> bool:
         """Forget an entry."""
         return self.rows.pop(inbound, None) is not None
+
+    def take(self, inbound: bytes, protocol: int) -> Entry | None:
+        """Forget an entry, and say what it was."""
+        return self.rows.pop(inbound, None)
+
+    def put_back(self, entry: Entry) -> bool:
+        """Enter again what was taken."""
+        return self.rows.setdefault(entry.inbound, entry) is entry
 
     def shorten(self, inbound: bytes, protocol: int, seconds: int) -> bool:
         """Let an entry have that much time left."""

@@ -15,12 +15,12 @@ from nfqlb.netfilter.conntrack import (
     DESTINATION_NAT,
     ESTABLISHED,
     TIME_WAIT,
-    EndingMessages,
     Entry,
     entry_in,
     room,
     tuple_of,
 )
+from nfqlb.netfilter.endings import EndingMessages
 from nfqlb.netfilter.errors import KernelError
 from tests.netfilter.captured import ANSWERED, ENDED_IPV4, ENTRY_IPV4, ENTRY_IPV6
 

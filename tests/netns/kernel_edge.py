@@ -18,7 +18,8 @@ from nfqlb.config.numbers import offload_queue, tap_group
 from nfqlb.core.segment import Stamp
 from nfqlb.core.spec import Config, Real, Server, Virtual
 from nfqlb.netfilter import address, netlink, rules, sysctl
-from nfqlb.netfilter.conntrack import Conntrack, Endings, Entry
+from nfqlb.netfilter.conntrack import Conntrack, Entry
+from nfqlb.netfilter.endings import Endings
 from nfqlb.netfilter.queue import MarkQueue
 from nfqlb.netfilter.state import Record
 from nfqlb.netfilter.tap import Tap

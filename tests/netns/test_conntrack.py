@@ -11,8 +11,9 @@ import pytest
 
 from nfqlb.core.spec import Server, Timeouts
 from nfqlb.netfilter import conntrack, netlink, timeouts
-from nfqlb.netfilter.conntrack import ASSURED, ESTABLISHED, SYN_SENT, Conntrack, Endings, Entry
-from tests.netns.kernel_edge import MASK, OFFLOAD, OFFLOAD6, TWO, key, offloading
+from nfqlb.netfilter.conntrack import ASSURED, ESTABLISHED, SEEN_REPLY, SYN_SENT, Conntrack, Entry
+from nfqlb.netfilter.endings import Endings
+from tests.netns.kernel_edge import MASK, OFFLOAD, OFFLOAD6, TWO, UDP, key, offloading
 from tests.netns.site import CLIENT, REAL, REAL6, VIP, VIP6, Site, built, client, entered, serve, wait_until
 from tests.netns.test_offload import pass_on, talking
 
@@ -230,3 +231,51 @@ def test_policies_are_corrected_in_place(site: Site) -> None:
         assert timeouts.put(replace(OFFLOAD, timeouts=Timeouts(idle=5.0))) == ["nqt0", "nqt1"]
         assert sorted(timeouts.remove()) == ["nqt0", "nqt1"]
         assert timeouts.available()
+
+
+def test_what_was_taken_goes_on_once_it_is_put_back(site: Site) -> None:
+    """A39: as it does where a server answers in the moment in which its connection is given up."""
+    with offloading(site) as edge, talking(site) as (here, there), entered(site.gateway):
+        (before,) = edge.entries()
+        taken = edge.conntrack.take(before.inbound)
+        assert taken is not None
+        assert (taken.tcp_state, taken.mark) == (ESTABLISHED, before.mark)
+        assert edge.conntrack.take(before.inbound) is None
+        assert edge.entries() == []
+        assert edge.conntrack.put_back(taken)
+        assert not edge.conntrack.put_back(taken)
+        (after,) = edge.entries()
+        assert after._replace(timeout=0) == before._replace(timeout=0)
+        for _ in range(3):
+            pass_on(here, there, b"question")
+            pass_on(there, here, b"answer")
+        wait_until(lambda: edge.ended == [(before.inbound, socket.IPPROTO_TCP)])
+
+
+def datagrams(site: Site, namespace: str, end: tuple[str, int]) -> socket.socket:
+    """A UDP socket there."""
+    with entered(namespace):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(end)
+    sock.settimeout(5)
+    return sock
+
+
+def test_a_flow_is_taken_and_put_back(site: Site) -> None:
+    """R012."""
+    with (
+        offloading(site, UDP) as edge,
+        closing(datagrams(site, site.server, (REAL, 5353))) as there,
+        closing(datagrams(site, site.client, (CLIENT, 5000))) as here,
+    ):
+        here.sendto(b"question", (VIP, 53))
+        assert there.recvfrom(100) == (b"question", (CLIENT, 5000))
+        for status in (0, SEEN_REPLY):
+            with entered(site.gateway):
+                taken = edge.conntrack.take(key((CLIENT, 5000), (VIP, 53)), socket.IPPROTO_UDP)
+                assert taken is not None
+                assert taken.status & SEEN_REPLY == status
+                assert edge.conntrack.put_back(taken)
+            there.sendto(b"answer", (CLIENT, 5000))
+            assert here.recvfrom(100) == (b"answer", (VIP, 53))
+        assert len(edge.opened) == 1

@@ -7,8 +7,8 @@ from ipaddress import ip_address
 import pytest
 
 from nfqlb.core.director import Director
+from nfqlb.core.recorder import NoRecorder
 from nfqlb.core.spec import Config, Gateway, Real, Server, Virtual
-from nfqlb.core.table import NoRecorder
 from nfqlb.netfilter.conntrack import ESTABLISHED, SEEN_REPLY, TIME_WAIT, Entry
 from nfqlb.runtime.adopting import Adoption
 

@@ -28,7 +28,8 @@ from nfqlb.netfilter.conntrack import (
 )
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.packet.translate import CHECKSUM_NOT_READY
-from nfqlb.runtime.offload import KernelCarrier, OffloadPath
+from nfqlb.runtime.carrier import KernelCarrier
+from nfqlb.runtime.offload import OffloadPath
 
 VIP, CLIENT = "192.0.2.100", "198.51.100.7"
 WEB1, WEB2 = Real("web1", ip_address("10.0.0.11")), Real("web2", ip_address("10.0.0.12"))
@@ -53,6 +54,7 @@ class Ledger:
     def __init__(self) -> None:
         self.rows: dict[bytes, Entry] = {}
         self.deleted: list[bytes] = []
+        self.meanwhile: dict[bytes, int] = {}  # TCP states, or a flow's status, after they were asked for
 
     def entries(self, mask: int) -> Iterator[Entry]:
         yield from [entry for entry in self.rows.values() if entry.mark & mask]
@@ -63,6 +65,16 @@ class Ledger:
     def delete(self, inbound: bytes, protocol: int) -> bool:
         self.deleted.append(inbound)
         return self.rows.pop(inbound, None) is not None
+
+    def take(self, inbound: bytes, protocol: int) -> Entry | None:
+        entry = self.rows.get(inbound)
+        state = self.meanwhile.pop(inbound, None)
+        self.delete(inbound, protocol)
+        return entry._replace(tcp_state=state) if entry is not None and state is not None else entry
+
+    def put_back(self, entry: Entry) -> bool:
+        self.rows[entry.inbound] = entry
+        return True
 
     def shorten(self, inbound: bytes, protocol: int, seconds: int) -> bool:
         self.rows[inbound] = self.rows[inbound]._replace(timeout=seconds)
@@ -217,7 +229,7 @@ def test_a_silent_servers_connection_is_forgotten_by_the_kernel_and_marked_anew(
     assert gateway.ledger.deleted == []
     inbound = gateway.enter(state=SYN_SENT)
     assert gateway.syn() == gateway.mark(1)
-    assert gateway.ledger.deleted == [inbound]
+    assert inbound not in gateway.ledger.rows
     gateway.path.ended(inbound, TCP)  # conntrack tells of what we have deleted
     gateway.server(SYN | ACK, 900, 101, host=WEB2)
     assert gateway.states() == ["established"]
@@ -232,6 +244,30 @@ def test_an_answer_that_is_not_told_yet_keeps_the_connection_where_it_is(gateway
     gateway.server(SYN | ACK, 900, 101)
     assert gateway.states() == ["established"]
     assert gateway.director.reals(0.0)[0].ditched_no_answer == 0
+
+
+@pytest.mark.parametrize("state", [SYN_RECEIVED, ESTABLISHED])
+def test_an_answer_in_the_moment_of_the_third_syn_keeps_the_connection_where_it_is(
+    gateway: Worker, state: int
+) -> None:
+    """A39: conntrack says what it has forgotten, and is told of it again."""
+    assert [gateway.syn(), gateway.syn()] == [gateway.mark(0)] * 2
+    inbound = gateway.enter(state=SYN_SENT)
+    gateway.ledger.meanwhile[inbound] = state
+    assert gateway.syn() == gateway.mark(0)
+    assert gateway.ledger.rows[inbound].tcp_state == state
+    gateway.path.ended(inbound, TCP)  # conntrack tells of what it has forgotten for a moment
+    assert gateway.states() == ["established"]
+    assert gateway.connections() == [1, 0]
+
+
+def test_a_refusal_in_the_moment_of_the_third_syn_is_none_any_more(gateway: Worker) -> None:
+    """A39: the SYN is at another server by then."""
+    assert [gateway.syn(), gateway.syn()] == [gateway.mark(0)] * 2
+    inbound = gateway.enter(state=SYN_SENT)
+    gateway.ledger.meanwhile[inbound] = CLOSE
+    assert gateway.syn() == gateway.mark(1)
+    assert inbound not in gateway.ledger.rows
 
 
 def test_a_port_that_is_used_again_is_a_new_connection_for_the_kernel_too(gateway: Worker) -> None:
@@ -544,7 +580,7 @@ class Deaf(Ledger):
     def find(self, inbound: bytes, protocol: int) -> Entry | None:
         raise KernelError("no buffer space")
 
-    def delete(self, inbound: bytes, protocol: int) -> bool:
+    def take(self, inbound: bytes, protocol: int) -> Entry | None:
         raise KernelError("no buffer space")
 
 
