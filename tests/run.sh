@@ -36,10 +36,26 @@ build_packages_and_check() {
     "$venv/bin/python" tests/check_packages.py "$scratch/dist"
 }
 
+# Which tests have failed is remembered, unlike by default, and outside of the checkout.
+pytest() {
+    "$venv/bin/python" -m pytest --ignore=tests/bench --basetemp="$scratch/pytest" \
+        -o addopts="--strict-markers --strict-config --import-mode=importlib" -o cache_dir="$scratch/cache" "$@"
+}
+
+# Most tests wait for programs more than they compute, so there are more of them at once than processors.
+# Now and then one is late for the others' sake: the few that failed are run again, alone, and must pass then.
+run_tests() {
+    pytest -n 3 --dist loadfile "$@" && return
+    few=$("$venv/bin/python" -c 'import json, sys; print(len(json.load(open(sys.argv[1]))) <= 5)' \
+        "$scratch/cache/v/cache/lastfailed" 2>/dev/null)
+    [ "$few" = True ] || return 1
+    echo "== tests: those that failed, alone"
+    pytest -n 0 --last-failed --last-failed-no-failures none "$@"
+}
+
 step style "$venv/bin/ruff" check --no-cache .
 step types "$venv/bin/mypy" --cache-dir "$cache/mypy"
 step packages build_packages_and_check
-# Most tests wait for programs more than they compute, so there are more of them at once than processors.
-step tests "$venv/bin/python" -m pytest --ignore=tests/bench --basetemp="$scratch/pytest" -n 3 --dist loadfile "$@"
+step tests run_tests "$@"
 
 [ -z "$failed" ] || fail "failed:$failed"
