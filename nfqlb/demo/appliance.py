@@ -80,10 +80,13 @@ class Appliance:
         """Wait until packets flow. Raises LabError, with what it said, where it does not come to that."""
         self.program.wait_for(self.program.out, "ready\n", timeout=READY)
 
-    def ask(self, subject: str, arguments: JSONObject | None = None) -> JSON:
-        """What `nfqlb show SUBJECT --json` would print, over the control socket. Raises ControlError."""
+    def ask(self, subject: str, arguments: JSONObject | None = None, *, patience: float = 0.0) -> JSON:
+        """What `nfqlb show SUBJECT --json` would print, over the control socket. Raises ControlError.
+
+        `patience` is how many seconds more than usual the answer may take.
+        """
         with Client(socket_path(self.lab)) as client:
-            return client.call(subject, arguments or {})
+            return client.call(subject, arguments or {}, patience=patience)
 
     @property
     def worker(self) -> int:

@@ -6,12 +6,15 @@ import random
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
+from nfqlb.core.keys import TCP, client_of, client_port_of
 from nfqlb.core.spec import Gateway
 from nfqlb.demo.appliance import Appliance, balancing, python_path, virtual
 from nfqlb.demo.lab import VIP, VIP6, Host, Lab
@@ -58,6 +61,11 @@ class Size:
 
 #: Every other virtual server is the kernel's, the rest is the worker's.
 Kind = Datapath | Literal["both"]
+
+
+def _from(tcp: bool, client: bytes, port: int) -> tuple[bool, bytes, int]:
+    """Whose a connection is: clients use no port for two at a time."""
+    return tcp, client, port
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +135,11 @@ class Site:
         return self.lab.clients[-1]
 
     def ask(self, subject: str, arguments: JSONObject | None = None, *, patience: float = 20.0) -> Any:
-        """As `Appliance.ask`, again and again while there is nobody who could answer."""
+        """As `Appliance.ask`, again and again for so many seconds while there is nobody who could answer."""
         end = time.monotonic() + patience
         while True:
             try:
-                return self.gateway.ask(subject, arguments)
+                return self.gateway.ask(subject, arguments, patience=patience)
             except ControlError as error:
                 if error.code not in WAITING or time.monotonic() > end:
                     raise
@@ -140,19 +148,28 @@ class Site:
     def reload(self, **changes: Any) -> None:
         """Have another configuration read, see `config`."""
         self.gateway.config.write_text(config(self.lab, self.shape, **changes))
-        self.ask("reload")
+        self.ask("reload", patience=60.0)
 
-    def quiet(self) -> list[object]:
-        """The three connections that have been idle for longest, and the kernel's entries of these."""
-        known = sorted(self.ask("connections", {"limit": 10_000}), key=lambda row: -row["idle_s"])[:3]
-        ports = {row["client_port"] for row in known}
+    def kinds(self) -> Counter[str]:
+        """What connections the gateway has, as far as it matters to somebody who wonders what keeps them.
+
+        Their place, server and state, what the kernel's table has them as, and from how many seconds on
+        they have been idle, by powers of two.
+        """
+        known = self.ask("connections", {"limit": 10_000})
         with entered(self.lab.gateway.namespace), closing(Conntrack()) as table:
-            entries = [
-                entry
+            entries = {
+                _from(entry.protocol == TCP, client_of(entry.inbound), client_port_of(entry.inbound)): entry
                 for entry in table.entries(Gateway(("",), ("",)).mark_mask)
-                if int.from_bytes(entry.inbound[-4:-2], "big") in ports
-            ]
-        return [*known, *entries]
+            }
+        kinds: Counter[str] = Counter()
+        for row in known:
+            client = ip_address(row["client"]).packed
+            entry = entries.get(_from(row["protocol"] == "tcp", client, row["client_port"]))
+            kept = f"state {entry.tcp_state}, status {entry.status:#x}" if entry is not None else "no entry"
+            idle = 1 << int(row["idle_s"]).bit_length() >> 1
+            kinds[f"{row['virtual']} at {row['real']}, {row['state']}, idle {idle} s; {kept}"] += 1
+        return kinds
 
     # ---- Traffic
 

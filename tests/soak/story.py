@@ -175,8 +175,8 @@ class Story:
             wait_until(lambda: queued(self.site.lab) == 0, "empty queues")
         except AssertionError as error:
             self.blame(f"{error}; {held} are held, the gateway has {self._now()}")
-            for row in self.site.quiet():
-                self.blame(f"quiet for long: {row}")
+            for kind, count in sorted(self.site.kinds().items()):
+                self.say(f"  {count} {kind}")
         ledger, served = Ledger.of(self.site.ask("virtuals")), self.site.served()
         self.compare(after, counts, ledger, served)
         self.judge(losses)
