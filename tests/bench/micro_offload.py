@@ -65,7 +65,7 @@ class OffloadBench:
         self.director = Director(
             config(servers, scheduler), now=0.0, recorder=Journal(2 * _LIVE, directory=where)
         )
-        self._path = OffloadPath(self.director, cast(Any, _Unasked()), 0.0)
+        self._path = OffloadPath(self.director, cast(Any, Unasked()), 0.0)
         self._queue, self._feed = queue, feed
         self._tap = TapMessages(self._path.tapped, self._path.lost)
         self._endings = Endings(self._path.ended, self._path.lost)
@@ -81,11 +81,11 @@ class OffloadBench:
         now, table = self._path.now, self.director.table
         took = {"core": self._decide(keys), "syn": self._open(syns)}
         live = [table.inbound[key] for key in keys]
-        took["syn_ack"] = self._tell([_from_server(each, SYN | ACK) for each in live])
+        took["syn_ack"] = self._tell([from_server(each, SYN | ACK) for each in live])
         self._all(live, State.ESTABLISHED)
-        took["fin"] = self._tell([_from_server(each, FIN | ACK) for each in live])
+        took["fin"] = self._tell([from_server(each, FIN | ACK) for each in live])
         self._all(live, State.FIN_SERVER)
-        took["fin2"] = self._tell([_from_client(each, FIN | ACK) for each in live])
+        took["fin2"] = self._tell([from_client(each, FIN | ACK) for each in live])
         self._all(live, State.CLOSED)
         took["end"] = self._end(keys)
         for connection in live:
@@ -133,7 +133,7 @@ class OffloadBench:
         return took / count
 
     def _end(self, keys: list[bytes]) -> float:
-        events = [_ending(key) for key in keys]
+        events = [ending(key) for key in keys]
         feeding = self._feed.cost(events)
         self._feed.load(events)
         begin = time.perf_counter()
@@ -144,7 +144,7 @@ class OffloadBench:
         return (took - feeding) / count
 
 
-class _Unasked:
+class Unasked:
     """The kernel's table, where nothing needs to be asked."""
 
     def find(self, inbound: bytes, protocol: int) -> None:
@@ -157,13 +157,13 @@ class _Unasked:
         raise AssertionError("asked to shorten an entry's time")
 
 
-def _from_server(connection: Connection, flags: int) -> bytes:
+def from_server(connection: Connection, flags: int) -> bytes:
     key = connection.outbound
     number = int.from_bytes(connection.client_numbers[:4], "big") + (1 if flags & SYN else 2)
     return _copy(key, flags, number - 1, number, FORWARD)
 
 
-def _from_client(connection: Connection, flags: int) -> bytes:
+def from_client(connection: Connection, flags: int) -> bytes:
     number = int.from_bytes(connection.client_numbers[:4], "big")
     return _copy(connection.inbound, flags, number + 1, number + 1, PREROUTING)
 
@@ -186,7 +186,7 @@ def _copy(key: bytes, flags: int, number: int, acknowledged: int, hook: int) -> 
     return netlink.message(4 << 8, 0, body)
 
 
-def _ending(key: bytes) -> bytes:
+def ending(key: bytes) -> bytes:
     """What conntrack tells when it forgets an entry (ctnetlink_conntrack_event), as far as it is read."""
     both = conntrack._original(key, 6) + netlink.nested(conntrack._TUPLE_REPLY, conntrack.tuple_of(key, 6))
     return netlink.message(conntrack.DELETE, 0, both)
