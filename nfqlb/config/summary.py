@@ -8,6 +8,7 @@ from dataclasses import fields
 
 from nfqlb.config.marks import OFFLOAD
 from nfqlb.config.numbers import datapaths, queue_numbers, tap_group
+from nfqlb.core.plural import several
 from nfqlb.core.spec import Address, Config, Gateway, Real, Timeouts, Virtual
 
 _WEIGHTLESS = ("round-robin", "least-connections", "fastest-response")
@@ -46,12 +47,13 @@ def _counted(count: int, what: str) -> str:
 
 def _gateway(config: Config) -> str:
     gateway, timeouts = config.gateway, config.timeouts
+    sticky = several(gateway.max_sticky, "sticky entry", "sticky entries")
     others = "dropped, but for echo" if gateway.other_ports == "drop" else "left to this machine"
     rows = (
         ("outside", ", ".join(gateway.outside)),
         ("inside", ", ".join(gateway.inside)),
         ("datapath", _datapath(config)),
-        ("room", f"{gateway.max_connections:,} connections, {gateway.max_sticky:,} sticky entries"),
+        ("room", f"{several(gateway.max_connections, 'connection')}, {sticky}"),
         ("time-outs", _timeouts(timeouts)),
         ("other ports", others),
         *_said(gateway, _OF_GATEWAY),
@@ -129,7 +131,7 @@ def _terms(real: Real, virtual: Virtual, idle: float) -> str:
     elif virtual.scheduler not in _WEIGHTLESS:
         terms.append(f"weight {real.weight:.10g}")
     if real.max_connections:
-        terms.append(f"at most {real.max_connections} connections")
+        terms.append(f"at most {several(real.max_connections, 'connection')}")
     if real.idle_timeout != idle and virtual.protocol == "tcp":
         terms.append(f"idle {duration(real.idle_timeout)}")
     if real.backup:

@@ -14,7 +14,7 @@
 - `succession`, `reconfigure`: a new director takes over, and one follows another configuration (`former`).
 - `schedulers`: one scheduler a file, behind one base class and a registry. `shadow`: one that is not obeyed.
 - `decision`, `explanation`: what every choice was made from, and the reasons, derived when asked for.
-- `snapshot`: immutable pictures of all that, the only thing that is shown.
+- `snapshot`: immutable pictures of all that, the only thing that is shown. `plural`: numbers in words.
 
 Time is an argument (`now`, seconds of a monotonic clock), never read here.
 """

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from nfqlb.core import spec
+from nfqlb.core.plural import several
 
 #: Pieces of evidence kept of one server: the very SYNs that failed it.
 EVIDENCE = 32
@@ -96,7 +97,8 @@ class Health:
         threshold = self.spec.failure_threshold
         enough = len(self.clients) >= self.spec.failure_clients or (alone and len(self.clients) == 1)
         if threshold and self.run >= threshold and enough:
-            self._fail(evidence.at, f"{self.run} connections in a row could not be made")
+            row = " in a row" if self.run > 1 else ""
+            self._fail(evidence.at, f"{several(self.run, 'connection')}{row} could not be made")
             return True
         return False
 

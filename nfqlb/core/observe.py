@@ -14,6 +14,7 @@ from nfqlb.core.decision import Decision
 from nfqlb.core.explanation import Wanted, explain
 from nfqlb.core.health import Condition, Evidence
 from nfqlb.core.keys import client_of, client_port_of
+from nfqlb.core.plural import several
 from nfqlb.core.response import FASTEST_RESPONSE, Linear
 from nfqlb.core.server import Link, RealServer, VirtualServer
 from nfqlb.core.snapshot import (
@@ -167,7 +168,7 @@ def reason_of(real: RealServer) -> str:
     if set_by_hand:
         return "set by the operator"
     if real.full:
-        return f"at its maximum of {real.spec.max_connections} connections"
+        return f"at its maximum of {several(real.spec.max_connections, 'connection')}"
     if real.weight == 0:
         return "weight 0: no new clients"
     return ""

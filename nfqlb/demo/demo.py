@@ -16,6 +16,7 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.live import Live
 
+from nfqlb.core.plural import several
 from nfqlb.demo.appliance import Appliance, balancing, configuration, python_path, socket_path, virtual
 from nfqlb.demo.lab import VIP, Lab
 from nfqlb.demo.programs import POLL, LabError, require
@@ -122,7 +123,7 @@ class Scenario:
         scene = self._scene
         if self._at_stake and not self._at_stake & set(scene.tally.under_way):
             lost = len(scene.tally.errors) + scene.tally.broken
-            verdict = "arrived whole" if not lost else f"ended, with {lost} errors"
+            verdict = "arrived whole" if not lost else f"ended, with {several(lost, 'error')}"
             self._tell(f"the {len(self._at_stake)} half-done downloads have {verdict}")
             self._at_stake = set()
 

@@ -10,6 +10,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from nfqlb.core.plural import several
 from nfqlb.demo.tally import Picture, RealRow, Tally, VirtualRow
 
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
@@ -118,7 +119,7 @@ def _facts(scene: Scene) -> Text:
     live = sum(real["connections"] for real in scene.picture.reals)
     return _line(
         f" {rate:>3} pages/s, {tally.answered:,} in all   {tally.arrived} downloads intact   ",
-        (f"{wrong} errors", "bold red" if wrong else "green"),
+        (several(wrong, "error"), "bold red" if wrong else "green"),
         f"   {live} live",
         ("   gateway silent", "bold red") if scene.picture.stale else "",
     )
@@ -262,15 +263,17 @@ def progress_line(scene: Scene) -> str:
         f"{real['name']} {scene.share(real):.0%} (fair {scene.fair(real):.0%})" for real in picture.reals
     )
     wrong = len(tally.errors) + tally.broken
-    return f"{tally.answered} pages, {tally.arrived} downloads, {wrong} errors; {shares}"
+    pages, downloads = several(tally.answered, "page"), several(tally.arrived, "download")
+    return f"{pages}, {downloads}, {several(wrong, 'error')}; {shares}"
 
 
 def closing_lines(scene: Scene) -> list[str]:
     """What the demo has shown, as lines for a person."""
     tally, picture = scene.tally, scene.picture
     lines = [
-        f"In {clock(scene.elapsed)}: {tally.answered:,} pages, {tally.arrived} downloads,"
-        f" {tally.total:,} connections; {len(tally.errors)} errors, {tally.broken} damaged.",
+        f"In {clock(scene.elapsed)}: {several(tally.answered, 'page')},"
+        f" {several(tally.arrived, 'download')}, {several(tally.total, 'connection')};"
+        f" {several(len(tally.errors), 'error')}, {tally.broken} damaged.",
     ]
     lines += [
         f"  {real['name']}  weight {real['weight']:g}: {tally.given[real['name']]:>6,} connections,"

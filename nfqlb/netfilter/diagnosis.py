@@ -7,6 +7,7 @@ others is in `clashes`.
 
 from collections.abc import Callable, Collection, Iterator
 
+from nfqlb.core.plural import several
 from nfqlb.core.spec import Config, Real
 from nfqlb.netfilter import clashes, host
 from nfqlb.netfilter.conntrack import NEARLY_FULL
@@ -210,14 +211,15 @@ def _conntrack(config: Config, _facts: Facts, vitals: Vitals) -> Iterator[Findin
     if limit and now >= limit * NEARLY_FULL:
         yield Finding(
             "error" if now >= limit * _FULL else "warning",
-            f"the kernel tracks {now:,} connections of {limit:,} that it has room for; beyond that it drops",
+            f"the kernel tracks {now:,} of the {limit:,} connections that it has room for; "
+            "beyond that it drops",
             f"sysctl net.netfilter.nf_conntrack_max={max(2 * limit, tracked(config))}",
         )
+    dropped = several(lost, "packet or connection", "packets or connections")
     if lost:
         yield Finding(
             "warning",
-            f"the kernel's connection table has dropped {lost:,} packets or connections since the machine "
-            "was started",
+            f"the kernel's connection table has dropped {dropped} since the machine was started",
             "a full table is the usual reason: dmesg says so; raise net.netfilter.nf_conntrack_max",
         )
 
@@ -251,10 +253,6 @@ def _limits(config: Config, _facts: Facts, vitals: Vitals) -> Iterator[Finding]:
         )
 
 
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
-
-
 # --- what is said of an area where nothing is wrong
 
 
@@ -281,9 +279,9 @@ def _fine_addresses(config: Config, facts: Facts, _vitals: Vitals) -> str:
     near = len(addresses) - len(routed)
     here = {entry.address.ip for entry in facts.addresses}
     if near and not config.gateway.hold_addresses and here.isdisjoint(addresses):
-        there = _count(near, "virtual address is", "virtual addresses are")
+        there = several(near, "virtual address is", "virtual addresses are")
         return f"{there} not here: the other gateway serves"
-    said = [f"nobody else claims {_count(near, 'virtual address', 'virtual addresses')}"] if near else []
+    said = [f"nobody else claims {several(near, 'virtual address', 'virtual addresses')}"] if near else []
     said += [f"{', '.join(routed)}: yours to route here"] if routed else []
     return "; ".join(said)
 
@@ -294,12 +292,12 @@ def _fine_routes(config: Config, _facts: Facts, _vitals: Vitals) -> str:
 
 def _fine_neighbours(_config: Config, _facts: Facts, vitals: Vitals) -> str:
     number = sum(map(bool, vitals.macs.values()))
-    return f"{_count(number, 'server', 'servers')} on the link, answering" if number else ""
+    return f"{several(number, 'server')} on the link, answering" if number else ""
 
 
 def _fine_servers(_config: Config, _facts: Facts, vitals: Vitals) -> str:
     number = sum(not why for why in vitals.ports.values())
-    return f"{_count(number, 'port', 'ports')} taking connections" if number else ""
+    return f"{several(number, 'port')} taking connections" if number else ""
 
 
 def _fine_mtu(config: Config, _facts: Facts, vitals: Vitals) -> str:
@@ -310,7 +308,7 @@ def _fine_mtu(config: Config, _facts: Facts, vitals: Vitals) -> str:
 
 def _fine_conntrack(_config: Config, _facts: Facts, vitals: Vitals) -> str:
     now, limit, _ = vitals.tracked or (0, 0, 0)
-    return f"{now:,} connections of {limit:,}" if limit else f"{now:,} connections, no limit"
+    return several(now, "connection") + (f" of {limit:,}" if limit else ", no limit")
 
 
 def _fine_alone(_config: Config, facts: Facts, vitals: Vitals) -> str:

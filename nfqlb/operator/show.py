@@ -43,6 +43,7 @@ def summary(document: JSON) -> list[str]:
     pid = _optional(worker, "pid")
     running = "none" if pid is None else f"process {pid:.0f}"
     now, limit = _number(connections, "now"), _number(connections, "limit")
+    entries = several(_number(sticky, "limit"), "entry", "entries")
     pairs = [
         ("nfqlb", f"{_text(whole, 'version')}, {_text(whole, 'datapath')} datapath"),
         ("state", f"{_text(whole, 'state')}, up for {age(_number(whole, 'uptime_s'))}"),
@@ -52,7 +53,7 @@ def summary(document: JSON) -> list[str]:
             "connections",
             f"{count(now)} of at most {count(limit)}, {count(_number(connections, 'total'))} since the start",
         ),
-        ("sticky", f"{count(_number(sticky, 'now'))} of at most {count(_number(sticky, 'limit'))} entries"),
+        ("sticky", f"{count(_number(sticky, 'now'))} of at most {entries}"),
         *((f"queue {_number(queue, 'number'):.0f}", _queue(queue)) for queue in _list(whole, "queues")),
         *_unkept(_number(_part(whole, "journal"), "lost")),
         *_followed(_part(whole, "followed")),
@@ -316,11 +317,10 @@ def _queue(queue: JSONObject) -> str:
     full, sock = _number(queue, "dropped_full"), _number(queue, "dropped_socket")
     waiting = f"{several(_number(queue, 'depth'), 'packet')} waiting"
     dropped = f"dropped {count(full)} (queue full) and {count(sock)} (socket full)" if full or sock else ""
-    worker = [
-        f"{count(_number(queue, name))} {name}"
-        for name in ("overruns", "refused", "unreadable")
-        if _number(queue, name)
-    ]
+    overruns = _number(queue, "overruns")
+    worker = [several(overruns, "overrun")] if overruns else []
+    others = ((_number(queue, name), name) for name in ("refused", "unreadable"))
+    worker += [f"{count(many)} {name}" for many, name in others if many]
     return ", ".join(filter(None, (waiting, dropped or "none dropped", *worker, _judged(queue))))
 
 
@@ -339,7 +339,7 @@ def _verdict(whole: JSONObject) -> list[tuple[str, str]]:
 
 
 def _unkept(lost: float) -> list[tuple[str, str]]:
-    told = f"no room for {count(lost)} records: a new worker would not know them"
+    told = f"no room for {several(lost, 'record')}: a new worker would not know them"
     return [("journal", told)] if lost else []
 
 

@@ -6,6 +6,7 @@ rich, because `nfqlb show` has to be quick and its output is read by scripts as 
 
 from collections.abc import Sequence
 
+from nfqlb.core.plural import several as several
 from nfqlb.runtime.printable import clean as clean
 
 Row = Sequence[str]
@@ -75,8 +76,3 @@ def endpoint(address: str, port: int | None) -> str:
     """An address or a server's name with its port; "*" for every port. IPv6 addresses get brackets."""
     where = f"[{address}]" if ":" in address else address
     return f"{where}:{'*' if port is None else port}"
-
-
-def several(number: float, singular: str) -> str:
-    """A number of things: "1 connection", "2 connections"."""
-    return f"{count(number)} {singular if number == 1 else singular + 's'}"

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from nfqlb.core.plural import several
 from nfqlb.runtime.access import who
 from nfqlb.runtime.events import Events
 from nfqlb.runtime.protocol import JSON, ControlError, JSONObject, Request
@@ -95,7 +96,8 @@ class Captures:
             return
         lost = self._stood["lost"]
         told = f", {lost} more lost" if lost else ""
-        self._tell(f"the capture has ended after {self._stood['seen']} packets{told}: {why}", level)
+        packets = several(int(str(self._stood["seen"])), "packet")
+        self._tell(f"the capture has ended after {packets}{told}: {why}", level)
         self._capture = None
 
     def _tell(self, text: str, level: str = "info") -> None:

@@ -11,6 +11,7 @@ from logging import getLevelNamesMapping
 from nfqlb.core.admission import ServerState
 from nfqlb.core.chronicle import Change, Kind, Notice
 from nfqlb.core.health import EVIDENCE, Ditch, Evidence
+from nfqlb.core.plural import several
 
 _DOWN = (ServerState.FAILED, ServerState.TESTING)
 
@@ -41,6 +42,6 @@ def _evidence(found: tuple[Evidence, ...]) -> str:
     last = found[-1]
     how = "no answer" if last.why is Ditch.NO_ANSWER else "refused"
     return (
-        f", from {least}{clients} {'client' if clients == 1 else 'clients'}; last: "
+        f", from {least}{several(clients, 'client')}; last: "
         f"{ip_address(last.client)} to {last.virtual}, {how} after {last.at - last.opened:.1f} s"
     )

@@ -14,6 +14,7 @@ from nfqlb.core.admission import BY_NAME, ServerState
 from nfqlb.core.director import Director
 from nfqlb.core.observe import deserted, reason_of
 from nfqlb.core.operation import Done
+from nfqlb.core.plural import several
 from nfqlb.core.server import VirtualServer
 from nfqlb.runtime import views
 from nfqlb.runtime.protocol import JSON, ControlError, JSONObject, Result
@@ -157,7 +158,7 @@ def _clear_sticky(director: Director, args: JSONObject, now: float) -> Act:
     def act() -> JSONObject:
         cleared = director.operation.clear_sticky(name, client.packed if client else None, now) or 0
         whose = (f" of {args['client']}" if client else "") + (f" for {name}" if name else "")
-        said = f"{_several(cleared, 'sticky entry', 'sticky entries')}{whose} cleared"
+        said = f"{several(cleared, 'sticky entry', 'sticky entries')}{whose} cleared"
         return {"cleared": cleared, "said": [said]}
 
     return act
@@ -185,7 +186,7 @@ def _document(done: Done, said: list[str]) -> JSONObject:
 def _said(done: Done, reason: str) -> str:
     """What a setting came to. What is set and what the server then is may differ: it may have failed."""
     (before, after), (was, setting) = done.states, done.settings
-    connections = _several(done.connections, "connection", "connections")
+    connections = several(done.connections, "connection")
     if before is not after:
         line = f"{done.name}: {before.shown} -> {after.shown} ({connections})"
     elif was is setting:
@@ -195,7 +196,7 @@ def _said(done: Done, reason: str) -> str:
     if after is not setting:
         line += f"; it is {after.shown}: {reason}"
     if done.unbound:
-        line += f"; {_several(done.unbound, 'sticky entry', 'sticky entries')} cleared"
+        line += f"; {several(done.unbound, 'sticky entry', 'sticky entries')} cleared"
     return line
 
 
@@ -236,7 +237,3 @@ def _weight(value: JSON) -> float:
     except PydanticCustomError as error:
         context = error.context or {}
         raise bad(f"weight: {error.message()}", str(context.get("hint", ""))) from None
-
-
-def _several(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"

@@ -7,6 +7,7 @@ found is in the snapshot.
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from nfqlb.core.plural import several
 from nfqlb.netfilter.conntrack import NEARLY_FULL
 from nfqlb.runtime.protocol import JSON, JSONObject, objects, part
 
@@ -57,8 +58,7 @@ def _gateway(snapshot: JSONObject) -> Iterator[Problem]:
         yield Problem("warning", f"last reload failed{_because(reload.get('error'))}")
     defects = [*part(snapshot, "defects").values(), part(snapshot, "drops").get("internal-error")]
     if many := sum(each for each in defects if isinstance(each, int)):
-        what = "1 internal error" if many == 1 else f"{many:,} internal errors"
-        yield Problem("warning", f"{what}; please report it, with the log")
+        yield Problem("warning", f"{several(many, 'internal error')}; please report it, with the log")
 
 
 def _links(wrong: JSON) -> Iterator[Problem]:
@@ -107,7 +107,8 @@ def _floods(snapshot: JSONObject) -> Iterator[Problem]:
     for row in objects(snapshot.get("virtuals")):
         half_open = row.get("half_open")
         if row.get("flood") and isinstance(half_open, int):
-            yield Problem("warning", f"SYN flood at {row['name']}: {half_open:,} half-open connections")
+            many = several(half_open, "half-open connection")
+            yield Problem("warning", f"SYN flood at {row['name']}: {many}")
 
 
 def _reals(snapshot: JSONObject) -> Iterator[Problem]:
@@ -133,9 +134,8 @@ def _reals(snapshot: JSONObject) -> Iterator[Problem]:
 
 def _some(rows: list[JSONObject], all_: int, what: str) -> str:
     """How many of how many; of one its name."""
-    many = f"{what}{'' if all_ == 1 else 's'}"
     named = f" ({rows[0]['name']})" if len(rows) == 1 else ""
-    return f"{len(rows)} of {all_} {many}{named}"
+    return f"{len(rows)} of {several(all_, what)}{named}"
 
 
 def _queues(snapshot: JSONObject) -> Iterator[Problem]:
@@ -156,10 +156,10 @@ def _table(snapshot: JSONObject) -> Iterator[Problem]:
         yield Problem(level, f"connection table {how}: {now:,} of {limit:,}")
     drift = part(snapshot, "audit").get("drift")
     if isinstance(drift, int) and drift:
-        yield Problem("error", f"{drift:,} counters had gone wrong; please report it, with the log")
+        yield Problem("error", f"{several(drift, 'counter')} had gone wrong; please report it, with the log")
     lost = part(snapshot, "journal").get("lost")
     if isinstance(lost, int) and lost:
-        yield Problem("warning", f"journal full: a new worker would not know {lost:,} records")
+        yield Problem("warning", f"journal full: a new worker would not know {several(lost, 'record')}")
 
 
 def _tracking(snapshot: JSONObject) -> Iterator[Problem]:

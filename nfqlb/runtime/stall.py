@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from struct import Struct
 
+from nfqlb.core.plural import several
 from nfqlb.netfilter.procfs import Doing
 from nfqlb.runtime.protocol import JSON, JSONObject
 
@@ -153,7 +154,8 @@ class Movement:
             self._still[number] = read, times + 1 if known == read else 0
             if self._still[number][1] >= IDLE:
                 self._still = {}
-                return f"it has read none of the {queue['depth']} packets in queue {number} for {IDLE} s"
+                waiting = several(int(str(queue["depth"])), "packet")
+                return f"it has read none of {waiting} in queue {number} for {IDLE} s"
         return ""
 
 

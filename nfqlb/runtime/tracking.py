@@ -114,5 +114,5 @@ class Tracking:
             text = f"the kernel's connection table is nearly full: {full}; beyond that it drops"
             self._events.add("gateway", "conntrack", text, level="warning")
         elif not how:
-            text = f"the kernel's connection table has room again: {full}; {lost:,} connections were lost"
+            text = f"the kernel's connection table has room again: {full}; {lost:,} lost meanwhile"
             self._events.add("gateway", "conntrack", text)

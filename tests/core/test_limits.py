@@ -23,7 +23,7 @@ def test_a_full_server_says_so() -> None:
     lab.wait(7)
     seen = lab.real("a")
     assert (seen.state, seen.since, seen.max_connections) == ("max-capacity", 7.0, 1)
-    assert seen.reason == "at its maximum of 1 connections"
+    assert seen.reason == "at its maximum of 1 connection"
     call.reset()
     seen = lab.real("a")
     assert (seen.state, seen.since, seen.reason) == ("in-service", 0.0, "")

@@ -96,7 +96,7 @@ def test_errors_are_shown_and_told_at_the_end(scene: Scene) -> None:
     assert any("2 errors" in line for line in drawn(scene, 80, 24))
     assert "2 errors" in progress_line(scene)
     lines = closing_lines(scene)
-    assert "1 errors, 1 damaged" in lines[0]
+    assert "1 error, 1 damaged" in lines[0]
     assert any("192.0.2.12" in line and "TimeoutError" in line for line in lines)
 
 

@@ -277,7 +277,7 @@ def test_what_happens_to_servers_becomes_an_event_once(office: Office) -> None:
     office.tick()
     rows: Any = office.ask("events")
     assert [(row["kind"], row["name"], row["level"]) for row in rows] == [("state", "a", "warning")]
-    assert rows[0]["text"].startswith("a failed: 1 connections in a row could not be made")
+    assert rows[0]["text"].startswith("a failed: 1 connection could not be made")
     assert office.snapshot()["verdict"] == "1 of 2 servers (a) failed"
 
 

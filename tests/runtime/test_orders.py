@@ -121,7 +121,7 @@ def test_what_is_set_is_not_always_what_is() -> None:
     lab = shop()
     lab.dial("tls").refusal()
     assert said(lab, "set-real", name="a", state="sticky-only") == [
-        "a: sticky-only is set (0 connections); it is failed: 1 connections in a row could not be made"
+        "a: sticky-only is set (0 connections); it is failed: 1 connection could not be made"
     ]
     said(lab, "set-real", name="a", state="maintenance")
     assert said(lab, "set-real", name="a", state="in-service") == [

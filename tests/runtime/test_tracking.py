@@ -78,8 +78,8 @@ def test_nearly_full_is_told_once() -> None:
     ]
     lab.look(1, 700)
     assert lab.told()[1:] == [
-        "the kernel's connection table has room again: 700 of 1,000 (nf_conntrack_max); 0 connections were "
-        "lost"
+        "the kernel's connection table has room again: 700 of 1,000 (nf_conntrack_max); 0 lost "
+        "meanwhile"
     ]
     assert [row["level"] for row in lab.events.newest(2)] == ["info", "warning"]
 
@@ -101,8 +101,8 @@ def test_full_is_what_loses_connections(what: str) -> None:
     assert lab.look(HELD - 1, 10)["losing"]
     assert not lab.look(1, 10)["losing"]
     assert lab.told()[2:] == [
-        "the kernel's connection table has room again: 10 of 1,000 (nf_conntrack_max); 24 connections were "
-        "lost"
+        "the kernel's connection table has room again: 10 of 1,000 (nf_conntrack_max); 24 lost "
+        "meanwhile"
     ]
 
 

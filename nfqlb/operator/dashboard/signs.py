@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from rich.style import Style
 
+from nfqlb.core.plural import noun
 from nfqlb.operator.text import clean
 
 PLAIN = Style.null()
@@ -128,6 +129,11 @@ def short(number: float | None) -> str:
             scaled = number / size
             return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f}{unit}"
     return f"{number:.0f}"
+
+
+def some(number: float | None, one: str, many: str = "") -> str:
+    """So many things, in few cells: 1 packet, 12.3k packets; a dash for a number that is not known."""
+    return f"{short(number)} {noun(number or 0, one, many)}"
 
 
 def percent(part: float | None) -> str:

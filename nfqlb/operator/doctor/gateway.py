@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from nfqlb.core.plural import several
 from nfqlb.operator.text import age
 from nfqlb.runtime.problems import deserted, taken_out
 from nfqlb.runtime.protocol import JSON, JSONObject, objects, part
@@ -74,7 +75,8 @@ def _gateway(snapshot: JSONObject, version: str) -> Said:
         what = f"should it die, the kernel would not know to which servers new connections go: {error}"
         yield "warning", what, "is xt_statistic there? fallback = false says that it is not wanted"
     if defects := sum(_number(part(snapshot, "defects"), who) for who in ("worker", "supervisor")):
-        yield "warning", f"it has gone on from {defects:,} defects", "its log has more; please report it"
+        what = f"it has gone on from {several(defects, 'defect')}"
+        yield "warning", what, "its log has more; please report it"
     if _number(part(snapshot, "drops"), "internal-error"):
         yield "error", "packets were dropped for a defect of nfqlb", "its log has more; please report it"
 
@@ -100,16 +102,17 @@ def _queues(snapshot: JSONObject) -> Said:
         number, role = queue["number"], queue.get("role")
         if full or sock:
             now = " and is dropping now" if queue.get("dropping") else ""
-            what = f"queue {number} ({role}) has dropped {full:,} packets when full, {sock:,} for its reader"
+            what = f"queue {number} ({role}) has dropped {several(full, 'packet')} when full, "
+            what += f"{sock:,} for its reader"
             advice = "the worker cannot keep up: see nfqlb top; datapath offload takes most of it away"
             if role == "new":
                 advice = "more connections came at a time than could be placed: a flood of SYNs, perhaps"
             yield "error" if now else "warning", what + now, advice
         elif queue.get("filling"):
-            what = f"queue {number} ({role}) fills: {_number(queue, 'peak'):,} packets waited in it"
+            what = f"queue {number} ({role}) fills: {several(_number(queue, 'peak'), 'packet')} waited in it"
             yield "warning", what, "the worker does not keep up; beyond its room packets are dropped"
         if refused := _number(queue, "refused"):
-            what = f"the kernel refused {refused:,} verdicts of queue {number}"
+            what = f"the kernel refused {several(refused, 'verdict')} of queue {number}"
             yield "warning", what, "the gateway's log may say more"
 
 
@@ -122,7 +125,7 @@ def _tables(snapshot: JSONObject) -> Said:
         yield level, f"the connection table is {how}: {now:,} of {limit:,}", advice
     if lost := _number(part(snapshot, "journal"), "lost"):
         advice = "make room in /run or /dev/shm; a new worker would not know them"
-        yield "warning", f"the journal has no room for {lost:,} records", advice
+        yield "warning", f"the journal has no room for {several(lost, 'record')}", advice
 
 
 def _virtuals(snapshot: JSONObject) -> Said:
@@ -153,7 +156,7 @@ def _failures(snapshot: JSONObject, host: Sequence[JSONObject] | None) -> Said:
                 advice = f"it takes connections again: {_test(row)}, or nfqlb set real {name} in-service"
             yield "error", f"server {name} {_BAD[state]}{why}", advice
         elif state == "max-capacity":
-            what = f"server {name} is full: {row.get('connections')} connections"
+            what = f"server {name} is full: {several(_number(row, 'connections'), 'connection')}"
             yield "warning", what, "raise its max_connections, or add a server"
         elif state == "in-service" and _number(row, "unanswered") >= _MANY:
             what = f"server {name} has not answered {row['unanswered']} of its newest connections yet"
@@ -188,7 +191,7 @@ def _described(snapshot: JSONObject) -> str:
 
 def _room(snapshot: JSONObject) -> str:
     connections = part(snapshot, "connections")
-    return f"{_number(connections, 'now'):,} connections of {_number(connections, 'limit'):,}"
+    return f"{several(_number(connections, 'now'), 'connection')} of {_number(connections, 'limit'):,}"
 
 
 def _number(row: JSONObject, name: str) -> int:

@@ -9,7 +9,7 @@ from nfqlb.operator.dashboard import columns
 from nfqlb.operator.dashboard.grid import Line
 from nfqlb.operator.dashboard.model import RealRow, VirtualRow
 from nfqlb.operator.dashboard.series import Key
-from nfqlb.operator.dashboard.signs import FAINT, PLAIN, TITLE, colour, letter, percent, short
+from nfqlb.operator.dashboard.signs import FAINT, PLAIN, TITLE, colour, letter, percent, short, some
 from nfqlb.operator.dashboard.state import State
 from nfqlb.operator.text import age, endpoint, response
 
@@ -37,8 +37,8 @@ def virtual(state: State, row: VirtualRow | None, width: int) -> Lines:
 
 def _traffic(row: VirtualRow, packets: str, bytes_: str) -> str:
     return (
-        f"{short(row.flow[packets])} packets/s, {short(row.flow[bytes_])} bytes/s; "
-        f"{short(row.traffic[packets])} packets, {short(row.traffic[bytes_])} bytes since the start"
+        f"{some(row.flow[packets], 'packet')}/s, {some(row.flow[bytes_], 'byte')}/s; "
+        f"{some(row.traffic[packets], 'packet')}, {some(row.traffic[bytes_], 'byte')} since the start"
     )
 
 
@@ -60,7 +60,7 @@ def real(state: State, row: RealRow | None, width: int) -> Lines:
     share = f"{percent(row.share)} of its virtual servers' connections, fair would be {percent(row.fair)}"
     line = Line(width, state.look).gap(1).cell("share", _LABEL, FAINT)
     lines.append(line.put(state.look.bar(row.share, row.fair, 20)).gap(1).put(share).done())
-    bad = f"{short(row.unanswered)} unanswered SYNs; ditched {short(row.no_answer)} without answer, "
+    bad = f"{some(row.unanswered, 'unanswered SYN')}; ditched {short(row.no_answer)} without answer, "
     lines.append(_fact(state, "trouble", f"{bad}{short(row.reset)} reset", width))
     lines.append(_fact(state, "response", _answers(row), width))
     lines.append(_trend(state, "new/s", key, "rate", short(row.rate), width))

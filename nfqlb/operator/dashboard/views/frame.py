@@ -5,10 +5,11 @@ from datetime import datetime
 
 from rich.segment import Segment
 
+from nfqlb.core.plural import noun
 from nfqlb.operator.dashboard import panes as lists
 from nfqlb.operator.dashboard.grid import Line
 from nfqlb.operator.dashboard.panes import AnyPane
-from nfqlb.operator.dashboard.signs import CARE, CHOSEN, FAINT, GOOD, PLAIN, TITLE, WRONG, short
+from nfqlb.operator.dashboard.signs import CARE, CHOSEN, FAINT, GOOD, PLAIN, TITLE, WRONG, short, some
 from nfqlb.operator.dashboard.state import Confirming, Filtering, State, Weighing
 from nfqlb.operator.dashboard.views import detail, over, summary
 from nfqlb.operator.text import age, count
@@ -108,7 +109,7 @@ def header(state: State, width: int) -> list[Segment]:
     if snapshot is not None:
         right += datetime.fromtimestamp(snapshot.at).strftime("%H:%M:%S ")
         up = "" if snapshot.uptime is None else f"  up {age(snapshot.uptime)}"
-        left = f" {snapshot.version} {snapshot.datapath}{up}  {short(snapshot.connections)} connections"
+        left = f" {snapshot.version} {snapshot.datapath}{up}  {some(snapshot.connections, 'connection')}"
         line.cell(
             left + f"  {short(snapshot.rate)} new/s", max(0, line.left - len(right) - _flags_width(state))
         )
@@ -153,7 +154,8 @@ def _tabs(state: State, pane: AnyPane | None, width: int) -> list[Segment]:
     told = []
     if pane is not None:
         listing = pane.listing
-        told += [f"{_amount(pane)} rows"] if state.page.kind in ("virtuals", "reals", "connections") else []
+        if state.page.kind in ("virtuals", "reals", "connections"):
+            told.append(f"{_amount(pane)} {noun(pane.of, 'row')}")
         told += [f"holding {listing.pattern!r}"] if listing.pattern else []
     text = ", ".join(told)
     if line.left > len(text) + 2:

@@ -21,9 +21,10 @@ from nfqlb.operator.dashboard.signs import (
     micro,
     percent,
     short,
+    some,
 )
 from nfqlb.operator.dashboard.state import State
-from nfqlb.operator.text import count
+from nfqlb.operator.text import several
 
 Lines = list[list[Segment]]
 _LABEL = 13  # cells of the name of a fact
@@ -77,12 +78,12 @@ def _servers(state: State, snapshot: Snapshot, width: int) -> Lines:
     lines = []
     for title, rows in (("virtual", snapshot.virtuals), ("real", snapshot.reals)):
         line = _fact(state, title, width)
-        line.put(f"{count(len(rows))} servers:", PLAIN)
+        line.put(f"{several(len(rows), 'server')}:", PLAIN)
         counted = Counter(row.state for row in rows)
         for name in sorted(counted, key=lambda each: (-badness(each), each)):
             line.gap(2).put(letter(name), colour(name)).put(f" {counted[name]} {name}")
         lines.append(line.done())
-    sticky = f"{short(snapshot.sticky)} of at most {short(snapshot.sticky_limit)} entries"
+    sticky = f"{short(snapshot.sticky)} of at most {some(snapshot.sticky_limit, 'entry', 'entries')}"
     lines.append(_fact(state, "sticky", width).put(sticky).done())
     return lines
 
@@ -166,7 +167,7 @@ def _losses(state: State, snapshot: Snapshot, width: int) -> Lines:
         if numbers:
             lines.append(_counted(state, title, numbers, {}, width))
     if snapshot.unkept:
-        said = f"no room for {short(snapshot.unkept)} records: a new worker would not know them"
+        said = f"no room for {some(snapshot.unkept, 'record')}: a new worker would not know them"
         lines.append(_fact(state, "journal", width).put(said).done())
     return lines
 
