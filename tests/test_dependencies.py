@@ -27,7 +27,7 @@ PYTHON: dict[str, Any] = {canonicalize_name(name): entry for name, entry in LIST
 DEBIAN = LISTED["debian"]
 SCRIPTS = (
     "examples/setup.sh", "examples/demo.sh", "examples/pictures.sh", "tests/run.sh",
-    "tests/bench/run.sh",
+    "tests/bench/run.sh", "tests/soak/run.sh",
 )  # fmt: skip
 APPROVED = "Classifier: License :: OSI Approved"
 #: How licences are called where their identifier is not used.

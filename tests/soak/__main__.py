@@ -27,10 +27,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of all that is left to chance (1)")
     parser.add_argument("--minutes", type=float, default=60.0, help="how long (60)")
     parser.add_argument("--datapath", choices=("rewrite", "offload", "both"), default="rewrite")
+    parser.add_argument("--queries", type=int, default=0, help="of names, a second, beside all else (0)")
     parser.add_argument("--report", type=Path, help="a Markdown file to write")
     wanted = parser.parse_args()
     words = f"--seed {wanted.seed} --minutes {wanted.minutes:g} --datapath {wanted.datapath}"
-    with site(Shape(wanted.datapath), Size()) as place:
+    words += f" --queries {wanted.queries}" if wanted.queries else ""
+    with site(Shape(wanted.datapath, queries=wanted.queries), Size()) as place:
         story = Story(place, random.Random(wanted.seed), Pace(), to_terminal)
         try:
             story.tell(parts_of(wanted.minutes))

@@ -70,6 +70,7 @@ def report(story: Story, datapath: str, words: str) -> str:
         f"| downloads that arrived whole | {story.counts.downloads:,} | |",
         f"| that clients broke off | {story.counts.aborted:,} | |",
         f"| connections held | {sum(story.counts.held.values())} | |",
+        *_queries(story),
         f"| packets that came to the gateway | {story.packets:,}, {story.packets / lasted:,.0f} a second | |",
         f"| damaged packets | {story.site.malformed:,} | |",
         f"| lost with a server that was taken away | {story.excused:,} | |",
@@ -91,6 +92,14 @@ def report(story: Story, datapath: str, words: str) -> str:
     if story.wrong:
         lines += ["What was wrong:", "", *(f"- {text}" for text in story.wrong), ""]
     return "\n".join(lines)
+
+
+def _queries(story: Story) -> list[str]:
+    """A row of the queries beside, where there were any; a datagram that is lost is nobody's connection."""
+    counts = story.site.queries
+    if not counts:
+        return []
+    return [f"| queries beside | {counts['sent']:,}, {counts['completed']:,} of them answered | |"]
 
 
 def _steadiness(story: Story) -> list[str]:

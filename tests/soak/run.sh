@@ -9,7 +9,7 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 
 require_root
 # shellcheck disable=SC2086 # lists of words
-install_packages $build_packages $gateway_packages nginx-light curl dnsmasq-base bind9-dnsutils
+install_packages $build_packages $gateway_packages nginx-light curl dnsmasq-base bind9-dnsutils dnsperf
 install_project test
 cd "$root"
 exec "$venv/bin/python" -m tests.soak "$@"

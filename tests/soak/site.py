@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -29,7 +30,7 @@ from tests.netns.test_protocols import name_server
 from tests.soak.books import Burst, Counts, Taken
 from tests.soak.visitors import Loss, Place, Plan
 
-ECHO = 7777
+ECHO, MANY = 7777, 5353
 SOURCES = "198.18.0.0/15"
 PLACES = (
     Place("web", "http", VIP, 80),
@@ -40,6 +41,7 @@ PLACES = (
     Place("echo", "echo", VIP, 7),
     Place("echo6", "echo", VIP6, 7),
 )
+VISITED = frozenset(place.name for place in PLACES)
 FLOODED = Place("shop", "http", VIP, 8080)
 TIMEOUTS = "[timeouts]\nidle = 300\nhalf_open = 3\nclosing = 2\nudp = {}\n"
 LIMITS = "max_connections = 50000\nmax_sticky = 2000"
@@ -70,10 +72,15 @@ def _from(tcp: bool, client: bytes, port: int) -> tuple[bool, bytes, int]:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What does not change of a gateway's configuration: its datapath, and `udp` of its time-outs (s)."""
+    """What does not change: the gateway's datapath, `udp` of its time-outs (s), `queries` a second beside.
+
+    Those are of a name server's flows that go on through every storm, and are not told apart: they are there
+    for their number.
+    """
 
     datapath: Kind
     udp: int = 4
+    queries: int = 0
 
 
 def config(
@@ -89,7 +96,7 @@ def config(
     hashed = "maglev" if turns else "power-of-two"
     pages, echoes = [f"{name}:80" for name in names], [f"{name}:{ECHO}" for name in names]
     other: dict[str, Any] = {"datapath": "offload"} if shape.datapath == "both" else {}
-    virtuals = (
+    virtuals: tuple[str, ...] = (
         virtual("web", names, scheduler=plain),
         virtual("shop", pages, port=8080, sticky=20, synguard=2000, synguard_rate=1500, **other),
         virtual("fast", pages, port=81, scheduler="fastest-response"),
@@ -98,6 +105,8 @@ def config(
         virtual("echo", echoes, port=7, protocol="udp"),
         virtual("echo6", [f"{n}:{ECHO}" for n in six], port=7, protocol="udp", address=VIP6, **other),
     )
+    if shape.queries:
+        virtuals += (virtual("many", [f"{n}:53" for n in names], port=MANY, protocol="udp"),)
     reals = {server.name: _REAL for server in lab.servers}
     for server, weight in zip(lab.servers, weights, strict=False):
         reals[server.name] += f"weight = {weight}\n"
@@ -121,6 +130,8 @@ class Site:
         self.before: dict[str, object] = {}  # what `traces` said when there was no gateway yet
         self.crowd: list[Program] = []
         self.trickle: Program | None = None
+        self.asker: Program | None = None
+        self.queries: Counter[str] = Counter()  # how many were "sent", "completed" and "lost"
         self.malformed = 0
         self.taken: list[Taken] = []
         self.bursts: list[Burst] = []
@@ -193,6 +204,7 @@ class Site:
         """Have the visitors rest; what they have counted since the beginning, and what was lost since the
         last rest."""
         self._accounts += 1
+        self._ask_no_more()
         for program in self.crowd:
             assert program.running, program.stderr
             program.send(signal.SIGUSR1)
@@ -206,6 +218,19 @@ class Site:
         """Have them go on."""
         for program in self.crowd:
             program.send(signal.SIGUSR2)
+        if self.shape.queries:
+            # not from where visitors are: they choose ports by themselves
+            words = ("-s", VIP, "-p", str(MANY), "-Q", str(self.shape.queries), "-c", "20", "-l", "600", "-W")
+            given = self.lab.directory / "queries"
+            given.write_text("who.test TXT\n")
+            self.asker = self.hostile.start("dnsperf", *words, "-d", str(given), ending=signal.SIGINT)
+
+    def _ask_no_more(self) -> None:
+        if self.asker is not None:
+            self.asker.stop()
+            found = re.findall(r"Queries (sent|completed|lost): +(\d+)", self.asker.stdout)
+            self.queries.update({name: int(count) for name, count in found})
+            self.asker = None
 
     def molest(self, seed: int, rate: float) -> None:
         """Begin to send damaged packets."""
