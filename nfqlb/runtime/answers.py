@@ -25,15 +25,20 @@ def offer(desk: "Desk") -> None:
 
 
 def _summary(desk: "Desk", request: Request) -> None:
-    """The gateway as a whole: what all workers counted, and what the supervisor knows."""
+    """The gateway as a whole: what all workers counted, and what the supervisor knows.
 
-    def finish(counts: JSON) -> JSON:
+    Refused while no worker answers, as the snapshot is not: who looks after the gateway goes by it.
+    """
+
+    def finish(counts: JSON) -> None:
         assert isinstance(counts, dict)
         whole = summary(desk.pulse.carry.add(counts), desk.status())
-        last = desk.last or {}
-        return {**whole, "verdict": last.get("verdict"), "problems": last.get("problems", [])}
+        desk.fresh(
+            request,
+            lambda last: request.reply({**whole, "verdict": last["verdict"], "problems": last["problems"]}),
+        )
 
-    desk.forward(request, finish)
+    desk.call(request, finish)
 
 
 def _virtuals(desk: "Desk", request: Request) -> None:
@@ -56,8 +61,12 @@ def _reals(desk: "Desk", request: Request) -> None:
 
 
 def _snapshot(desk: "Desk", request: Request) -> None:
-    views.check_names("snapshot", request.args, ())
-    desk.with_snapshot(request, request.reply)
+    """The last one, which costs the worker nothing; one of now for who wants that."""
+    views.check_names("snapshot", request.args, ("fresh",))
+    fresh = request.args.get("fresh", False)
+    if not isinstance(fresh, bool):
+        raise views.bad(f"fresh: {fresh!r} is neither true nor false")
+    (desk.fresh if fresh else desk.with_snapshot)(request, request.reply)
 
 
 def _watch(desk: "Desk", request: Request) -> None:

@@ -8,7 +8,7 @@ is to be seen is put into `rules`, `reload` or `others`, and is in the next snap
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from nfqlb import __version__
 from nfqlb.core.spec import Config
@@ -29,6 +29,14 @@ from nfqlb.runtime.watching import Watching
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[Request], None]
+
+
+class _Fresh(NamedTuple):
+    """Who waits for a snapshot: the last of so many accounts from now on is begun late enough."""
+
+    request: Request
+    then: Callable[[JSONObject], None]
+    accounts: int
 
 
 class Worker(Asks, Protocol):
@@ -92,6 +100,7 @@ class Desk:
         self._queues = QueueWatch(self.events, clock)
         self._sums = QueueSums()
         self._first: list[tuple[Request, Callable[[JSONObject], None]]] = []  # who wait for the first one
+        self._waiting_for_fresh: list[_Fresh] = []
         self._handlers: dict[str, Handler] = {}
         answers.offer(self)
 
@@ -118,9 +127,11 @@ class Desk:
 
     def forward(self, request: Request, finish: Callable[[JSON], JSON]) -> None:
         """Let the worker answer; `finish` makes of its result what is replied."""
-        self._worker.call(
-            request.cmd, request.args, lambda result: request.reply(finish(result)), request.refuse
-        )
+        self.call(request, lambda result: request.reply(finish(result)))
+
+    def call(self, request: Request, then: Callable[[JSON], None]) -> None:
+        """Ask the worker, and call `then` with its result."""
+        self._worker.call(request.cmd, request.args, then, request.refuse)
 
     def with_snapshot(self, request: Request, then: Callable[[JSONObject], None]) -> None:
         """Call `then` with the last snapshot, or with the first one where there is none yet."""
@@ -129,10 +140,17 @@ class Desk:
         else:
             then(self.last)
 
+    def fresh(self, request: Request, then: Callable[[JSONObject], None]) -> None:
+        """Call `then` with a snapshot that is made from now on; with the last one where no worker answers."""
+        accounts = 2 if self.pulse.under_way else 1
+        self._waiting_for_fresh.append(_Fresh(request, then, accounts))
+        self.pulse.ask()
+
     def tick(self) -> None:
         """To be called once a second."""
         if self._asked and self.last is not None:
             self._renew(self.last)
+            self._serve(self.last, at_once=True)
         self._asked = True
         self.pulse.tick()
         self.waiting.tick()
@@ -205,7 +223,8 @@ class Desk:
             around, at = self._around(), self._wall()
             self._show(picture.degraded(self.last, self.status(), around, at, error.message), scheduled)
         first, self._first = self._first, []
-        for request, _ in first:
+        waiting, self._waiting_for_fresh = self._waiting_for_fresh, []
+        for request in (*(each[0] for each in first), *(each.request for each in waiting)):
             request.refuse(error)
 
     def _show(self, snapshot: JSONObject, scheduled: bool) -> None:
@@ -218,14 +237,21 @@ class Desk:
             self.history.append(self._wall(), self._moment.values)
         first, self._first = self._first, []
         for request, then in first:
-            try:
-                then(snapshot)
-            except ControlError as error:
-                request.refuse(error)
+            _give(request, then, snapshot)
+        self._serve(snapshot, at_once=snapshot["state"] != picture.RUNNING)
         if snapshot["state"] == picture.RUNNING:
             self.waiting.look(snapshot)
         for listen in self.listeners if scheduled else ():
             self._carefully(listen, snapshot)
+
+    def _serve(self, snapshot: JSONObject, *, at_once: bool) -> None:
+        """A snapshot for those who wait for a fresh one: who asked before its account was begun."""
+        waiting, self._waiting_for_fresh = self._waiting_for_fresh, []
+        for each in waiting:
+            if at_once or each.accounts == 1:
+                _give(each.request, each.then, snapshot)
+            else:
+                self._waiting_for_fresh.append(each._replace(accounts=each.accounts - 1))
 
     def _carefully(self, look: Callable[[JSONObject], object], snapshot: JSONObject) -> None:
         """Show somebody a snapshot; who stumbles over it takes nobody else's away."""
@@ -264,3 +290,8 @@ class Desk:
         )
 
 
+def _give(request: Request, then: Callable[[JSONObject], None], snapshot: JSONObject) -> None:
+    try:
+        then(snapshot)
+    except ControlError as error:
+        request.refuse(error)

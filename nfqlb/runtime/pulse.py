@@ -70,6 +70,11 @@ class Pulse:
         self._scheduled = True
         self.ask()
 
+    @property
+    def under_way(self) -> bool:
+        """Whether an account is being made: who asks now gets the one after it."""
+        return self._under_way
+
     def ask(self) -> None:
         """Have an account that is as of now or later. Many who ask at a time get the same."""
         if self._under_way:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from nfqlb.core.admission import ServerState
 from nfqlb.netfilter.queue_status import QueueStatus, Room
 from nfqlb.runtime import orders
 from nfqlb.runtime.beat import Beat
@@ -26,6 +27,8 @@ class Worker:
         self.restarts = 0
         self.asked: list[str] = []
         self.silent = False
+        self.later = False  # until it is told to `answer`, each time
+        self._waiting: list[Callable[[], None]] = []
         self.beat = Beat(lab.director, Losses, lab.now)
 
     def call(
@@ -37,10 +40,19 @@ class Worker:
         if self.pid is None:
             failed(restarting())
             return
+        found: list[JSON] = []
         try:
-            self._answer(cmd, args, done)
+            self._answer(cmd, args, found.append)
         except ControlError as error:
             failed(error)
+            return
+        self._waiting.append(lambda: done(found[0]))
+        if not self.later:
+            self.answer()
+
+    def answer(self) -> None:
+        """The oldest answer that it has kept back is given."""
+        self._waiting.pop(0)()
 
     def forward(self, request: Request) -> None:
         self.call(request.cmd, request.args, request.reply, request.refuse)
@@ -149,6 +161,48 @@ def test_a_snapshot_before_the_first_account_waits_for_it() -> None:
     office.worker.pid = 4711
     office.tick()
     assert isinstance(replies[0], dict)
+
+
+def test_a_snapshot_of_now(office: Office) -> None:
+    """As what the worker is asked for directly: who reads both finds no contradiction."""
+    assert office.ask("set-real", name="a", state="maintenance") is not None
+    office.lab.director.operation.set_real("b", setting=ServerState.MAINTENANCE, now=office.lab.now)
+    assert [row["state"] for row in office.snapshot()["reals"]] == ["maintenance", "in-service"]
+    assert office.ask("summary")["verdict"] == "1 of 1 virtual server (shop) without a server for new clients"  # type: ignore[index,call-overload]
+    office.lab.director.operation.set_real("b", setting=ServerState.IN_SERVICE, now=office.lab.now)
+    fresh = office.ask("snapshot", fresh=True)
+    assert isinstance(fresh, dict)
+    assert fresh["verdict"] == "all well"
+    assert isinstance(office.ask("snapshot", fresh=1), ControlError)
+
+
+def test_a_snapshot_of_now_while_an_account_is_under_way_is_the_one_after(office: Office) -> None:
+    office.worker.later = True
+    office.desk.pulse.ask()
+    office.lab.connect()
+    replies: list[Outcome] = []
+    request = Request(1, "snapshot", {"fresh": True}, None, lambda _, outcome: replies.append(outcome))
+    office.desk.answer(request)
+    office.worker.answer()
+    assert replies == []
+    office.worker.answer()
+    (whole,) = replies
+    assert isinstance(whole, dict)
+    assert whole["connections"]["now"] == 1  # type: ignore[index,call-overload]
+
+
+def test_a_snapshot_of_now_is_the_last_one_where_the_worker_is_silent(office: Office) -> None:
+    office.worker.silent = True
+    replies: list[Outcome] = []
+    request = Request(1, "snapshot", {"fresh": True}, None, lambda _, outcome: replies.append(outcome))
+    office.desk.answer(request)
+    office.tick()
+    office.tick()
+    assert len(replies) == 1
+    office.die()
+    office.worker.silent = False
+    office.desk.pulse.born()
+    assert office.ask("snapshot", fresh=True)["state"] == "degraded"  # type: ignore[index,call-overload]
 
 
 def test_a_queue_that_fills_is_seen_between_two_snapshots(office: Office) -> None:

@@ -17,7 +17,7 @@ def findings(socket: Path, config: Config | None) -> list[JSONObject]:
     """All findings. `config` is what to look at this machine for where no gateway answers on the socket."""
     with Client(socket) as client:
         try:
-            snapshot = client.call("snapshot")
+            snapshot = _snapshot(client)
         except ControlError as error:
             return [_absent(error, config), *_of_this_machine(config)]
         assert isinstance(snapshot, dict)
@@ -28,6 +28,16 @@ def findings(socket: Path, config: Config | None) -> list[JSONObject]:
             return [*found, gateway.row("unseen", "machine", error.message, error.hint)]
         found = gateway.findings(snapshot, __version__, host)
         return found + [_clock_from_here() if _is_unseen_clock(row) else row for row in host]
+
+
+def _snapshot(client: Client) -> object:
+    """A snapshot of now; of a gateway of an earlier version, which knows no such, its last one."""
+    try:
+        return client.call("snapshot", {"fresh": True})
+    except ControlError as error:
+        if error.code != "bad-argument":
+            raise
+        return client.call("snapshot")
 
 
 def _is_unseen_clock(row: JSONObject) -> bool:
