@@ -72,7 +72,8 @@ class RealSnapshot(NamedTuple):
     `since` is the age of the present state in seconds; `reason` says why it is in that state. Of a server
     that has failed `failed` is how many seconds ago it did, tests in between or not, and `test` in how
     many one connection may test it, 0 where that only wants a client; else both are None. `responses` are
-    all response times that were measured.
+    all response times that were measured. `setting` and `weight` are what holds, which an operator may have
+    set; `weight_configured` is the configuration's.
     """
 
     name: str
@@ -80,7 +81,9 @@ class RealSnapshot(NamedTuple):
     state: str
     reason: str
     since: float
+    setting: str
     weight: float
+    weight_configured: float
     connections: int
     total: int
     max_connections: int

@@ -156,7 +156,7 @@ def reals(document: JSON) -> list[str]:
         ("ADDRESS", [_text(real, "address") for real in found]),
         ("STATE", [_text(real, "state") for real in found]),
         ("SINCE", [age(_number(real, "since_s")) for real in found]),
-        ("WEIGHT", [f"{_number(real, 'weight'):g}" for real in found]),
+        ("WEIGHT", [f"{_number(real, 'weight'):g}{'*' if _reweighed(real) else ''}" for real in found]),
         ("CONN", [count(_number(real, "connections")) for real in found]),
     ]
     limits = [_number(real, "max_connections") for real in found]
@@ -177,6 +177,7 @@ def reals(document: JSON) -> list[str]:
     rows = list(zip(*(cells for _, cells in columns), strict=True))
     lines = table(titles, rows, right=titles[3:])
     told = [(_text(real, "name"), why) for real in found if (why := _why(real))]
+    told += [(_text(real, "name"), by_hand) for real in found if (by_hand := _reweighed(real))]
     told += [(_text(real, "name"), wrong) for real in found if (wrong := _wrong_link(real))]
     return [*lines, "", *facts(told)] if told else lines
 
@@ -299,6 +300,14 @@ def _why(real: JSONObject) -> str:
     if test is not None:
         told.append(f"to be tested in {age(test)}" if test else "waits for a client to test it")
     return ", ".join(filter(None, told))
+
+
+def _reweighed(real: JSONObject) -> str:
+    """What is to be known of a weight that was set by hand; empty where it is the configuration's."""
+    weight, configured = _number(real, "weight"), _optional(real, "weight_configured")
+    if configured in (None, weight):
+        return ""
+    return f"weight {weight:g} set by hand, {configured:g} in the configuration"
 
 
 def _wrong_link(real: JSONObject) -> str:

@@ -30,10 +30,11 @@ from nfqlb.config.load import ConfigError
 from nfqlb.core.spec import Config, Server
 from nfqlb.netfilter.errors import KernelError
 from nfqlb.runtime import access, views
+from nfqlb.runtime.by_hand import by_hand
 from nfqlb.runtime.course import Course, Runner, Step
 from nfqlb.runtime.desk import Desk, Worker
 from nfqlb.runtime.handover import Handover, Reading, Source
-from nfqlb.runtime.protocol import JSON, ControlError, Request
+from nfqlb.runtime.protocol import JSON, ControlError, JSONObject, Request
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +161,12 @@ class Reload:
             errors, warnings = _judged(rows)
             reasons: list[JSON] = [*transition.refusals(self.config, wanted, room=self._room), *errors]
             warned: list[JSON] = [*warnings]
-            request.reply({"differences": documents, "said": lines, "refused": reasons, "warnings": warned})
+            told: JSONObject = {
+                "differences": documents, "said": lines, "refused": reasons, "warnings": warned
+            }  # fmt: skip
+            self._desk.fresh(
+                request, lambda snapshot: request.reply({**told, "by_hand": by_hand(snapshot, wanted)})
+            )
 
         self._kernel.findings(before, wanted)(
             reply, lambda error: request.refuse(ControlError("kernel", str(error)))

@@ -202,6 +202,13 @@ def shown(subject: str, document: JSON, limit: int | None = None) -> str:
     return "\n".join(render(subject, document, limit)) + "\n"
 
 
+def test_a_weight_that_was_set_by_hand_is_marked() -> None:
+    other: JSONObject = {**WEB1, "name": "web4", "weight_configured": 2}
+    lines = render("reals", [{**WEB1, "weight_configured": 1}, other])
+    assert [line.split()[4] for line in lines[1:3]] == ["1", "1*"]
+    assert lines[3:] == ["", "web4  weight 1 set by hand, 2 in the configuration"]
+
+
 def test_summary() -> None:
     assert shown("summary", SUMMARY) == (
         "nfqlb        1.2.3, rewrite datapath\n"

@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 
 from nfqlb.config.transition import without_leftovers
+from nfqlb.core.director import Director
 from nfqlb.core.spec import Config
 from nfqlb.netfilter.errors import KernelError
+from nfqlb.runtime.beat import Beat
 from nfqlb.runtime.course import Step
 from nfqlb.runtime.desk import Desk
 from nfqlb.runtime.handover import Handover, Source
 from nfqlb.runtime.protocol import JSON, ControlError, JSONObject, Level, Outcome, Peer, Request
 from nfqlb.runtime.reload import Reload
+from nfqlb.runtime.summary import Losses
 
 BASE = """
 [gateway]
@@ -54,6 +57,8 @@ class Gateway:
         self.handover = Handover()
         source = Source(self.file)
         config = source.read()
+        self.director = Director(config, now=0.0)
+        self.beat = Beat(self.director, Losses, 0.0)
         self.desk = Desk(config, self, {}, wall=lambda: 1000.0)
         self.reload = Reload(
             config, source, self.desk, self, self, self.handover, room=1_000_000, prepare=self.prepare,
@@ -101,6 +106,9 @@ class Gateway:
     def call(
         self, cmd: str, args: JSONObject, done: Callable[[JSON], None], failed: Callable[[ControlError], None]
     ) -> None:
+        if cmd == "pulse":
+            done([*self.beat.rows(args, 0.0)])
+            return
         if cmd == "reload":
             size = args["size"]
             assert isinstance(size, int)
@@ -395,6 +403,18 @@ def test_a_difference_before(gateway: Gateway) -> None:
     assert isinstance(answer, dict)
     assert answer["differences"] == []
     assert gateway.ask("diff", file="relative.toml").code == "bad-argument"  # type: ignore[union-attr]
+
+
+def test_a_difference_tells_what_is_set_by_hand(gateway: Gateway) -> None:
+    """Which a reload leaves as it is, but for a weight that the file has changed."""
+    gateway.director.operation.set_real("web1", weight=3, now=0.0)
+    answer = gateway.ask("diff")
+    assert isinstance(answer, dict)
+    assert answer["by_hand"] == ["real server web1: weight 3 instead of 1; it stays"]
+    gateway.write(BASE.replace('"10.0.0.1"', '"10.0.0.1"\nweight = 5'))
+    answer = gateway.ask("diff")
+    assert isinstance(answer, dict)
+    assert answer["by_hand"] == ["real server web1: weight 3; 5 takes its place"]
 
 
 def test_a_difference_that_is_nothing_for_this_machine(gateway: Gateway) -> None:

@@ -52,6 +52,7 @@ def _diff(options: argparse.Namespace) -> int:
         say(show.as_json(answer))
         return 0
     say(map(clean, answer["said"] or ["nothing is different"]))
+    say(f"set by hand: {clean(str(line))}" for line in answer.get("by_hand", ()))
     _warn(answer)
     refused = answer["refused"]
     if refused:

@@ -105,7 +105,7 @@ def reals(state: State, rows: Sequence[RealRow]) -> list[Column[RealRow]]:
                most=addresses),
         Column("STATE", 14, lambda row, _: (row.state, colour(row.state)), rank=6),
         Column("SINCE", 6, lambda row, _: _age(row.since), True, rank=2, sort=lambda row: row.since),
-        Column("WT", 4, lambda row, _: _weight(row.weight), True, rank=2, sort=lambda row: _less(row.weight),
+        Column("WT", 4, lambda row, _: _weight(row), True, rank=2, sort=lambda row: _less(row.weight),
                falling=True),
         _number("CONN", 5, lambda row: row.connections, 0),
         _number("LIMIT", 5, lambda row: row.limit or None, 2 if any(row.limit for row in rows) else 7),
@@ -228,8 +228,11 @@ def _letter(state: str) -> Cell:
     return letter(state), colour(state)
 
 
-def _weight(weight: float | None) -> str:
-    return "-" if weight is None else f"{weight:g}"
+def _weight(row: RealRow) -> str:
+    """One that was set by hand has a mark."""
+    if row.weight is None:
+        return "-"
+    return f"{row.weight:g}{'' if row.configured in (None, row.weight) else '*'}"
 
 
 def _age(seconds: float | None) -> str:

@@ -91,6 +91,7 @@ class RealRow:
     reason: str
     since: float | None
     weight: float | None
+    configured: float | None
     connections: float
     limit: float
     total: float
@@ -292,6 +293,7 @@ def _real(
         reason=_text(row, "reason"),
         since=read.optional(row, "since_s"),
         weight=read.optional(row, "weight"),
+        configured=read.optional(row, "weight_configured"),
         connections=read.number(row, "connections"),
         limit=read.optional(row, "max_connections") or 0.0,
         total=read.number(row, "total"),

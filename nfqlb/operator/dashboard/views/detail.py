@@ -55,6 +55,8 @@ def real(state: State, row: RealRow | None, width: int) -> Lines:
     lines.append(_fact(state, "address", row.address + (f" ({link})" if link else ""), width))
     limit = f"of at most {short(row.limit)}" if row.limit else "without a limit"
     weight = "-" if row.weight is None else f"{row.weight:g}"
+    if row.configured not in (None, row.weight):
+        weight += f" set by hand, {row.configured:g} in the configuration"
     live = f"{short(row.connections)} {limit}, {short(row.total)} in all; weight {weight}"
     lines.append(_fact(state, "connections", f"{live}; behind {', '.join(row.virtuals) or 'nothing'}", width))
     share = f"{percent(row.share)} of its virtual servers' connections, fair would be {percent(row.fair)}"
