@@ -4,7 +4,8 @@ Owns the lists of commands and of their second words. Imported at every start, s
 """
 
 import argparse
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
 
 from nfqlb.runtime.printable import clean
@@ -41,10 +42,32 @@ class Parser(argparse.ArgumentParser):
 
     def explained(self, message: str) -> str:
         """The message, or a better one."""
+        wrong = _WRONG.match(message)
         for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction) and message.endswith(f": {action.metavar}"):
+            if not isinstance(action, argparse._SubParsersAction):
+                continue
+            if message.endswith(f": {action.metavar}"):
                 return f"{action.metavar} is missing: {', '.join(action.choices)}"
+            if wrong is not None and wrong["of"] == action.metavar:
+                return _unknown(wrong["word"], str(action.metavar), list(action.choices))
         return message
+
+
+_WRONG = re.compile(
+    r"argument (?P<of>\S+): invalid choice: (?P<quote>['\"])(?P<word>.*)(?P=quote) \(", re.DOTALL
+)
+
+
+def _unknown(word: str, metavar: str, known: Sequence[str]) -> str:
+    """What is said of a word that there is not: the one that was meant, or all that there are."""
+    from difflib import get_close_matches
+
+    several = [each for each in known if word and each.startswith(word)]
+    if len(several) > 1:
+        return f"{metavar} {word!r} may be any of {', '.join(several)}"
+    near = get_close_matches(word, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
+    return f"there is no {metavar} {word!r}; {hint}"
 
 
 def positive(text: str) -> int:

@@ -27,6 +27,7 @@ from nfqlb.core.snapshot import (
 )
 from nfqlb.core.spec import Address, Gateway
 from nfqlb.operator import cli
+from nfqlb.operator.change import wanted
 from nfqlb.operator.commands.common import SOCKET
 from nfqlb.operator.words import WORDS
 from nfqlb.runtime import client, views
@@ -291,6 +292,43 @@ def test_where_a_word_is_missing_the_words_are_listed(capsys: pytest.CaptureFixt
             cli.main(words)
         said = capsys.readouterr().err.splitlines()[-1]
         assert said.endswith(f" is missing: {', '.join(WORDS[words[0]] if words else WORDS)}")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["shwo"], "there is no COMMAND 'shwo'; did you mean show?"),
+        (["show", "realz"], "there is no SUBJECT 'realz'; did you mean reals?"),
+        (["set", "rael", "web1", "drain"], "there is no KIND 'rael'; did you mean real?"),
+        (["it's"], "there is no COMMAND \"it's\"; there are: run, check, "),
+        (["s"], "COMMAND 's' may be any of show, set"),
+    ],
+)
+def test_of_a_word_that_there_is_not_the_nearest_is_named(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exited:
+        cli.main(words)
+    assert exited.value.code == 2
+    assert f"error: {says}" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "order"),
+    [
+        (["weight", "3"], {"weight": 3.0}),
+        (["weight=3", "drain"], {"weight": 3.0, "state": "drain"}),
+        (["drain", "weight", ".5"], {"weight": 0.5, "state": "drain"}),
+    ],
+)
+def test_a_weight_may_be_said_in_two_words(words: list[str], order: dict[str, object]) -> None:
+    assert wanted(words, weighed=True) == order
+
+
+@pytest.mark.parametrize("words", [["weight"], ["weight", "drain"], ["drain", "weight"]])
+def test_a_weight_without_its_number_is_none(words: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"which\? weight=N"):
+        wanted(words, weighed=True)
 
 
 def test_words_may_be_shortened_while_unambiguous(running: Running) -> None:
