@@ -189,7 +189,7 @@ class Desk:
         self.reload["as_before"] = True
         self.reloaded(trouble)
         told = f"runs on the configuration of before: {trouble}"
-        self.events.add("gateway", "", f"{told}; repair it, then `nfqlb reload`", level="error")
+        self.events.add("gateway", "", f"{told}; repair it, then `nfqlb reload`", level="warning")
         return told
 
     def configured(self, config: Config) -> None:

@@ -67,7 +67,7 @@ def test_a_restart_with_a_broken_file_goes_on_as_before(lab: Lab, gateway: Appli
         log = gateway.program.stderr
         assert re.search(rf"ERROR: {gateway.config}:\d+: error: .*schedular", log)
         assert re.search(rf"ERROR: {gateway.config}:\d+: error: .*flavour", log)
-        assert f"ERROR: {said}; repair it, then `nfqlb reload`" in log
+        assert f"WARNING: {said}; repair it, then `nfqlb reload`" in log
         assert order(lab, "reload").returncode == 1
         assert "runs on the configuration of before" in verdict(gateway)
         reload(gateway, web(lab, "web1", "web2"))

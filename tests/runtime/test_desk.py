@@ -9,6 +9,7 @@ import pytest
 
 from nfqlb.core.admission import ServerState
 from nfqlb.netfilter.queue_status import QueueStatus, Room
+from nfqlb.operator.doctor import gateway
 from nfqlb.runtime import orders
 from nfqlb.runtime.beat import Beat
 from nfqlb.runtime.channel import restarting
@@ -263,6 +264,17 @@ def test_a_refused_reload_is_seen_at_once_and_until_one_succeeds(office: Office)
     office.desk.reloaded()
     assert seen == ["last reload failed: line 3", "all well"]
     assert office.snapshot()["verdict"] == "all well"
+
+
+def test_what_runs_as_before_is_a_warning_wherever_it_is_said(office: Office) -> None:
+    """F11, F19: it serves; what is wrong with the file is the log's error."""
+    said = office.desk.begun_as_before("web.toml has 2 errors")
+    (event, *_) = office.desk.events.newest(1)
+    assert (event["level"], str(event["text"]).split(";")[0]) == ("warning", said)
+    office.tick()
+    assert office.snapshot()["problems"] == [{"level": "warning", "what": said}]
+    rows = gateway.findings(office.snapshot(), office.snapshot()["version"])
+    assert [row["level"] for row in rows if said in str(row["what"])] == ["warning"]
 
 
 def test_nobody_but_the_pulse_asks_the_worker(office: Office) -> None:
