@@ -17,6 +17,8 @@ GROUPS = frozenset(
         "evicted", "audit", "defects",
     }
 )  # fmt: skip
+#: What a worker knows from a gateway that is gone, and no counter of this one goes on from.
+_REMEMBERED = "ditched"
 #: Fields that tell the rows of a list apart: the first that is there does.
 _IDENTITY = ("name", "real", "number")
 
@@ -37,6 +39,7 @@ class Carry:
         self._begun: dict[Path, float] = {}  # and what it began with
         self._before: dict[Path, float] = {}  # what has to be added to it
         self._beside: dict[Path, float] = {}  # and what others have counted
+        self._earlier: dict[Path, float] | None = None  # what others counted before this gateway
         self._tree: Tree = {}  # both together, as a tree
 
     def learn(self, document: JSONObject) -> None:
@@ -44,7 +47,14 @@ class Carry:
         self._last = document
 
     def succeed(self, begun: Mapping[Path, float]) -> None:
-        """A new worker is there, which had `begun` with this: a successor knows part of what was counted."""
+        """A new worker is there, which had `begun` with this: a successor knows part of what was counted.
+
+        What the first one remembers is of an earlier gateway: connections that it has taken over count, what
+        its servers could not make does not.
+        """
+        if self._earlier is None:
+            first = begun if self._last is None else {}
+            self._earlier = {path: value for path, value in first.items() if _REMEMBERED in path}
         counted = self._begun if self._last is None else dict(counters(self._last))
         whole = {path: counted.get(path, 0) + self._before.get(path, 0) for path in counted | self._before}
         self._before = {
@@ -62,6 +72,8 @@ class Carry:
         sums = dict(self._before)
         for path, value in self._beside.items():
             sums[path] = sums.get(path, 0) + value
+        for path, value in (self._earlier or {}).items():
+            sums[path] = sums.get(path, 0) - value
         self._tree = _tree(sums)
 
     def add(self, document: JSONObject) -> JSONObject:
@@ -90,7 +102,8 @@ def _added(value: JSON, tree: Tree | float, *, counts: bool) -> JSON:
     """A value with what a tree holds for it. In a group, what the value has not is what the tree has."""
     if not isinstance(tree, dict):
         known = isinstance(value, int | float) and not isinstance(value, bool)
-        return value + tree if known and isinstance(value, int | float) else value
+        # another server under the name of one that is gone has not had what was counted before
+        return max(0, value + tree) if known and isinstance(value, int | float) else value
     if isinstance(value, dict):
         made = dict(value)
         for name, below in tree.items():

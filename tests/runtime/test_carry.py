@@ -45,6 +45,18 @@ def test_a_successor_knows_part_of_it_from_the_journal() -> None:
     assert carry.add(account(3, ditched=6)) == account(8, ditched=6)
 
 
+def test_what_servers_could_not_make_before_this_gateway_does_not_count() -> None:
+    """The first worker knows it from the journal, and so does every other; connections taken over count."""
+    carry = Carry()
+    carry.succeed(begun(account(2, ditched=5)))
+    assert carry.add(account(2, ditched=5)) == account(2)
+    carry.learn(account(4, ditched=6))
+    assert carry.add(account(4, ditched=6)) == account(4, ditched=1)
+    carry.succeed(begun(account(1, ditched=7)))  # one more than was told before the first one died
+    assert carry.add(account(1, ditched=7)) == account(4, ditched=2)
+    assert carry.add(account(1, ditched=1)) == account(4)  # another server, of the same name
+
+
 def test_a_reason_that_has_not_occurred_again_is_still_there() -> None:
     carry = Carry()
     carry.learn(account(7, {"no-server": 3, "malformed": 1}))
