@@ -23,6 +23,16 @@ _REFUSED = "Connection refused"
 
 CLOCK, FINE_CLOCK = "clock", "kept right by a time service"
 
+#: Areas of which who has no rights sees too little. A gateway looks with its own.
+_OF_ROOT = ("rights", "alone", "rules", "firewall", "addresses", "neighbours")
+_BLIND = Finding(
+    "unseen",
+    "not looked at, as that is for root: rules and firewall, other gateways and their queues, neighbours, "
+    "and whether somebody else has a virtual address",
+    "run as root, or with CAP_NET_ADMIN; or ask a gateway that runs, as a member of the group nfqlb-read",
+    "rights",
+)
+
 Check = Callable[[Config, Facts, Vitals], Iterator[Finding]]
 
 
@@ -32,13 +42,19 @@ def diagnose(config: Config, facts: Facts, vitals: Vitals, aside: Collection[str
     `aside` are the real servers that an operator has taken out: they may well be switched off.
     """
     found: list[Finding] = []
+    blind = _OF_ROOT if not vitals.running and not facts.net_admin else ()
     for area, (checks, fine) in _AREAS.items():
+        if area == "rights" and blind:
+            found.append(_BLIND)
+            continue
         here = [finding for check in checks for finding in check(config, facts, vitals)]
         # the gateway that runs is the one that is asked, and a worker alone can be taken over from
         if area != "alone" or not (vitals.running or vitals.alone is not None):
             here += [one for name, check in host.CHECKS if name == area for one in check(config, facts)]
         here = [finding for finding in here if not _is_aside(config, finding, aside)]
-        if area in vitals.unseen:
+        if area in blind:
+            pass  # what was found is true, but that nothing was says nothing
+        elif area in vitals.unseen:
             here.append(Finding("unseen", f"could not be looked at: {vitals.unseen[area]}"))
         elif not here and (text := fine(config, facts, vitals)):
             here.append(Finding("ok", text))

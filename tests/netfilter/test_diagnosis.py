@@ -71,6 +71,19 @@ def test_without_a_configuration_the_machine_alone_is_looked_at() -> None:
     assert found(bare, Facts({}), Config(Gateway((), ()), (), ())) == []
 
 
+def test_who_has_no_rights_is_told_what_was_not_looked_at() -> None:
+    """Once; and of what he cannot see nobody says that it is well. What he sees is judged as ever."""
+    vitals, facts = well(running=False), replace(FACTS, net_admin=False)
+    vitals.unseen = {"firewall": "not for you", "neighbours": "not for you"}
+    finding = only(vitals, facts)
+    assert (finding.level, finding.area) == ("unseen", "rights")
+    fine = {each.area for each in diagnose(CONFIG, facts, vitals) if each.level == "ok"}
+    assert fine & {"rights", "alone", "rules", "firewall", "addresses", "neighbours"} == set()
+    assert {"interfaces", "routes", "servers", "conntrack", "limits"} <= fine
+    vitals.ports = {(WEB, 8080): "Connection refused"}
+    assert [each.area for each in found(vitals, facts)] == ["rights", "servers"]
+
+
 def test_forwarding_that_is_off() -> None:
     vitals = well()
     vitals.forwarding = {"net/ipv4/conf/eth1.7/forwarding": "0"}
