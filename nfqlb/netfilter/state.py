@@ -119,7 +119,7 @@ class Claim:
     """
 
     def __init__(self, directory: Path = DIRECTORY, where: Namespace | None = None) -> None:
-        self._file = _lock_file(directory, where)
+        self._file = lock_file(directory, where)
         self._descriptor = self._take()
         try:
             os.truncate(self._descriptor, 0)
@@ -178,7 +178,7 @@ class Claim:
 
 def owner(directory: Path = DIRECTORY, where: Namespace | None = None) -> int | None:
     """The process id of the nfqlb that holds this network namespace, None where there is none."""
-    with contextlib.suppress(OSError), _lock_file(directory, where).open("rb") as file:
+    with contextlib.suppress(OSError), lock_file(directory, where).open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -198,5 +198,6 @@ def _replace(file: Path, text: str) -> None:
     fresh.replace(file)
 
 
-def _lock_file(directory: Path, where: Namespace | None) -> Path:
+def lock_file(directory: Path, where: Namespace | None) -> Path:
+    """The file whose lock says that a network namespace is held."""
     return directory / f"net-{(where or namespace()).inode}.lock"

@@ -72,8 +72,8 @@ class Journal:
         where: Namespace | None = None,
     ) -> None:  # fmt: skip
         where = where or namespace()
-        directory = directory or storage()
-        self.path = directory / f"journal-{where.inode}"
+        self.path = journal_file(where, directory)
+        directory = self.path.parent
         self.lost = 0  # connections that found no room; they do not survive the worker
         wanted = [Wanted(kind, record, capacity, _CHUNK) for kind, record in _KINDS.items()]
         wanted.append(Wanted(_NAMES, Struct(f"={ledger.PAIR}x"), ledger.CAPACITY, _NAMES_CHUNK))
@@ -265,6 +265,11 @@ class Journal:
         section.reserved_to = end
         RESERVED.pack_into(self._map, section.reserved_at, (end - section.start) // size)
         return True
+
+
+def journal_file(where: Namespace, directory: Path | None = None) -> Path:
+    """Which file the journal of a network namespace is."""
+    return (directory or storage()) / f"journal-{where.inode}"
 
 
 def storage(preferred: Path = DIRECTORY) -> Path:

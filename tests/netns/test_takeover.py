@@ -9,12 +9,31 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from nfqlb.demo.appliance import Appliance, balancing, command, nfqlb_command, python_path, virtual
+from nfqlb.demo.appliance import (
+    Appliance,
+    balancing,
+    command,
+    nfqlb_command,
+    python_path,
+    socket_path,
+    virtual,
+)
 from nfqlb.demo.lab import VIP, Lab
 from nfqlb.demo.programs import Program
 from nfqlb.demo.web import document
 from nfqlb.netfilter.procfs import doing
-from tests.netns.asking import ask, holding, queued, rows, rules, spread, summary, traces, wait_until
+from tests.netns.asking import (
+    ask,
+    files_of,
+    holding,
+    queued,
+    rows,
+    rules,
+    spread,
+    summary,
+    traces,
+    wait_until,
+)
 from tests.netns.both import Datapath, configuration, serving
 from tests.netns.test_reload import order, without
 
@@ -300,9 +319,14 @@ def test_started_twice_stopped_twice(lab: Lab, gateway: Appliance) -> None:
     assert ask(lab.client).server in ("web1", "web2", "web3")
     worker = kill_supervisor(gateway)
     os.kill(worker, signal.SIGKILL)
-    for _ in range(2):
-        assert nfqlb_command(lab, "rules", "remove").returncode == 0
+    files = [*files_of(lab.gateway.namespace), str(socket_path(lab))]
+    files = [path for path in files if not path.endswith(".json")]  # of that, what is put back is told
+    for told in (files, []):
+        done = nfqlb_command(lab, "rules", "remove")
+        assert done.returncode == 0
+        assert [path for path in files if f"{path} removed" in done.stdout.splitlines()] == told
         assert not [line for line in installed(lab) if "NFQLB" in line]
+        assert files_of(lab.gateway.namespace) == []
     follow(gateway, "--take-over")  # nobody is there: a start like any other
     os.kill(gateway.program.pid, signal.SIGTERM)
     assert gateway.stop() == 0, "told twice"

@@ -1,10 +1,11 @@
 """`rules`: the iptables rules of a configuration."""
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nfqlb.operator.commands.common import FailureError, add_config, fail, load, say
+from nfqlb.operator.commands.common import SOCKET, FailureError, add_config, fail, load, say
 from nfqlb.operator.text import clean, clean_lines, several
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def add_rules(parser: argparse.ArgumentParser) -> None:
     )
     verify = actions.add_parser("verify", help="say how the rules in place differ from a configuration's")
     verify.set_defaults(command=_rules_verify)
-    remove = actions.add_parser("remove", help="take out every rule of nfqlb and undo what it changed here")
+    about = "take out every rule of nfqlb, undo what it changed here, and remove its journal and sockets"
+    remove = actions.add_parser("remove", help=about)
     remove.set_defaults(command=_rules_remove)
     for action in (show, apply, verify):
         add_config(action, required=True)
@@ -81,12 +83,32 @@ def _as_it_runs(path: Path, config: "Config", differences: list[str]) -> list[st
 def _rules_remove(options: argparse.Namespace) -> int:
     from nfqlb.netfilter import rules
     from nfqlb.netfilter.state import owner
+    from nfqlb.runtime import remains
 
-    process = None if options.force else owner()
-    if process is not None:
+    process = owner()
+    if process is not None and not options.force:
         raise FailureError(
             f"nfqlb: the gateway, process {process or 'unknown'}, is running and would not answer any more; "
             "stop it, which removes them, or use --force"
         )
-    say(map(clean, rules.remove() or ["nothing of nfqlb was there"]))
+    control = _control_socket(options.config)  # as long as it is known
+    done = rules.remove()
+    if process is None:
+        done += remains.clear(control)
+    say(map(clean, done or ["nothing of nfqlb was there"]))
     return 0
+
+
+def _control_socket(file: Path | None) -> Path:
+    """Where a gateway that is gone had its control socket: as its configuration says, or the usual place."""
+    from nfqlb.config.load import ConfigError, parse
+    from nfqlb.netfilter.state import Kept
+
+    text = Kept().read()
+    with suppress(ConfigError):
+        if text is not None:
+            return Path(parse(text, "before").gateway.socket)
+    with suppress(FailureError):
+        if file is not None:
+            return Path(load(file).gateway.socket)
+    return SOCKET
