@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from nfqlb.config.summary import endpoint
+from nfqlb.core.plural import several
 from nfqlb.core.spec import Config
 from nfqlb.netfilter import address, fallback, repair, rules, sysctl
 from nfqlb.netfilter.queue import ask_for_stamps
@@ -44,6 +45,7 @@ from nfqlb.runtime.missed import Missed
 from nfqlb.runtime.notify import Notifier
 from nfqlb.runtime.protocol import JSONObject
 from nfqlb.runtime.reload import Reload
+from nfqlb.runtime.signals import SIGNALS, forget, listen
 from nfqlb.runtime.stall import LOOK, Movement, Watchdog
 from nfqlb.runtime.stumbles import Stumbles
 from nfqlb.runtime.takeover import Bequest
@@ -54,7 +56,6 @@ from nfqlb.runtime.workers import Workers
 
 logger = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1)
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _TICK = 1.0
 _BREATH = 0.05  # seconds after a defect, which may come again each time
@@ -112,29 +113,47 @@ class Supervisor:
     # --- up and down
 
     def _start(self) -> None:
-        config, undo, finally_ = self._config, self._undo, self._finally
+        """Each part in its order: what is undone, is so the other way round."""
+        record = Record()
+        self._secure(record)
+        self._hold()
+        self._furnish()
+        _log_all(sysctl.switch, repair.settings(self._config), record)
+        rights.keep(rights.SUPERVISOR)  # who has a queue that we want is told only to who may look
+        self._workers.start()
+        self._lead_traffic()
+        self._look_after()
+
+    def _secure(self, record: Record) -> None:
+        """This machine and its queues are ours alone, or taken over."""
         if self._heir is None:
             self._claim_it()
-        record = Record()
-        finally_(_log_all, sysctl.restore, record)
-        self._listen_to_signals()
-        self._datapaths = Datapaths(config, self._heir.bound if self._heir is not None else None)
-        finally_(self._datapaths.close)
+        self._finally(_log_all, sysctl.restore, record)
+        self._undo.callback(listen(SIGNALS, self._selector, self._signalled))
+        self._datapaths = Datapaths(self._config, self._heir.bound if self._heir is not None else None)
+        self._finally(self._datapaths.close)
         if self._heir is not None:
             self._take_over(self._heir, record)
+
+    def _hold(self) -> None:
+        """What outlives a worker, and those that make the next one."""
+        config = self._config
         self._journal = Journal(config.gateway.max_connections, sticky=config.gateway.max_sticky)
-        finally_(self._journal.close, remove=True)
+        self._finally(self._journal.close, remove=True)
         self._bequest = Bequest(self._selector, self._leave_to)
-        undo.callback(lambda: self._bequest.close(remove=not self.leaving))
+        self._undo.callback(lambda: self._bequest.close(remove=not self.leaving))
         self._replies: ReplySockets | None = None
-        undo.callback(self._close_replies)
+        self._undo.callback(self._close_replies)
         self._open_replies(config)
         self._handover = Handover()
-        undo.callback(self._handover.close)
-        undo.enter_context(ask_for_stamps())  # response times are differences of stamps
+        self._undo.callback(self._handover.close)
+        self._undo.enter_context(ask_for_stamps())  # response times are differences of stamps
         self._workers = Workers(self._selector, self._journal, self._be_worker)
-        finally_(self._workers.end)
-        self._desk = Desk(config, self._workers, self._datapaths.roles, self._datapaths.rooms)
+        self._finally(self._workers.end)
+
+    def _furnish(self) -> None:
+        """The desk, and the doors to it."""
+        self._desk = Desk(self._config, self._workers, self._datapaths.roles, self._datapaths.rooms)
         self._desk.stumbles = self._stumbles
         self._workers.born, self._workers.died = self._desk.born, self._desk.died
         self._workers.rest = self._rest
@@ -143,17 +162,18 @@ class Supervisor:
         self._desk.onlookers.append(self._judged)
         Captures(self._desk, self._workers)
         self._checkup = Checkup(self._selector, lambda: self._desk.config, lambda: self._desk.last)
-        undo.callback(self._checkup.close)
+        self._undo.callback(self._checkup.close)
         self._desk.offer("host", self._checkup.answer)
-        self._control = Server(Path(config.gateway.socket), self._selector, self._desk.answer)
-        undo.callback(self._control.close)
-        self._metrics = Metrics(config, self._selector, lambda: self._desk.last, self._desk.events)
+        self._control = Server(Path(self._config.gateway.socket), self._selector, self._desk.answer)
+        self._undo.callback(self._control.close)
+        self._metrics = Metrics(self._config, self._selector, lambda: self._desk.last, self._desk.events)
         self._desk.followers.append(self._metrics.configured)
-        undo.callback(self._metrics.close)
-        _log_all(sysctl.switch, repair.settings(config), record)
-        rights.keep(rights.SUPERVISOR)  # who has a queue that we want is told only to who may look
-        self._workers.start()
-        finally_(_log_all, departure.withdraw)
+        self._undo.callback(self._metrics.close)
+
+    def _lead_traffic(self) -> None:
+        """Rules and addresses: from here on packets come to the worker."""
+        config = self._config
+        self._finally(_log_all, departure.withdraw)
         traffic = Traffic(config)
         if self._heir is None:
             traffic.begin()
@@ -161,20 +181,23 @@ class Supervisor:
             traffic.configured(config)
         self._desk.virtual_completers.append(traffic.complete)
         self._missed = Missed(config, self._selector, self._desk.pulse.carry.beside)
-        undo.callback(self._missed.close)
+        self._undo.callback(self._missed.close)
         self._desk.followers += [traffic.configured, self._missed.follow]
-        alone = spread_alone(config)
+        self._alone = spread_alone(config)
         rules.apply(config)
         _log_all(rules.withdraw_other_kind)
-        finally_(_log_all, address.take_down)
+        self._finally(_log_all, address.take_down)
         _log_all(address.bring_up, config)
+
+    def _look_after(self) -> None:
+        """Whoever sees to it that all stays so, and whoever changes it."""
         self._guard = Guard(
-            config, self._selector, self._desk.events.add, self._desk.rules, self._datapaths.rebind
+            self._config, self._selector, self._desk.events.add, self._desk.rules, self._datapaths.rebind
         )
-        undo.callback(self._guard.close)
+        self._undo.callback(self._guard.close)
         self._watch_links()
         self._tracking = Tracking(self._desk.events, self._desk.others)
-        self._prepare_fallback(alone)
+        self._prepare_fallback()
         self._prepare_reloads()
 
     def _watch_links(self) -> None:
@@ -193,8 +216,8 @@ class Supervisor:
         self._reload.in_force(with_interfaces(self._reload.config, names))
         return True
 
-    def _prepare_fallback(self, alone: int) -> None:
-        """`alone`: so many connections were made without us, before."""
+    def _prepare_fallback(self) -> None:
+        alone = self._alone  # so many connections were made without us, before
         state: JSONObject = {}
         self._desk.others["fallback"] = state
         self._fallback = Fallback(
@@ -287,24 +310,6 @@ class Supervisor:
             self._replies.close()
             self._replies = None
 
-    def _listen_to_signals(self) -> None:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        theirs.setblocking(False)
-        before = {number: signal.signal(number, _noticed) for number in _SIGNALS}
-        wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-
-        def restore() -> None:
-            signal.set_wakeup_fd(wakeup)
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            self._selector.unregister(ours)
-            ours.close()
-            theirs.close()
-
-        self._undo.callback(restore)
-        self._selector.register(ours, selectors.EVENT_READ, lambda _mask: self._signalled(ours.recv(64)))
-
     def _signalled(self, numbers: bytes) -> None:
         if any(number in numbers for number in _ENDING):
             self._stopping = True
@@ -364,9 +369,7 @@ class Supervisor:
 
     def _be_worker(self, channel: socket.socket, say_serving: Callable[[], None]) -> None:
         """In the child: let go of what is the supervisor's, and work."""
-        signal.set_wakeup_fd(-1)
-        for number in _SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
+        forget(SIGNALS)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the supervisor decides
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -387,10 +390,6 @@ class Supervisor:
         worker.run(say_serving)
 
 
-def _noticed(_number: int, _frame: object) -> None:
-    """The wake-up descriptor carries the signal; a handler must stand for it to be written."""
-
-
 def _log_all(act: Callable[..., list[str]], *args: object) -> None:
     for line in act(*args):
         logger.info("%s", line)
@@ -400,6 +399,6 @@ def _described(config: Config) -> str:
     """Each virtual server with its address and how many servers it has."""
     return ", ".join(
         f"{virtual.name} {endpoint(virtual.address, virtual.port)} over "
-        f"{len(virtual.servers)} server{'' if len(virtual.servers) == 1 else 's'}"
+        + several(len(virtual.servers), "server")
         for virtual in config.virtuals
     )
