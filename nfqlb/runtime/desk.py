@@ -156,10 +156,12 @@ class Desk:
         self.waiting.tick()
 
     def glance(self) -> None:
-        """Between two snapshots: whether a queue fills or drops, every `stall.LOOK` seconds.
+        """Between two snapshots: who has waited long enough, and, every `stall.LOOK` seconds, the queues.
 
         To be called at least as often; clients of the control socket make it much oftener.
         """
+        if self.waiting.over():
+            self.pulse.ask()
         now = self._clock()
         if self.last is None or now < self._next_glance:
             return

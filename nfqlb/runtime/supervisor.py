@@ -344,7 +344,7 @@ class Supervisor:
             self._reload.tick, self._checkup.tick,
         )  # fmt: skip
         while not self._stopping:
-            for key, mask in self._selector.select(LOOK):
+            for key, mask in self._selector.select(min(LOOK, self._desk.waiting.left())):
                 self._carefully(key.data, mask)
             now = time.monotonic()
             if not self._stopping:

@@ -1,7 +1,7 @@
 """Who waits: requests that are answered once something holds, such as `real web1 empty`.
 
 Owns the conditions' words (see GRAMMAR) and who waits for which. Conditions are looked at in snapshots: in
-one made after the question, then once a second, not while no worker answers.
+one made after the question, then once a second, and when a time is over. Not while no worker answers.
 """
 
 import time
@@ -137,11 +137,15 @@ class _Waiter(NamedTuple):
 
 
 class Waiting:
-    """Who waits. `look` is to be called with every snapshot, `tick` about once a second."""
+    """Who waits. `look` is to be called with every snapshot, `tick` about once a second.
+
+    `over` is to be asked whenever `left` has passed, for a snapshot by which the answer is given in time.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._waiters: list[_Waiter] = []
+        self._seen = float("-inf")  # deadlines until then have been said to be over
 
     def __len__(self) -> int:
         return len(self._waiters)
@@ -171,6 +175,16 @@ class Waiting:
         for waiter in waiting:
             if not waiter.request.answered and not _settled(waiter, snapshot, now):
                 self._waiters.append(waiter)
+
+    def left(self) -> float:
+        """Seconds until the next one's time is over; infinite where nobody's will be."""
+        coming = [each.deadline for each in self._waiters if each.deadline > self._seen]
+        return max(0.0, min(coming) - self._clock()) if coming else float("inf")
+
+    def over(self) -> bool:
+        """Whether somebody's time is over; once for each."""
+        before, self._seen = self._seen, self._clock()
+        return any(before < each.deadline <= self._seen for each in self._waiters)
 
     def tick(self) -> None:
         """Refuse those whose time is over, whatever the worker does."""

@@ -459,6 +459,18 @@ def test_waiting_sees_a_server_fail_with_the_next_pulse(office: Office) -> None:
     assert found == [{"waited_s": 1.0, "said": ["a is failed"]}]
 
 
+def test_whose_time_is_over_is_told_then_and_not_with_the_next_pulse(office: Office) -> None:
+    found: list[Outcome] = []
+    args: JSONObject = {"condition": "real a failed", "timeout": 0.3}
+    office.desk.answer(Request(1, "wait", args, None, lambda _request, outcome: found.append(outcome)))
+    office.now += 0.2
+    office.desk.glance()
+    assert found == []
+    office.now += 0.1
+    office.desk.glance()
+    assert [str(each) for each in found] == ["after 0.3 s: a is in-service still"]
+
+
 def test_nothing_is_true_while_nobody_knows(office: Office) -> None:
     """The last snapshot says that the server is in service, but no worker says so."""
     office.die()

@@ -153,6 +153,23 @@ def test_the_time_is_over_while_no_worker_answers() -> None:
     assert str(found[0]) == "after 3 s: the worker does not answer"
 
 
+def test_when_somebody_s_time_is_over() -> None:
+    """Once, and to the moment: a snapshot is wanted then."""
+    room = Room()
+    assert room.waiting.left() == float("inf")
+    room.wait("real web1 empty")
+    room.wait("real web1 empty", timeout=2.5)
+    room.wait("real web1 empty", timeout=4)
+    assert (room.waiting.left(), room.waiting.over()) == (2.5, False)
+    room.clock.now += 2.5
+    assert room.waiting.over()
+    assert (room.waiting.left(), room.waiting.over()) == (1.5, False)
+    room.clock.now += 9
+    assert room.waiting.left() == 0
+    assert room.waiting.over()
+    assert (room.waiting.left(), room.waiting.over()) == (float("inf"), False)
+
+
 def test_a_server_that_is_taken_away_meanwhile() -> None:
     """It has no connections; but in no state will it ever be."""
     room = Room()
