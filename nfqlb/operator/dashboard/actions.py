@@ -141,6 +141,12 @@ def _filter(state: State) -> list[Deed]:
     return []
 
 
+def _hold(state: State, pane: AnyPane, pattern: str) -> None:
+    """Filter a list; events and decisions, which tell of the same things, together."""
+    for each in panes(state) if state.page.kind == "events" else (pane,):
+        each.listing.pattern = pattern
+
+
 def _other(state: State) -> list[Deed]:
     """Turn to the next list of the page."""
     state.focus = (state.focus + 1) % max(1, len(panes(state)))
@@ -151,7 +157,7 @@ def _back(state: State) -> list[Deed]:
     """Give up the filter, or else the page."""
     pane = focused(state)
     if pane is not None and pane.listing.pattern:
-        pane.listing.pattern = ""
+        _hold(state, pane, "")
         return []
     state.back()
     return [Do("refresh")]
@@ -276,9 +282,9 @@ def _typed_filter(state: State, prompt: Filtering, key: str) -> None:
     if pane is None or key in ("enter", "esc"):
         state.prompt = None
         if pane is not None and key == "esc":
-            pane.listing.pattern = prompt.before
+            _hold(state, pane, prompt.before)
         return
-    pane.listing.pattern = typed(pane.listing.pattern, key)
+    _hold(state, pane, typed(pane.listing.pattern, key))
 
 
 def _typed_weight(state: State, prompt: Weighing, key: str) -> None:

@@ -163,7 +163,8 @@ def places(state: State, rows: Sequence[Place]) -> list[Column[Place]]:
         Column("%", 4, lambda row, _: percent(row.share), True, sort=lambda row: _less(row.share),
                falling=True),
         Column("FAIR", 4, lambda row, _: (percent(row.fair), FAINT), True),
-        Column("NEW CONNECTIONS (ALL SERVICES)", 16, trend, rank=3, grow=2, most=_TREND),
+        Column("NEW CONNECTIONS (ALL SERVICES)", 17, trend, rank=3, grow=2, most=_TREND,
+               brief="NEW, ALL SERVICES"),
         Column("", 0, lambda row, _: "", grow=1),
     ]  # fmt: skip
 

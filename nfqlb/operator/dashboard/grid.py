@@ -93,7 +93,8 @@ class Column(Generic[T]):
 
     `width` is in cells. Where the screen is too narrow, columns go by `rank`, the highest first (0 stays).
     What is left over goes to the columns that `grow`, in that proportion, up to `most` cells. `sort` makes it
-    one that rows can be sorted by; `falling` says that its highest come first.
+    one that rows can be sorted by; `falling` says that its highest come first. `brief` is the title for where
+    there is no room for the whole.
     """
 
     title: str
@@ -105,6 +106,7 @@ class Column(Generic[T]):
     most: int = 1000
     sort: Callable[[T], Sortable] | None = None
     falling: bool = False
+    brief: str = ""
 
 
 GAP = 1
@@ -143,7 +145,9 @@ def heading(
     """The line of the columns' titles; that of the column that rows are sorted by is marked."""
     line = Line(width, look)
     for column, cells in fitting:
-        title = column.title + look.order(reverse) if sort and column.title == sort else column.title
+        title = column.brief if column.brief and len(column.title) > cells else column.title
+        if sort and column.title == sort:
+            title = title[: cells - 1] + look.order(reverse)
         line.gap(GAP).cell(title, cells, FAINT, right=column.right)
     return line.done()
 

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from nfqlb.operator.dashboard.actions import Deed, Do, Explain, Order, press
 from nfqlb.operator.dashboard.model import snapshot
-from nfqlb.operator.dashboard.panes import focused
+from nfqlb.operator.dashboard.panes import focused, panes
 from nfqlb.operator.dashboard.rows import connections, decisions, events
-from nfqlb.operator.dashboard.state import FEW, Confirming, Fetch, Listing, Page, State
+from nfqlb.operator.dashboard.state import FEW, TABS, Confirming, Fetch, Listing, Page, State
 from nfqlb.operator.dashboard.views.frame import frame
 from tests.operator.dashboard.gateway import RECORDED, many, recorded
 
@@ -51,6 +51,33 @@ def test_the_chosen_row_stays_chosen_when_others_pass_it() -> None:
     state.snapshot = snapshot(document)
     frame(state, 100, 30)
     assert chosen(state) == "web1"  # who is in its place
+
+
+def test_a_filter_holds_for_events_and_decisions_alike() -> None:
+    state = opened()
+    keys(state, "5", "/", *"web1")
+    for listing in ("events", "decisions"):
+        assert state.listing(listing).pattern == "web1"
+    keys(state, "enter", "tab", "esc")
+    for listing in ("events", "decisions"):
+        assert state.listing(listing).pattern == ""
+    keys(state, "2", "enter", "/", *"web1")
+    assert (state.listing("servers").pattern, state.listing("connections").pattern) == ("web1", "")
+
+
+@pytest.mark.parametrize(
+    "page", [*(Page(kind) for kind in TABS), Page("virtual", "shop"), Page("real", "web1")]
+)
+def test_no_title_of_a_column_is_cut(page: Page) -> None:
+    """Nor is that of the column that rows are sorted by, which has a mark."""
+    state = opened()
+    state.page = page
+    for width in range(80, 161):
+        for pane in panes(state):
+            for column in ("", *(each.title for each in pane.sortable())):
+                pane.listing.sort = column
+                heading = "".join(segment.text for segment in pane.lines(state, width, focused=False)[0])
+                assert state.look.more not in heading, (width, heading)
 
 
 def test_the_list_scrolls_no_further_than_it_must() -> None:
