@@ -3,7 +3,6 @@
 Owns the listening socket and the reading of its messages (ctnetlink's group DESTROY).
 """
 
-import errno
 import socket
 from collections.abc import Callable
 
@@ -95,21 +94,11 @@ class Endings(EndingMessages):
         """Read what waits, at most `budget` events or so; returns how many there were."""
         if not self._buffer:
             self._buffer = bytearray(_BUFFER_SIZE)
-        buffer = self._buffer
-        count = 0
-        while count < budget:
-            try:
-                got = self._socket.recv_into(buffer)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                self.overruns += 1
-                self.on_loss(0)
-                continue
-            count += self.read(buffer, got)
-        return count
+        return netlink.drain(self._socket, self._buffer, self.read, self._overrun, budget)
+
+    def _overrun(self) -> None:
+        self.overruns += 1
+        self.on_loss(0)
 
 
 def _ignore(_error: Exception) -> None:

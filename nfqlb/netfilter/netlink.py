@@ -9,7 +9,7 @@ import errno
 import itertools
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from struct import Struct
 
 from nfqlb.netfilter.errors import KernelError
@@ -138,6 +138,34 @@ def answers(
         raise refused(what, errno.ETIMEDOUT) from None
     except OSError as error:
         raise refused(what, error.errno or 0) from None
+
+
+def drain(
+    sock: socket.socket,
+    buffer: bytearray,
+    read: Callable[[bytearray, int], int],
+    overrun: Callable[[], None],
+    budget: int,
+) -> int:
+    """Read what waits, about `budget` messages at most; returns how many there were.
+
+    `read(buffer, got)` gets what was received, `got` bytes at the beginning, and says how many messages that
+    is; `overrun()` is called where the kernel has lost some for lack of room. Raises OSError for all else.
+    """
+    receive = sock.recv_into
+    count = 0
+    while count < budget:
+        try:
+            got = receive(buffer, 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            break
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            overrun()
+            continue
+        count += read(buffer, got)
+    return count
 
 
 class NetlinkError(KernelError):

@@ -198,21 +198,11 @@ class Tap(TapMessages):
         """Read what waits, about `budget` packets at most; returns how many there were."""
         if not self._buffer:  # not before: a supervisor that only binds needs none
             self._buffer = bytearray(_BUFFER_SIZE)
-        buffer, receive = self._buffer, self._socket.recv_into
-        count = 0
-        while count < budget:
-            try:
-                got = receive(buffer, 0, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                self.overruns += 1
-                self.on_loss(0)
-                continue
-            count += self.read(buffer, got)
-        return count
+        return netlink.drain(self._socket, self._buffer, self.read, self._overrun, budget)
+
+    def _overrun(self) -> None:
+        self.overruns += 1
+        self.on_loss(0)
 
 
 def _ignore(_error: Exception) -> None:
