@@ -79,6 +79,30 @@ def test_every_metric_that_is_asked_for_exists() -> None:
     assert asked <= series().keys()
 
 
+#: What is not drawn: facts beside numbers, what two panels would show twice, and what alerts alone are for.
+NOT_DRAWN = {
+    "nfqlb_config_last_reload_timestamp_seconds",
+    "nfqlb_link_connections_total",
+    "nfqlb_real_connections_limit",
+    "nfqlb_real_info",
+    "nfqlb_real_last_response_seconds",
+    "nfqlb_real_neighbour_info",
+    "nfqlb_real_predicted_response_seconds",
+    "nfqlb_real_state_age_seconds",
+    "nfqlb_rules_last_repair_timestamp_seconds",
+    "nfqlb_snapshot_timestamp_seconds",
+    "nfqlb_sticky_entries_limit",
+    "nfqlb_virtual_info",
+    "nfqlb_virtual_packets_total",
+}
+
+
+def test_every_metric_is_on_the_dashboard() -> None:
+    asked = {name for text in expressions() for name in re.findall(r"\bnfqlb_\w+", text)}
+    missing = {family.name for family in FAMILIES} - {series()[name].name for name in asked}
+    assert missing == NOT_DRAWN
+
+
 def test_every_label_that_is_chosen_by_is_one_of_the_metric() -> None:
     """And where it is of a fixed list, so is the word."""
     chosen = 0
