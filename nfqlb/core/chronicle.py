@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 from nfqlb.core.admission import ServerState
 from nfqlb.core.health import Condition, Evidence
+from nfqlb.core.plural import several
 from nfqlb.core.server import RealServer, VirtualServer
 from nfqlb.core.synguard import SynGuard
 
@@ -221,10 +222,10 @@ def _flood(virtual: VirtualServer, guard: SynGuard) -> str:
     """What is told of a flood that has begun, or is over; both numbers are of all floods so far."""
     name = virtual.spec.name
     if guard.flooded:
-        much = f"{virtual.half_open:,} half-open connections"
+        much = several(virtual.half_open, "half-open connection")
         return f"{name}: SYN flood, {much}; {_measure(guard.given_up > 0, guard.refused > 0)}"
-    gone = f"{guard.given_up:,} half-open connections given up, {guard.refused:,} SYNs refused so far"
-    return f"{name}: no SYN flood any more; {gone}"
+    gone, refused = several(guard.given_up, "half-open connection"), several(guard.refused, "SYN")
+    return f"{name}: no SYN flood any more; {gone} given up, {refused} refused so far"
 
 
 def _measure(oldest: bool, rate: bool) -> str:

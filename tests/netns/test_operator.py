@@ -12,10 +12,12 @@ import pytest
 from nfqlb.demo.appliance import Appliance, balancing, nfqlb_command, socket_path, virtual
 from nfqlb.demo.lab import VIP, Host, Lab
 from nfqlb.demo.web import document
+from nfqlb.operator.words import WORDS
 from nfqlb.runtime.client import Client
 from nfqlb.runtime.protocol import ControlError
 from tests.netns.asking import ask, holding, rows, spread, summary, wait_until
 from tests.netns.both import REWRITE, SAME, Datapath, configuration, only, serving
+from tests.operator.test_plurals import wrong
 
 ALL = ("web1", "web2", "web3")
 UNPRIVILEGED = 65534
@@ -243,6 +245,21 @@ def test_what_a_killed_gateway_leaves_and_a_stopped_one_does_not(lab: Lab) -> No
         assert "web1" not in {ask(lab.client).server for _ in range(6)}
     with balancing(lab, configuration(lab, web)) as last:
         assert real(last, "web1")["state"] == "in-service"
+
+
+@only(REWRITE, SAME)
+def test_of_one_thing_no_command_says_that_it_is_several(lab: Lab) -> None:
+    """One server behind one virtual server, with one connection: who counts, counts to 1."""
+    web = virtual("web", ["web1"], synguard=1)
+    with balancing(lab, configuration(lab, web)) as appliance, holding(lab.client, 1):
+        socket, file = ("--socket", str(socket_path(lab))), str(appliance.config)
+        lines = ["set real web1 drain", *(f"show {subject}" for subject in WORDS["show"])]
+        lines += ["wait connections 0 --timeout 0.1", "explain", "diff", "reload", "doctor", "top"]
+        said = [nfqlb_command(lab, *line.split(), *socket) for line in lines]
+        said += [nfqlb_command(lab, *words, file) for words in (("check", "--host"), ("rules", "verify", "-c"))]
+        assert "1 connection" in said[0].stdout
+        found = [each for done in said for each in wrong(done.stdout + done.stderr)]
+        assert found == []
 
 
 @only(REWRITE, SAME)

@@ -27,8 +27,8 @@ from tests.replay.test_other_packets import frame as packet
 from tests.runtime import sample
 
 #: After "1 thing" these say something of it; or they end in s, and are one.
-_SINGULAR = {"is", "was", "has", "as", "its", "process", "times"}
-_FALSE = re.compile(r"(?<![\d.,:/-])1 (?:[\w-]+ )?([\w-]+s)\b")
+_SINGULAR = {"is", "was", "has", "as", "its", "process", "address"}
+_FALSE = re.compile(r"(?<![\w.,:/-])1 (?:[\w-]+ )?([\w-]+s)\b")
 
 
 def wrong(text: str) -> list[str]:

@@ -369,6 +369,7 @@ HELP = (
     "        F failed, C at its maximum of connections, D not in the configuration any more.",
     "SHARE is a server's part of the connections of its virtual servers; the mark in it its fair",
     "share by weight. NOANSW and RESET are connections that it did not answer, or refused.",
+    "A weight WT with a * was set by hand, and is not the configuration's.",
     "RESP is the last response time, PREDICT what fastest-response expects of it, where it is used.",
     "A scheduler is called as in IPVS where room is short: wlc, lc, wrr, rr, sh, mh, twos.",
     "A dash is what is not known.",
