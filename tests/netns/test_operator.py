@@ -256,7 +256,8 @@ def test_of_one_thing_no_command_says_that_it_is_several(lab: Lab) -> None:
         lines = ["set real web1 drain", *(f"show {subject}" for subject in WORDS["show"])]
         lines += ["wait connections 0 --timeout 0.1", "explain", "diff", "reload", "doctor", "top"]
         said = [nfqlb_command(lab, *line.split(), *socket) for line in lines]
-        said += [nfqlb_command(lab, *words, file) for words in (("check", "--host"), ("rules", "verify", "-c"))]
+        said += [nfqlb_command(lab, "check", "--host", file)]
+        said += [nfqlb_command(lab, "rules", "verify", "-c", file)]
         assert "1 connection" in said[0].stdout
         found = [each for done in said for each in wrong(done.stdout + done.stderr)]
         assert found == []
