@@ -128,6 +128,7 @@ class VirtualTable(TableModel):
     ] = None  # None: single clients
     sticky_group: NameOrNothing = ""
     sticky_refresh: Literal["assignment", "activity", "never"] = "assignment"
+    sticky_ditched: Literal["break", "keep"] = "break"
     ageing: Annotated[
         float, Field(gt=0, le=1_000_000, allow_inf_nan=False, description="a number above 0")
     ] = 4.0

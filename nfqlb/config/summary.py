@@ -14,8 +14,8 @@ from nfqlb.core.spec import Address, Config, Gateway, Real, Timeouts, Virtual
 _WEIGHTLESS = ("round-robin", "least-connections", "fastest-response")
 _OF_GATEWAY = ("secure", "count_on", "close_on", "fallback", "hold_addresses")
 _OF_VIRTUAL = (
-    "startup", "on_failure", "reject", "sticky_refresh", "ageing", "clamp", "predict", "response_start",
-    "shadow", "synguard", "synguard_rate",
+    "startup", "on_failure", "reject", "sticky_refresh", "sticky_ditched", "ageing", "clamp", "predict",
+    "response_start", "shadow", "synguard", "synguard_rate",
 )  # fmt: skip
 _DURATION_UNITS = ((86400, "d"), (3600, "h"), (60, "m"))
 

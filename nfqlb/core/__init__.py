@@ -10,7 +10,7 @@
 - `reject`: what becomes of packets without a connection. `outage`: of a failed server's connections.
 - `health`, `failure`: what real connections tell of a server. `response`: how long it takes to answer.
 - `admission`, `operation`: states and what they admit; what operators set. `chronicle`: what has changed.
-- `fpa`, `scope`: stickiness.
+- `fpa`, `scope`: stickiness. `doubts`: servers that did not take a client.
 - `succession`, `reconfigure`: a new director takes over, and one follows another configuration (`former`).
 - `schedulers`: one scheduler a file, behind one base class and a registry. `shadow`: one that is not obeyed.
 - `decision`, `explanation`: what every choice was made from, and the reasons, derived when asked for.

@@ -9,16 +9,19 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from ipaddress import ip_address
 from typing import NamedTuple, Protocol
 
 from nfqlb.core.admission import ServerState
-from nfqlb.core.health import Condition, Evidence
+from nfqlb.core.health import Condition, Ditch, Evidence
 from nfqlb.core.plural import several
 from nfqlb.core.server import RealServer, VirtualServer
 from nfqlb.core.synguard import SynGuard
 
 #: Changes kept between two drains; of more, the newest.
 CHANGES = 256
+#: Seconds between two notices of clients that have left one server.
+_LEAVERS = 60.0
 
 
 class Kind(Enum):
@@ -98,6 +101,8 @@ class Chronicle:
         self._keeper = keeper
         self.touched = False
         self._known = {virtual: state_of(virtual) for virtual in virtuals}
+        # by server: when clients that left it were told of, and how many have left it since
+        self._left: dict[RealServer, tuple[float, int]] = {}
 
     def follow(self, renamed: Iterable[RealServer | VirtualServer]) -> None:
         """The virtual servers are others; these servers have another name or weight than they had.
@@ -154,8 +159,42 @@ class Chronicle:
         self._notices.append(Notice("", f"a counter had gone wrong and was put right: {wrong}", now, "error"))
         self.touched = True
 
-    def look_at_floods(self, now: float) -> None:
-        """Tell of floods of SYNs that have begun, or are over."""
+    def unbound(
+        self, virtual: VirtualServer, client: bytes, servers: tuple[RealServer, RealServer], why: Ditch,
+        now: float,
+    ) -> None:  # fmt: skip
+        """A client (packed address) was bound to the first server, which did not take it: it has the second.
+
+        Of each server's the first is told of at once, how many others there were once a minute.
+        """
+        before, after = servers
+        if before in self._left:
+            told, others = self._left[before]
+            self._left[before] = told, others + 1
+            return
+        self._left[before] = now, 0
+        did = "refused" if why is Ditch.RESET else "did not answer"
+        name, who = before.spec.name, f"{ip_address(client)}, bound to it in {virtual.spec.name}"
+        self._notice(name, f"{name} {did} {who}: it goes to {after.spec.name} now", now)
+
+    def _tell_of_leavers(self, now: float) -> None:
+        for real, (told, others) in list(self._left.items()):
+            if now - told < _LEAVERS:
+                continue
+            del self._left[real]
+            if others:
+                self._left[real] = now, 0
+                name, more = real.spec.name, several(others, "more client")
+                self._notice(name, f"{name}: it did not take {more} bound to it; others do now", now)
+
+    def _notice(self, name: str, text: str, now: float) -> None:
+        self._notices.append(Notice(name, text, now))
+        self.touched = True
+
+    def look(self, now: float) -> None:
+        """Tell of floods of SYNs that have begun, or are over, and of clients that have left a server."""
+        if self._left:
+            self._tell_of_leavers(now)
         for virtual in self._virtuals:
             guard = virtual.guard
             if guard is not None and guard.look(now):

@@ -10,11 +10,11 @@ the same with 10 servers and with 1,000.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from nfqlb.core.admission import ServerState
-from nfqlb.core.health import Condition
+from nfqlb.core.health import Condition, Ditch
 from nfqlb.core.response import ResponseTime
 from nfqlb.core.selection import Choice, Findings
 from nfqlb.core.verdict import Drop
@@ -63,8 +63,8 @@ class Decision(NamedTuple):
     server's own backup last. `now` is its moment, `key` the connection's, `last` the position of the link
     used last (308). `link` was chosen, for the reason `by` (see `Choice`); None where none was, for the
     reason `refused`, which is also given where the table was full, so that the choice came to nothing.
-    `avoid` is the server that had not answered the connection. `bound`, `set_aside`, `crossed` and
-    `shadowed` are the selection's `Findings`, `note` is the scheduler's.
+    `avoid` is the server that had not answered the connection. `bound`, `set_aside`, `crossed`, `shadowed`
+    and `doubted` are the selection's `Findings`, `note` is the scheduler's.
     """
 
     raw: tuple[_Raw, ...]
@@ -78,6 +78,7 @@ class Decision(NamedTuple):
     set_aside: "Link | None"
     crossed: Sequence[int]
     shadowed: "Link | None"
+    doubted: Mapping["RealServer", Ditch]
     note: Sequence[int] | None
     refused: Drop | None
 

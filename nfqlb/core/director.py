@@ -13,6 +13,7 @@ from nfqlb.core.chronicle import Chronicle, Keeper
 from nfqlb.core.connection import Connection
 from nfqlb.core.decision import KEPT, start_recording
 from nfqlb.core.destinations import Destinations
+from nfqlb.core.doubts import Doubts
 from nfqlb.core.explanation import Wanted
 from nfqlb.core.failure import FailureWatch
 from nfqlb.core.fpa import FpaTable, StickyRecorder
@@ -82,8 +83,9 @@ class Director:
         self.watch = FailureWatch(
             on_change=self.chronicle.real_changed, on_failure=lambda real: self._outage.failed(real)
         )
+        self.doubts = Doubts()
         self.operation = Operation(
-            self.real_servers, self.virtual_servers, self.fpas, self.watch, self.chronicle
+            self.real_servers, self.virtual_servers, self.fpas, self.doubts, self.watch, self.chronicle
         )
         self.table = ConnectionTable(
             config.gateway.max_connections,
@@ -103,7 +105,10 @@ class Director:
         self.destinations = Destinations(self.virtual_servers)
         self._outage = Outage(self.virtual_servers, self.table, self.tally)
         self._rejection = Rejection(self.destinations, self.virtual_servers, self.tally)
-        self.placement = Placement(self.table, self.fpas, self.watch, self.tally, self.destinations)
+        self.placement = Placement(
+            self.table, self.fpas, self.watch, self.tally, self.destinations, self.doubts,
+            self.chronicle.unbound,
+        )  # fmt: skip
         for real in self.real_servers.values():
             if real.draining:
                 real.changed(now)
@@ -142,6 +147,7 @@ class Director:
             on_gone=self._gone(),
         )
         self.watch.follow(set(self.real_servers.values()), set(virtuals))
+        self.doubts.follow(virtuals)
         for part in (self.destinations, self._rejection, self.operation):
             part.follow(virtuals)
         return self._outage.follow(virtuals)
@@ -273,7 +279,7 @@ class Director:
         connection.seen = now
         self.table.move(connection, State.ESTABLISHED, now)
         if state is State.SYN_SENT:
-            self.watch.answered(connection, now)
+            self.placement.answered(connection, now)
 
     def server_datagram(self, key: bytes, now: float) -> Outcome:
         """A UDP datagram in reply direction from the server line, by its key (R012, R169)."""
@@ -345,7 +351,8 @@ class Director:
         dropped = self.fpas.expire(now, share)
         looked = self.table.expire(now, budget - dropped)
         more = self._outage.step(now, (budget + _ENDING_COSTS - 1) // _ENDING_COSTS)
-        self.chronicle.look_at_floods(now)
+        self.doubts.expire(now, share)
+        self.chronicle.look(now)
         return more or dropped >= share or looked >= budget - dropped
 
     def recount(self, now: float, budget: int = 250) -> None:
@@ -362,7 +369,7 @@ class Director:
         if state is not None:
             self.table.move(connection, state, now)
             if state is State.SYN_RECEIVED:
-                self.watch.answered(connection, now)
+                self.placement.answered(connection, now)
             elif state is State.ESTABLISHED or state is State.UDP_FLOW:
                 self.placement.made(connection, now)
 

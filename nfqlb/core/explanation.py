@@ -15,7 +15,7 @@ from typing import cast
 
 from nfqlb.core.admission import ServerState
 from nfqlb.core.decision import Decision, Facts
-from nfqlb.core.health import Condition
+from nfqlb.core.health import Condition, Ditch
 from nfqlb.core.keys import client_of, client_port_of, port_of
 from nfqlb.core.response import Linear
 from nfqlb.core.schedulers import Scheduler
@@ -45,6 +45,8 @@ class Reason(Enum):
     STANDBY = "standby"  # a backup while who it stands for is well
     GONE = "gone"  # of a sticky entry: its server has no place in the virtual server
     AVOIDED = "no-answer"  # it had not answered this very connection
+    REFUSED = "refused-before"  # it had refused this client lately
+    SILENT = "no-answer-before"  # it had not answered this client lately
     COLLISION = "collision"  # its replies could not have been told apart from another connection's
     # it could have been chosen
     OVERLOADED = "over-syn-limit"  # and others were not
@@ -65,6 +67,7 @@ _BY_STATE = {
     ServerState.STICKY_ONLY: Reason.STICKY_ONLY,
     ServerState.MAX_CAPACITY: Reason.FULL,
 }
+_BY_DOUBT = {Ditch.RESET: Reason.REFUSED, Ditch.NO_ANSWER: Reason.SILENT}
 _BY_WAY = {
     Way.DRAWS: Reason.NOT_DRAWN,
     Way.TAKES_TURNS: Reason.NOT_ITS_TURN,
@@ -157,6 +160,8 @@ def explain(virtual: VirtualServer, decision: Decision, now: float) -> DecisionS
         ageing=virtual.spec.ageing,
         predict=virtual.spec.predict,
         shadow=_shadow(virtual, decision, port),
+        doubted={real.spec.name: why.value for real, why in decision.doubted.items()},
+        ditched=_ditched(decision),
     )
 
 
@@ -204,9 +209,16 @@ def _barrier(candidate: Candidate, decision: Decision, all_facts: Sequence[Facts
         return Reason.STANDBY
     if link.real is decision.avoid:
         return Reason.AVOIDED
+    if link.real in decision.doubted and not _in_spite(decision):
+        return _BY_DOUBT[decision.doubted[link.real]]
     if link is link.virtual.backup and decision.by not in (BACKUP, ""):
         return Reason.STANDBY
     return Reason.COLLISION if link.position in decision.crossed else None
+
+
+def _in_spite(decision: Decision) -> bool:
+    """Whether servers that the client doubts were as good as any, as there was no other."""
+    return decision.link is None or decision.link.real in decision.doubted
 
 
 def _active(link: Link, facts: Sequence[Facts]) -> bool:
@@ -250,6 +262,20 @@ def _order(candidate: Candidate, last: int) -> tuple[bool, bool, bool, bool, flo
         position <= last,
         position,
     )
+
+
+def _ditched(decision: Decision) -> str | None:
+    """Why the chosen server could not make the connection, if that is still known."""
+    if decision.link is None:
+        return None
+    client, port = client_of(decision.key), client_port_of(decision.key)
+    name = decision.link.virtual.spec.name
+    for each in decision.link.real.health.evidence:
+        mine = (each.client, each.port, each.virtual) == (client, port, name)
+        opened = each.opened == decision.now or (decision.avoid is not None and each.opened < decision.now)
+        if mine and opened and each.at >= decision.now:
+            return each.why.value
+    return None
 
 
 def _note(virtual: VirtualServer, decision: Decision, scheduler: Scheduler | None) -> tuple[str, ...]:
@@ -299,7 +325,10 @@ def _override(virtual: VirtualServer, decision: Decision, bound: RealServer) -> 
         return Reason.FULL
     if not any(_active(link, all_facts) for link in places):
         return Reason.STANDBY
-    return Reason.AVOIDED if bound is decision.avoid else Reason.COLLISION
+    if bound is decision.avoid:
+        return Reason.AVOIDED
+    doubted = decision.doubted.get(bound)
+    return Reason.COLLISION if doubted is None or _in_spite(decision) else _BY_DOUBT[doubted]
 
 
 def _shown(candidate: Candidate, now: float) -> CandidateSnapshot:

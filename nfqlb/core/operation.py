@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from nfqlb.core.admission import ServerState
 from nfqlb.core.chronicle import Chronicle, Kept, Kind, state_of
+from nfqlb.core.doubts import Doubts
 from nfqlb.core.failure import FailureWatch
 from nfqlb.core.fpa import FpaTable
 from nfqlb.core.health import Condition
@@ -37,12 +38,13 @@ class Operation:
 
     def __init__(
         self, reals: Mapping[str, RealServer], virtuals: Sequence[VirtualServer], fpas: FpaTable,
-        watch: FailureWatch, chronicle: Chronicle,
+        doubts: Doubts, watch: FailureWatch, chronicle: Chronicle,
     ) -> None:  # fmt: skip
         self._reals = reals
         self._virtuals: dict[str, VirtualServer] = {}
         self.follow(virtuals)
         self._fpas = fpas
+        self._doubts = doubts
         self._watch = watch
         self._chronicle = chronicle
 
@@ -90,6 +92,9 @@ class Operation:
         if name is not None and not scopes:
             return None
         cleared = sum(self._fpas.clear(scope, client) for scope in scopes)
+        for virtual in self._virtuals.values():
+            if virtual.scope in scopes:
+                self._doubts.clear(virtual, client)
         if client is None:
             for virtual in self._virtuals.values():
                 if virtual.scope in scopes:

@@ -2,12 +2,15 @@
 
 Owns what follows from a choice: the connection is entered, the next turn and the client's sticky entry
 follow from it. And what becomes of a connection that cannot be made: tried again at the same server,
-counted as ditched, sent to another.
+counted as ditched, sent to another, and remembered by its client (`doubts`).
 """
+
+from collections.abc import Callable, Mapping
 
 from nfqlb.core.admission import ServerState
 from nfqlb.core.connection import Connection
 from nfqlb.core.destinations import Destinations
+from nfqlb.core.doubts import Doubts
 from nfqlb.core.failure import FailureWatch
 from nfqlb.core.fpa import FpaTable
 from nfqlb.core.health import Ditch
@@ -15,6 +18,7 @@ from nfqlb.core.keys import client_of
 from nfqlb.core.response import Interval
 from nfqlb.core.segment import Stamp
 from nfqlb.core.selection import BACKUP, NOTHING_FOUND, STICKY, TEST, Choice, Selection
+from nfqlb.core.server import RealServer, VirtualServer
 from nfqlb.core.states import State
 from nfqlb.core.synguard import SynGuard
 from nfqlb.core.table import ConnectionTable
@@ -29,14 +33,17 @@ class Placement:
 
     def __init__(
         self, table: ConnectionTable, fpas: FpaTable, watch: FailureWatch, tally: Tally,
-        destinations: Destinations,
+        destinations: Destinations, doubts: Doubts,
+        on_unbound: Callable[[VirtualServer, bytes, tuple[RealServer, RealServer], Ditch, float], None],
     ) -> None:  # fmt: skip
         self._table = table
         self._fpas = fpas
         self._watch = watch
         self._tally = tally
         self._destinations = destinations
-        self._selection = Selection(fpas, watch, table.outbound)
+        self._doubts = doubts
+        self._on_unbound = on_unbound
+        self._selection = Selection(fpas, watch, table.outbound, doubts)
 
     def open(self, key: bytes, numbers: bytes, stamp: Stamp, now: float) -> Outcome:
         """A connection for a SYN or a datagram that belongs to none (R109, R118-R124), or why there is none.
@@ -72,8 +79,17 @@ class Placement:
         if virtual.measuring is not None:
             connection.interval = Interval(virtual.measuring.arms_at_syn, stamp, now)
         self._table.add(connection, now)
+        if doubted := self._selection.found[4]:
+            self._unbound(connection, doubted, now)
         self._assigned(connection, choice, now)
         return connection
+
+    def _unbound(self, connection: Connection, doubted: Mapping[RealServer, Ditch], now: float) -> None:
+        """Tell of a client that has been sent elsewhere, as it doubts the server that it was bound to."""
+        bound, link = self._selection.found[0], connection.link
+        if bound is not None and bound in doubted and link.real is not bound:
+            client = client_of(connection.inbound)
+            self._on_unbound(link.virtual, client, (bound, link.real), doubted[bound], now)
 
     def _guard(self, guard: SynGuard, now: float) -> None:
         """Where a virtual server has as many half-open connections as it may, one goes for the new one.
@@ -157,6 +173,8 @@ class Placement:
         if connection.attempts:
             connection.attempts += 1
             real = connection.link.real
+            if connection.opened > self._watch.lost_at:
+                self._doubts.waited(connection, now)
             attempts = 2 if real.tester is connection else real.spec.attempts
             if not attempts or connection.attempts < attempts:
                 return
@@ -203,6 +221,7 @@ class Placement:
         link = connection.link
         if link.real.spec.reset_counts and link.virtual.port is not None:
             self._watch.ditched(connection, Ditch.RESET, now)
+            self._doubts.refused(connection, now)
         else:
             self._watch.ended(connection, now)
 
@@ -210,6 +229,14 @@ class Placement:
         """A connection timed out without an answer: ditched, unless it has been counted already."""
         if connection.attempts:
             self._watch.ditched(connection, Ditch.NO_ANSWER, now)
+            if connection.opened > self._watch.lost_at:
+                self._doubts.silent(connection, now)
+
+    def answered(self, connection: Connection, now: float) -> None:
+        """A server answered a SYN: it is alive, and its client finds so."""
+        self._watch.answered(connection, now)
+        if self._doubts.about:
+            self._doubts.answered(connection)
 
     def abandon(self, connection: Connection, now: float) -> None:
         """Forget a half-open connection that nobody waits for any more."""

@@ -2,15 +2,19 @@
 
 Owns the order of the questions: is the client bound to a server; is a failed one to be tested;
 whom does the desired scheduler choose; is that one starting up, so that the startup scheduler
-decides; is there a backup. And one more: could the replies be told apart (A5)?
+decides; is there a backup. Servers that did not take this client lately come after all others (`doubts`).
+And one more: could the replies be told apart (A5)?
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from nfqlb.core.connection import Connection
+from nfqlb.core.doubts import NOBODY, Doubts
 from nfqlb.core.failure import FailureWatch, testable_by_bound
 from nfqlb.core.fpa import FpaTable
+from nfqlb.core.health import Ditch
 from nfqlb.core.keys import client_of, reverse_key
 from nfqlb.core.server import Link, RealServer, VirtualServer
 from nfqlb.core.verdict import Drop
@@ -31,9 +35,10 @@ class Choice(NamedTuple):
 
 #: What was learned on the way to a choice, for the record of decisions: the server that the client's sticky
 #: entry named, the link that the startup scheduler's took the place of, the positions of links whose
-#: replies could not have been told apart from another connection's, and what the shadow would have taken.
-Findings = tuple[RealServer | None, Link | None, Sequence[int], Link | None]
-NOTHING_FOUND: Findings = (None, None, (), None)
+#: replies could not have been told apart from another connection's, what the shadow would have taken, and
+#: whom the client doubts.
+Findings = tuple[RealServer | None, Link | None, Sequence[int], Link | None, Mapping[RealServer, Ditch]]
+NOTHING_FOUND: Findings = (None, None, (), None, NOBODY)
 
 
 class Selection:
@@ -42,10 +47,13 @@ class Selection:
     `found` is what it learned on the way to its last choice, `outbound` the key of the replies under it.
     """
 
-    def __init__(self, fpas: FpaTable, watch: FailureWatch, outbound: Mapping[bytes, Connection]) -> None:
+    def __init__(
+        self, fpas: FpaTable, watch: FailureWatch, outbound: Mapping[bytes, Connection], doubts: Doubts
+    ) -> None:
         self.found = NOTHING_FOUND
         self.outbound = b""
         self._fpas = fpas
+        self._doubts = doubts
         self._watch = watch
         self._outbound = outbound
 
@@ -59,8 +67,7 @@ class Selection:
         make way.
         """
         self.found = NOTHING_FOUND
-        allowed: Allowed | None = None if avoid is None else lambda link: link.real is not avoid
-        choice = self._prefer(virtual, key, now, allowed)
+        choice = self._prefer(virtual, client_of(key), now, avoid)
         if choice is None:
             return Drop.NO_SERVER
         self.outbound = reverse_key(key, choice.link)
@@ -73,30 +80,38 @@ class Selection:
         return choice
 
     def _prefer(
-        self, virtual: VirtualServer, key: bytes, now: float, allowed: Allowed | None
+        self, virtual: VirtualServer, client: bytes, now: float, avoid: RealServer | None
     ) -> Choice | None:
-        link = self._bound(virtual, key, now)
+        link = self._bound(virtual, client, now)
+        doubted = NOBODY
+        if virtual.doubting and self._doubts.about:
+            doubted = self._doubts.of(virtual, client, now)
+            self.found = (*self.found[:4], doubted) if doubted else self.found
+        allowed = _but(avoid, doubted) if doubted or avoid is not None else None
         if link is not None and (allowed is None or allowed(link)):
             return Choice(link, TEST if link.real.down else STICKY)
         test = self._watch.test_due(virtual, now)
         if test is not None and allowed is None:
             return Choice(test, TEST)
-        choice = self._scheduled(virtual, client_of(key), now, allowed)
+        choice = self._scheduled(virtual, client, now, allowed)
+        if choice is None and doubted:
+            if link is not None and link.real is not avoid:
+                return Choice(link, TEST if link.real.down else STICKY)
+            choice = self._scheduled(virtual, client, now, _but(avoid, NOBODY))
         if choice is not None:
             return choice
         # who has waited in vain already waits for a test only where there is no other server
         test = test or self._watch.backup_due(virtual, now)
-        usable = test is not None and (allowed is None or allowed(test))
-        return Choice(test, TEST) if test is not None and usable else None
+        return Choice(test, TEST) if test is not None and test.real is not avoid else None
 
-    def _bound(self, virtual: VirtualServer, key: bytes, now: float) -> Link | None:
+    def _bound(self, virtual: VirtualServer, client: bytes, now: float) -> Link | None:
         """The sticky entry's link, if its server may still take this client (R132, A7)."""
         if virtual.scope is None:
             return None
-        real = self._fpas.find(virtual.scope, client_of(key), now)
+        real = self._fpas.find(virtual.scope, client, now)
         if real is None:
             return None
-        self.found = (real, None, (), None)
+        self.found = (real, None, (), None, NOBODY)
         if not (real.admits_sticky or testable_by_bound(virtual, real, now)):
             return None
         links = virtual.links_to(real)
@@ -121,34 +136,41 @@ class Selection:
         if startup is not None and not startup.before and startup.acts(link, now):
             other = startup.scheduler.choose(client, virtual.last, allowed)
             if other is not None:
-                self.found = (self.found[0], link, self.found[2], None)
+                self.found = (self.found[0], link, self.found[2], None, self.found[4])
                 return Choice(other, startup.scheduler.name)
         if virtual.shadow is not None:
-            self.found = (*self.found[:3], virtual.shadow.choose(client, now, allowed))
+            self.found = (*self.found[:3], virtual.shadow.choose(client, now, allowed), self.found[4])
         return Choice(link, scheduler.name)
 
     def _apart(
         self, virtual: VirtualServer, key: bytes, now: float, avoid: RealServer | None
     ) -> Choice | None:
-        """A link whose replies can be told apart; overrides stickiness."""
+        """A link whose replies can be told apart; overrides stickiness, and at last doubts."""
         crossed: list[int] = []
-        self.found = (self.found[0], None, crossed, None)
+        doubted = self.found[4]
+        self.found = (self.found[0], None, crossed, None, doubted)
 
         def apart(link: Link, told: bool) -> bool:
             if not told:
                 crossed.append(link.position)
             return told
 
-        def free(link: Link) -> bool:
-            return link.real is not avoid and apart(link, reverse_key(key, link) not in self._outbound)
+        def free(shunned: Container[RealServer | None], link: Link) -> bool:
+            return link.real not in shunned and apart(link, reverse_key(key, link) not in self._outbound)
 
-        def ended(link: Link) -> bool:
+        def ended(shunned: Container[RealServer | None], link: Link) -> bool:
             other = self._outbound.get(reverse_key(key, link))
-            return link.real is not avoid and apart(link, other is not None and other.state.ended)
+            return link.real not in shunned and apart(link, other is not None and other.state.ended)
 
-        client = client_of(key)
-        choice = self._scheduled(virtual, client, now, free)
-        if choice is None:
+        shunned = ({*doubted, avoid}, {avoid}) if doubted else ({avoid},)
+        for allowed in (partial(told, servers) for servers in shunned for told in (free, ended)):
             crossed.clear()
-            choice = self._scheduled(virtual, client, now, ended)
-        return choice
+            choice = self._scheduled(virtual, client_of(key), now, allowed)
+            if choice is not None:
+                return choice
+        return None
+
+
+def _but(avoid: RealServer | None, doubted: Mapping[RealServer, Ditch]) -> Allowed:
+    """Any link but one to these servers."""
+    return lambda link: link.real is not avoid and link.real not in doubted

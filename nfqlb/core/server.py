@@ -246,14 +246,14 @@ class VirtualServer:
     `decisions` is the record of the last ones, None where none is kept. `shadow` is a second scheme that is
     asked and not obeyed, None where there is none. `drops` counts its packets that were dropped. `half_open`
     are its connections that wait for the end of TCP's handshake, `guard` limits them, None where nobody
-    does. `leaving`
-    are links that are no places of it any more and have connections; `draining` says that it is not in the
-    configuration any more.
+    does. `leaving` are links that are no places of it any more and have connections; `draining` says that it
+    is not in the configuration any more. `doubting` says that clients need not come back to a server that
+    did not take them (see `doubts`).
     """
 
     __slots__ = (
-        "_signature", "actual", "backup", "bound_from", "connections", "decisions", "draining", "drops",
-        "guard", "half_open", "last", "leaving", "link_at", "links", "measuring", "opening", "port",
+        "_signature", "actual", "backup", "bound_from", "connections", "decisions", "doubting", "draining",
+        "drops", "guard", "half_open", "last", "leaving", "link_at", "links", "measuring", "opening", "port",
         "protocol", "scheduler", "scope", "setting", "shadow", "spec", "startup", "total",
     )  # fmt: skip
 
@@ -295,6 +295,8 @@ class VirtualServer:
         self.spec = virtual
         self.draining = draining
         self.scope = scope_of(virtual, strict_refresh=strict.refresh)
+        ditched = virtual.sticky_ditched == "break" and virtual.protocol == "tcp"
+        self.doubting = self.scope is not None and ditched
         self.measuring = _measuring(virtual, strict)
         self.guard = guard_of(virtual, self.guard)
         self._place(virtual, reals, former)

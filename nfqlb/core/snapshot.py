@@ -231,7 +231,9 @@ class DecisionSnapshot:
     whether that settled it. `note` are the servers that the scheduler's note names. `candidates` are at
     most 16, the best first; `others` counts the rest by reason. `port` and `chosen_port` are this
     connection's, also where the virtual server has every port. `ageing` and `predict` are what a prediction
-    was reckoned with: see `spec.Virtual`. `shadow` is None where no shadow was asked.
+    was reckoned with: see `spec.Virtual`. `shadow` is None where no shadow was asked. `doubted` are the
+    servers that had not taken this client lately, and why; `ditched` is why the chosen one could not make
+    this connection either, None where it did, or nobody knows any more. Both are values of `health.Ditch`.
     """
 
     age: float
@@ -257,3 +259,5 @@ class DecisionSnapshot:
     ageing: float = 4.0
     predict: str = "now"
     shadow: ShadowChoice | None = None
+    doubted: dict[str, str] = field(default_factory=dict)
+    ditched: str | None = None

@@ -108,6 +108,7 @@ class Virtual:
     sticky_mask: int = 32
     sticky_group: str = ""
     sticky_refresh: str = "assignment"
+    sticky_ditched: str = "break"
     ageing: float = 4.0
     clamp: float = 0.0
     predict: str = "now"

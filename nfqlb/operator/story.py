@@ -26,6 +26,8 @@ _BARRED = {
     "weight-0": "weight 0: no new clients",
     "standby": "a backup that is not needed",
     "no-answer": "had not answered this connection",
+    "refused-before": "had refused this client",
+    "no-answer-before": "had not answered this client",
     "collision": "its replies could not have been told apart",
 }
 _VERDICTS = {
@@ -48,8 +50,12 @@ _STICKY = {
     "standby": "a backup that was not needed",
     "gone": "which has no place here",
     "no-answer": "which had not answered this connection",
+    "refused-before": "which had refused its last connection",
+    "no-answer-before": "which had not answered its last connection",
     "collision": "whose replies could not have been told apart from another connection's",
 }
+_DOUBTED = {"reset": "refused", "no-answer": "not answered"}
+_DITCHED = {"reset": ", which refused it", "no-answer": ", which did not answer"}
 _REFUSED = {
     "no-server": "no server could take it",
     "reverse-collision": "no server's replies could have been told apart from another connection's",
@@ -107,7 +113,8 @@ def outcome(decision: JSONObject) -> str:
         why = _REFUSED.get(refused, refused)
         return f"stayed with {before}, which had not answered: {why}" if before else f"was refused: {why}"
     server = endpoint(text(decision, "chosen"), port(decision, "chosen_port"))
-    return f"was sent on to {server}, as {before} had not answered" if before else f"went to {server}"
+    where = f"was sent on to {server}, as {before} had not answered" if before else f"went to {server}"
+    return where + _DITCHED.get(optional_text(decision, "ditched") or "", "")
 
 
 def server(decision: JSONObject) -> str:
@@ -123,7 +130,8 @@ def _told(decision: JSONObject, now: float) -> list[str]:
     lines = [f"{when}  {client} to {virtual} {outcome(decision)}."]
     if optional_text(decision, "refused") == "out-of-service":
         return lines  # nothing was asked: neither sticky entry nor scheduler
-    said = " ".join(filter(None, (_sticky(decision), _scheme(decision), _shadow(decision))))
+    parts = (_sticky(decision), _scheme(decision), _doubt(decision), _shadow(decision))
+    said = " ".join(filter(None, parts))
     candidates = [_candidate(each, decision) for each in items(decision, "candidates")]
     lines += wrap(said, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     lines += ["    " + "   ".join(cells).rstrip() for cells in zip(*_aligned(candidates), strict=True)]
@@ -186,6 +194,16 @@ def _scheme(decision: JSONObject) -> str:
     return f"The scheduler would have taken {aside}; while servers start up, {way}" if aside else (
         f"While servers start up, {way}"
     )
+
+
+def _doubt(decision: JSONObject) -> str:
+    """That the chosen server had not taken this client before; nothing where it had."""
+    chosen = optional_text(decision, "chosen")
+    doubted = part(decision, "doubted") if decision.get("doubted") else {}
+    if chosen is None or chosen not in doubted:
+        return ""
+    why = _DOUBTED.get(text(doubted, chosen), text(doubted, chosen))
+    return f"{chosen} had {why} its last connection, but there was no other server."
 
 
 def _shadow(decision: JSONObject) -> str:

@@ -55,6 +55,8 @@ def decision(snapshot: DecisionSnapshot, wall: float) -> JSONObject:
             "port": snapshot.shadow.port,
         },
         "others": dict(sorted(snapshot.others.items())),
+        "doubted": dict(snapshot.doubted),
+        "ditched": snapshot.ditched,
     }
 
 

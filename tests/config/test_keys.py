@@ -188,6 +188,7 @@ KEYS = (
     Key("virtual", "sticky_mask", 32, ("32",), ("0", "24"), (), (*NO_WHOLE, "33", "129")),
     Key("virtual", "sticky_group", "", ('""',), ('"both"\nsticky = 5', '"b.o-t_h"\nsticky = 5'), (), NO_NAME),
     Key("virtual", "sticky_refresh", "assignment", ('"assignment"',), ('"never"', '"activity"'), (), NO_TEXT),
+    Key("virtual", "sticky_ditched", "break", ('"break"',), ('"keep"',), (), NO_TEXT),
     Key("virtual", "ageing", 4.0, ("4", "4.0"), ("3", "0.5"), (), (*NO_NUMBER, "0")),
     Key("virtual", "clamp", 0.0, ("0",), ("20", "0.5", "200"), (), NO_NUMBER),
     Key("virtual", "predict", "now", ('"now"',), ('"next"',), (), NO_TEXT),

@@ -10,6 +10,7 @@ from math import inf, isclose
 from typing import Any, Self
 
 from nfqlb.core.director import Director
+from nfqlb.core.health import Ditch
 from nfqlb.core.keys import client_of, client_port_of, port_of, reverse_key
 from nfqlb.core.selection import Choice, Selection
 from nfqlb.core.server import Link, RealServer, VirtualServer
@@ -19,7 +20,10 @@ from nfqlb.core.verdict import Drop
 
 @dataclass(frozen=True)
 class Then:
-    """One link as it was; `taken` is by a connection with the same replies, `predicted` what PR was."""
+    """One link as it was; `taken` is by a connection with the same replies, `predicted` what PR was.
+
+    `doubted` says why the client would rather have another.
+    """
 
     real: str
     port: int | None
@@ -37,6 +41,7 @@ class Then:
     taken: bool
     own_backup: bool
     predicted: float
+    doubted: str | None
 
     @property
     def able(self) -> bool:
@@ -70,7 +75,7 @@ class Watched(Selection):
     def watch(cls, director: Director) -> Self:
         """Let it choose for a director from now on."""
         placement: Any = director.placement
-        watched = cls(director.fpas, director.watch, director.table.outbound)
+        watched = cls(director.fpas, director.watch, director.table.outbound, director.doubts)
         watched.copies = []
         placement._selection = watched
         return watched
@@ -78,7 +83,8 @@ class Watched(Selection):
     def choose(
         self, virtual: VirtualServer, key: bytes, now: float, *, avoid: RealServer | None = None
     ) -> Choice | Drop:
-        links = [self._then(link, key, now, avoid) for link in _everybody(virtual)]
+        doubted = self._doubts.of(virtual, client_of(key), now)
+        links = [self._then(link, key, now, avoid, doubted) for link in _everybody(virtual)]
         last, bound = virtual.last, self._bound_to(virtual, key, now)
         outcome = super().choose(virtual, key, now, avoid=avoid)
         if isinstance(outcome, Drop) and avoid is not None and virtual.spec.protocol == "udp":
@@ -86,7 +92,10 @@ class Watched(Selection):
         self.copies.append(Copy(virtual.spec.name, key, last, bound, links, outcome))
         return outcome
 
-    def _then(self, link: Link, key: bytes, now: float, avoid: RealServer | None) -> Then:
+    def _then(
+        self, link: Link, key: bytes, now: float, avoid: RealServer | None,
+        doubted: Mapping[RealServer, Ditch],
+    ) -> Then:  # fmt: skip
         real = link.real
         holder = self._outbound.get(reverse_key(key, link))
         return Then(
@@ -94,6 +103,7 @@ class Watched(Selection):
             link.position, real.state.shown, now - real.since, real.weight, real.connections, real.unanswered,
             real.state.new, link.active, real.overloaded, real is avoid, holder is not None,
             link is link.virtual.backup, _predicted(link, now),
+            doubted[real].value if real in doubted else None,
         )  # fmt: skip
 
     def _bound_to(self, virtual: VirtualServer, key: bytes, now: float) -> str | None:
@@ -137,6 +147,7 @@ def agree(decision: DecisionSnapshot, copy: Copy) -> None:
         assert (shown.state, shown.weight) == (then.state, then.weight)
         assert (shown.connections, shown.unanswered) == (then.connections, then.unanswered)
         assert abs(shown.state_age - then.age) < 1e-9
+    assert decision.doubted == {then.real: then.doubted for then in copy.links if then.doubted}
     _sticky(decision, copy)
     if isinstance(copy.outcome, Drop):
         assert decision.chosen is None
@@ -146,13 +157,17 @@ def agree(decision: DecisionSnapshot, copy: Copy) -> None:
         assert all(found[then.place].reason == "collision" for then in able)
         return
     chosen = copy.links[copy.outcome.link.position]
+    spite = chosen.doubted is not None
+    if spite:
+        assert not [then for then in copy.links if then.able and not (then.doubted or then.taken)]
     full = decision.refused == "table-full"
     assert found[chosen.place].reason == ("table-full" if full else "chosen")
     assert decision.chosen == (None if full else chosen.real)
     assert decision.chosen_port == (None if full else chosen.port or decision.port)
     others = [(then, shown) for then, shown in pairs if then is not chosen]
     for then, shown in others:
-        _passed_over_rightly(then, shown)
+        _passed_over_rightly(then, shown, spite=spite)
+    others = [(then, shown) for then, shown in others if spite or not then.doubted]
     if decision.by in ("scheduler", "startup"):
         _best(decision, chosen, copy, others)
     elif decision.by == "backup":
@@ -179,7 +194,7 @@ def _sticky(decision: DecisionSnapshot, copy: Copy) -> None:
         assert told.written == decision.chosen
 
 
-def _passed_over_rightly(then: Then, shown: CandidateSnapshot) -> None:
+def _passed_over_rightly(then: Then, shown: CandidateSnapshot, *, spite: bool) -> None:
     """A reason that says it could not be chosen is given just where that is so."""
     if not then.new:
         assert shown.reason == then.state
@@ -189,6 +204,8 @@ def _passed_over_rightly(then: Then, shown: CandidateSnapshot) -> None:
         assert shown.reason == "standby"
     elif then.avoided:
         assert shown.reason == "no-answer"
+    elif then.doubted and not spite:
+        assert shown.reason == {"reset": "refused-before", "no-answer": "no-answer-before"}[then.doubted]
     elif shown.reason == "collision":
         assert then.taken
     elif then.own_backup:

@@ -90,6 +90,7 @@ def audit(director: Director, *, reloaded: bool = False) -> None:
         _stale(virtual)
     _doomed(director, reloaded=reloaded)
     _followed(director)
+    _doubted(director)
 
 
 def _chooses(virtual: VirtualServer, loads: Counter[str]) -> None:
@@ -167,6 +168,16 @@ def _followed(director: Director) -> None:
             assert director.table.inbound.get(connection.inbound) is connection
             assert connection.link.real is entry.real
             assert connection.link.virtual.scope == scope
+
+
+def _doubted(director: Director) -> None:
+    """Doubts are about servers of virtual servers that are there, and are no more than allowed."""
+    assert len(director.doubts.about) <= director.doubts.limit
+    for (virtual, _), found in director.doubts.about.items():
+        assert virtual.doubting
+        assert virtual in director.virtual_servers
+        assert found
+        assert found.keys() <= {link.real for link in virtual.everybody}
 
 
 def _state(real: RealServer, load: int) -> str:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nfqlb.core import spec
+from nfqlb.core.keys import client_of
 from nfqlb.core.schedulers import SCHEDULERS
 from nfqlb.core.selection import Choice, Selection
 from nfqlb.core.server import Link, RealServer, VirtualServer
@@ -244,7 +245,7 @@ class Oracle(Selection):
     @classmethod
     def watch(cls, lab: Scenario, shadow: str) -> "Oracle":
         placement: Any = lab.director.placement
-        oracle = cls(lab.director.fpas, lab.director.watch, lab.director.table.outbound)
+        oracle = cls(lab.director.fpas, lab.director.watch, lab.director.table.outbound, lab.director.doubts)
         oracle.expected, oracle.last, oracle.tried = [], -1, dict[int, float]()
         oracle.shadow = shadow
         placement._selection = oracle
@@ -258,6 +259,8 @@ class Oracle(Selection):
         self, web: VirtualServer, key: bytes, now: float, *, avoid: RealServer | None = None
     ) -> Choice | Drop:
         able = [link for link in web.links if link.available and link.real is not avoid]
+        doubted = self._doubts.of(web, client_of(key), now)
+        able = [link for link in able if link.real not in doubted] or able
         best = min(able, key=lambda link: self._rank(link, now), default=None)
         outcome = super().choose(web, key, now, avoid=avoid)
         if isinstance(outcome, Choice) and outcome.by == web.scheduler.name:

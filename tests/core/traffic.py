@@ -63,7 +63,8 @@ def _virtuals(on_failure: str, startup: str) -> list[spec.Virtual]:
         (virtual("other", "dcba", address="203.0.113.2", sticky=20, sticky_group="pair"), {}),
         (virtual("every", "bc", address="203.0.113.3", port=None, scheduler="least-connections"),
          {"backup": "d"}),
-        (virtual("fast", "abc", port=83, sticky=30), {**fast, "sticky_refresh": "never", "clamp": 20.0}),
+        (virtual("fast", "abc", port=83, sticky=30), {**fast, "sticky_refresh": "never", "clamp": 20.0,
+                                                     "sticky_ditched": "keep"}),
         (virtual("hashed", "acb", port=84, scheduler="maglev"), {"backup": "d"}),
         (virtual("six", "ef", address=VIP6, sticky=40, sticky_mask=48),
          {**fast, "predict": "next", "sticky_refresh": "activity"}),
@@ -318,6 +319,7 @@ class Traffic(RuleBasedStateMachine):
         assert {link.connections for link in everybody} == {0}
         assert not any(link.members for link in everybody)
         assert not director._outage._doomed
+        assert not director.doubts.about
         assert self.remembered() == []
         self.books_are_right()
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from nfqlb.demo.appliance import Appliance, command, nfqlb_command, python_path, socket_path
+from nfqlb.demo.appliance import Appliance, command, nfqlb_command, python_path, socket_path, virtual
 from nfqlb.demo.lab import VIP, Host, Lab
 from nfqlb.demo.programs import Program
 from tests.netns.asking import ask, holding, rows, spread, summary, wait_until
@@ -23,9 +23,9 @@ def lab(datapath: Datapath) -> Iterator[Lab]:
 
 
 @contextmanager
-def unreachable(server: Host) -> Iterator[None]:
-    """The server answers whatever comes in with an ICMP error."""
-    rule = ("INPUT", "-p", "tcp", "--dport", "80", "-j", "REJECT", "--reject-with", "icmp-host-unreachable")
+def rejecting(server: Host, answer: str) -> Iterator[None]:
+    """The server answers whatever comes in with a reset ("tcp-reset"), or with an ICMP error."""
+    rule = ("INPUT", "-p", "tcp", "--dport", "80", "-j", "REJECT", "--reject-with", answer)
     server.run("iptables", "-w", "-I", *rule)
     try:
         yield
@@ -45,7 +45,7 @@ def state(appliance: Appliance, name: str = "web1") -> str:
 
 def test_a_server_that_says_it_is_unreachable(lab: Lab) -> None:
     """F21: clients are not told, but served by others; it has failed, with its reason."""
-    with gateway(lab, turns()) as appliance, unreachable(lab.servers[0]):
+    with gateway(lab, turns()) as appliance, rejecting(lab.servers[0], "icmp-host-unreachable"):
         begun = time.monotonic()
         assert set(spread(ask_at_once(lab, 6))) == {"web2", "web3"}
         took = time.monotonic() - begun
@@ -55,6 +55,46 @@ def test_a_server_that_says_it_is_unreachable(lab: Lab) -> None:
         assert summary(appliance)["drops"]["unreachable-eaten"] >= 3
         assert spread([ask(lab.client) for _ in range(10)]) == {"web2": 5, "web3": 5}
         print(f"unreachable: 12 clients served after {took:.1f} s, web1 {shown['state']}: {shown['reason']}")
+
+
+def test_a_sticky_client_that_its_server_refuses(lab: Lab) -> None:
+    """R041, R064, F21: served by another with its next connection, while another client is about."""
+    client, other = lab.clients
+    sticky = virtual("shop", ALL, scheduler="round-robin", sticky=600)
+    with gateway(lab, sticky, failure_threshold=8) as appliance:
+        assert (ask(client).server, ask(other).server) == ("web1", "web2")
+        with rejecting(lab.servers[0], "tcp-reset"):
+            refused = client.run("curl", "-sS", f"http://{VIP}/", check=False)
+            begun = time.monotonic()
+            assert (refused.returncode, ask(other).server) == (7, "web2")
+            mine = ask(client).server
+            took = time.monotonic() - begun
+            assert mine in ("web2", "web3")
+            assert spread([ask(client) for _ in range(5)]) == {mine: 5}
+            assert state(appliance) == "in-service"
+        assert ask(client).server == mine, "from now on that is its server"
+        bound = {row["client"]: row["real"] for row in rows(appliance, "sticky")}
+        assert bound[client.address] == mine
+        wait_until(lambda: bool(changes(appliance, "web1")), "news of it")
+        assert changes(appliance, "web1") == [
+            f"web1 refused {client.address}, bound to it in shop: it goes to {mine} now"
+        ]
+        print(f"refused while bound: served by another {took:.2f} s later")
+
+
+def test_a_sticky_client_that_its_server_does_not_answer(lab: Lab) -> None:
+    """R041, R064, F21: one that gives up before its third SYN is served with its next connection."""
+    client, other = lab.clients
+    sticky = virtual("shop", ALL, scheduler="round-robin", sticky=600)
+    with gateway(lab, sticky, failure_threshold=8) as appliance:
+        assert (ask(client).server, ask(other).server) == ("web1", "web2")
+        with silent(lab.servers[0]):
+            gave_up = client.run("curl", "-sS", "--connect-timeout", "2", f"http://{VIP}/", check=False)
+            assert (gave_up.returncode, ask(other).server) == (28, "web2")
+            mine = ask(client).server
+            assert mine in ("web2", "web3")
+            assert spread([ask(client) for _ in range(5)]) == {mine: 5}
+        assert state(appliance) == "in-service"
 
 
 def test_a_server_that_has_forgotten_its_connections(lab: Lab) -> None:

@@ -69,6 +69,37 @@ def test_a_comparison() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("ditched", "how"),
+    [("reset", ", which refused it."), ("no-answer", ", which did not answer."), (None, ".")],
+)
+def test_a_server_that_did_not_take_the_connection(ditched: str | None, how: str) -> None:
+    """As far as that is known by now."""
+    assert told(ditched=ditched).splitlines()[0] == (
+        f"12:03:07  198.51.100.7:40000 to shop went to web2:8080{how}"
+    )
+
+
+def test_a_client_that_its_server_had_refused() -> None:
+    """Its entry was not followed; the server is passed over for that client."""
+    sticky = StickyAnswer("overridden", "web1", "refused-before", "web2")
+    text = said(sticky=sticky, doubted={"web1": "reset"})
+    assert text.startswith(
+        "Its sticky entry said web1, which had refused its last connection. From now on it says web2."
+    )
+    refusing = replace(WEB1, reason="refused-before")
+    assert line(refusing, doubted={"web1": "reset"}) == "web1 had refused this client passed over"
+    silent = replace(WEB1, reason="no-answer-before")
+    assert line(silent, doubted={"web1": "no-answer"}) == "web1 had not answered this client passed over"
+
+
+@pytest.mark.parametrize(("why", "how"), [("reset", "refused"), ("no-answer", "not answered")])
+def test_a_chosen_server_that_had_refused_the_client_before(why: str, how: str) -> None:
+    """There was no other."""
+    last = f"web2 had {how} its last connection, but there was no other server."
+    assert last in said(doubted={"web2": why})
+
+
 def test_the_date_is_told_where_it_is_not_todays() -> None:
     assert told(now=NOW + 86400).startswith("2025-11-25 12:03:07  198.51.100.7:40000 to shop")
     assert moment(NOW, NOW + 3600) == "12:03:07"

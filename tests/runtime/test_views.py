@@ -420,6 +420,8 @@ def test_decisions() -> None:
         "sticky": {"said": "none", "real": None, "reason": None, "written": "web2"},
         "shadow": None,
         "others": {},
+        "doubted": {},
+        "ditched": None,
     }
     assert isinstance(candidates, list)
     assert candidates[0] == {
