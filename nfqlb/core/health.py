@@ -14,6 +14,8 @@ from nfqlb.core.plural import several
 
 #: Pieces of evidence kept of one server: the very SYNs that failed it.
 EVIDENCE = 32
+#: Connections in a row that are many where no number of them fails a server, and that are few in any case.
+_MANY, _FEW = 8, 2
 
 
 class Condition(Enum):
@@ -112,6 +114,16 @@ class Health:
             self.reason = ""
             return True
         return False
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it made none of so many connections in a row, and yet has not failed (A25)."""
+        return self.run > _FEW and self.run >= (self.spec.failure_threshold or _MANY)
+
+    @property
+    def whys(self) -> set[Ditch]:
+        """Why it made none of those in the present run, as far as that is known."""
+        return {each.why for each in tuple(self.evidence)[-self.run :]} if self.run else set()
 
     def due(self, now: float) -> bool:
         """Whether a failed server may be tested now."""

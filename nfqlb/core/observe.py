@@ -140,6 +140,9 @@ def _real(real: RealServer, virtuals: Mapping[str, Virtual], now: float) -> Real
         failed=None if health.condition is Condition.WELL else now - health.failed_at,
         test=max(0.0, health.retry_at - now) if tested else None,
         responses=real.responses.spread(),
+        run=health.run,
+        whys=tuple(sorted(why.value for why in health.whys)),
+        suspect=health.suspect,
     )
 
 

@@ -73,7 +73,9 @@ class RealSnapshot(NamedTuple):
     that has failed `failed` is how many seconds ago it did, tests in between or not, and `test` in how
     many one connection may test it, 0 where that only wants a client; else both are None. `responses` are
     all response times that were measured. `setting` and `weight` are what holds, which an operator may have
-    set; `weight_configured` is the configuration's.
+    set; `weight_configured` is the configuration's. `run` is how many connections in a row it could not make,
+    `whys` why not (values of `health.Ditch`), and `suspect` says that they are as many as fail a server,
+    which these have not, as they were of too few clients.
     """
 
     name: str
@@ -96,6 +98,9 @@ class RealSnapshot(NamedTuple):
     failed: float | None = None
     test: float | None = None
     responses: Spread = NEVER
+    run: int = 0
+    whys: tuple[str, ...] = ()
+    suspect: bool = False
 
 
 @dataclass(frozen=True, slots=True)

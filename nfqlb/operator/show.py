@@ -12,6 +12,7 @@ from collections.abc import Callable
 from nfqlb.operator import document as read
 from nfqlb.operator import story
 from nfqlb.operator.text import Row, age, clean, count, endpoint, facts, response, several, size, table
+from nfqlb.runtime.problems import unmade
 from nfqlb.runtime.protocol import JSON, ControlError, JSONObject
 
 _rows, _object, _list, _part = read.rows, read.whole, read.items, read.part
@@ -292,9 +293,12 @@ SUBJECTS: dict[str, Callable[[JSON], list[str]]] = {
 
 
 def _why(real: JSONObject) -> str:
-    """The reason of a server's state; of one that has failed also since when, and when it is tested."""
+    """The reason of a server's state, or why it should be another.
+
+    Of one that has failed also since when, and when it is tested.
+    """
     failed, test = _optional(real, "failed_s"), _optional(real, "test_in_s")
-    told = [_text(real, "reason")]
+    told = [_text(real, "reason"), unmade(real)]
     if failed is not None:
         told.append(f"down for {age(failed)}")
     if test is not None:

@@ -20,6 +20,7 @@ _SILENT = ("failed", "testing", "maintenance", "out-of-service", "draining")
 #: In these states an operator has put it.
 _ASIDE = ("maintenance", "sticky-only", "out-of-service")
 _NAMED = 3  # servers that are called by their names, where there are no more
+_MIXED = "refused or not answered"
 
 
 class Problem(NamedTuple):
@@ -121,6 +122,12 @@ def _reals(snapshot: JSONObject) -> Iterator[Problem]:
     lost = [row for row in serving if row.get("neighbour") in ("failed", "incomplete", "no route")]
     if lost:
         yield Problem("error", f"{_some(lost, len(rows), 'server')} cannot be reached on the link")
+    suspect = [row for row in serving if unmade(row)]
+    if len(suspect) > _NAMED:
+        many = _some(suspect, len(rows), "server")
+        yield Problem("warning", f"{many} have {_MIXED} their last connections")
+    else:
+        yield from (Problem("warning", f"{row['name']} {unmade(row)}") for row in suspect)
     full = [row for row in rows if row["state"] == "max-capacity"]
     if full:
         yield Problem("warning", f"{_some(full, len(rows), 'server')} full")
@@ -130,6 +137,19 @@ def _reals(snapshot: JSONObject) -> Iterator[Problem]:
     leaving = [row for row in rows if row["state"] == "draining"]
     if leaving:
         yield Problem("info", f"{_some(leaving, len(rows), 'server')} draining since a reload")
+
+
+def unmade(real: JSONObject) -> str:
+    """What became of a server's last connections, which it did not make, though it has not failed.
+
+    `real` is a snapshot's row; "" where they are too few to speak of.
+    """
+    if not real.get("suspect"):
+        return ""
+    run = part(real, "in_a_row")
+    many, whys = run.get("connections"), run.get("why")
+    how = "refused" if whys == ["reset"] else "not answered" if whys == ["no-answer"] else _MIXED
+    return f"has {how} {many:,} connections in a row" if isinstance(many, int) else ""
 
 
 def _some(rows: list[JSONObject], all_: int, what: str) -> str:

@@ -100,6 +100,8 @@ def real(snapshot: RealSnapshot) -> JSONObject:
         "virtuals": list(snapshot.virtuals),
         "failed_s": None if snapshot.failed is None else _seconds(snapshot.failed),
         "test_in_s": None if snapshot.test is None else _seconds(snapshot.test),
+        "in_a_row": {"connections": snapshot.run, "why": list(snapshot.whys)},
+        "suspect": snapshot.suspect,
     }
 
 

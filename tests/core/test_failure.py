@@ -573,3 +573,27 @@ def test_a_server_may_be_declared_well(tested: bool) -> None:
         assert test.syn().server == "b"
         assert lab.real("a").state == "in-service"
     audit(lab.director)
+
+
+@pytest.mark.parametrize(("threshold", "many"), [(1, 3), (4, 4), (0, 8)])
+def test_a_server_that_takes_nobody_and_has_not_failed_can_be_seen(threshold: int, many: int) -> None:
+    """R040, R179 (A25): one client is refused again and again while another is about; an answer ends it."""
+    lab = site("a", failure_threshold=threshold)
+    for number in range(1, many + 2):
+        lab.connect(client="192.0.2.2").close() if number == 1 else None
+        lab.dial(client="192.0.2.2")
+        lab.dial(client="192.0.2.1").refusal()
+        shown = lab.real("a")
+        assert (shown.state, shown.run, shown.whys) == ("in-service", number, ("reset",))
+        assert shown.suspect is (number >= many)
+    ditch(lab, "192.0.2.1")
+    assert lab.real("a").whys == ("no-answer", "reset")
+    lab.connect(client="192.0.2.1")
+    shown = lab.real("a")
+    assert (shown.run, shown.whys, shown.suspect) == (0, (), False)
+
+
+def test_a_failed_server_is_no_mere_suspect() -> None:
+    """R181: the run is over with the failure."""
+    lab = failing()
+    assert (lab.real("a").run, lab.real("a").suspect) == (0, False)

@@ -39,6 +39,11 @@ def changes(appliance: Appliance, name: str) -> list[str]:
     return [str(row["text"]) for row in reversed(told) if row["kind"] == "state" and row["name"] == name]
 
 
+def asked(lab: Lab) -> tuple[str, str]:
+    """What a command needs to ask this gateway."""
+    return "--socket", str(socket_path(lab))
+
+
 def state(appliance: Appliance, name: str = "web1") -> str:
     return str(real(appliance, name)["state"])
 
@@ -79,7 +84,29 @@ def test_a_sticky_client_that_its_server_refuses(lab: Lab) -> None:
         assert changes(appliance, "web1") == [
             f"web1 refused {client.address}, bound to it in shop: it goes to {mine} now"
         ]
+        told = nfqlb_command(lab, "explain", "--client", client.address, "--last", "9", *asked(lab)).stdout
+        assert " to shop went to web1:80, which refused it." in told
+        assert "Its sticky entry said web1, which had refused its last connection." in " ".join(told.split())
         print(f"refused while bound: served by another {took:.2f} s later")
+
+
+@only(REWRITE, "what is said of a server is the core's in both")
+def test_a_server_that_refuses_one_client_alone_is_told_of(lab: Lab) -> None:
+    """R132, R179: with `keep` its client comes back to be refused; the operator sees it before it has failed."""
+    client, other = lab.clients
+    sticky = virtual("shop", ALL, scheduler="round-robin", sticky=600, sticky_ditched="keep")
+    with gateway(lab, sticky, failure_threshold=4) as appliance:
+        assert (ask(client).server, ask(other).server) == ("web1", "web2")
+        with rejecting(lab.servers[0], "tcp-reset"):
+            for _ in range(5):
+                assert client.run("curl", "-sS", f"http://{VIP}/", check=False).returncode == 7
+                assert ask(other).server == "web2"
+        said = "web1 has refused 5 connections in a row"
+        wait_until(lambda: said in nfqlb_command(lab, "show", "summary", *asked(lab)).stdout, "the verdict")
+        assert f"\n{said.replace(' ', '  ', 1)}\n" in nfqlb_command(lab, "show", "reals", *asked(lab)).stdout
+        assert ask(client).server == "web1"
+        wait_until(lambda: said not in nfqlb_command(lab, "show", "summary", *asked(lab)).stdout, "its end")
+        assert state(appliance) == "in-service"
 
 
 def test_a_sticky_client_that_its_server_does_not_answer(lab: Lab) -> None:

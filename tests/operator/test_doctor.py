@@ -65,6 +65,8 @@ def test_a_gateway_that_is_well_is_said_to_be_in_every_area() -> None:
         ({"reals": real(state="failed", reason="8 lost")}, "error", "failures", "web1 failed 12s ago: 8"),
         ({"reals": real(state="max-capacity", connections=7)}, "warning", "failures", "web1 is full: 7"),
         ({"reals": real(unanswered=6)}, "warning", "failures", "web1 has not answered 6"),
+        ({"reals": real(suspect=True, in_a_row={"connections": 9, "why": ["reset"]}, unanswered=6)},
+         "warning", "failures", "web1 has refused 9 connections in a row"),
     ],
 )  # fmt: skip
 def test_one_thing_wrong_is_one_finding(changes: dict[str, Any], level: str, area: str, words: str) -> None:

@@ -108,6 +108,8 @@ WEB1: JSONObject = {
     "virtuals": ["shop"],
     "failed_s": None,
     "test_in_s": None,
+    "in_a_row": {"connections": 0, "why": []},
+    "suspect": False,
     "mac": "02:00:00:00:00:01",
     "neighbour": "reachable",
 }
@@ -128,6 +130,8 @@ WEB2: JSONObject = {
     "virtuals": ["shop"],
     "failed_s": None,
     "test_in_s": None,
+    "in_a_row": {"connections": 0, "why": []},
+    "suspect": False,
     "mac": None,
     "neighbour": "failed",
 }
@@ -323,6 +327,16 @@ def test_reals_that_have_failed_say_since_when_and_when_they_are_tested() -> Non
         )
 
 
+def test_reals_that_make_no_connection_and_have_not_failed_say_so() -> None:
+    """R179: too few clients for that, or a single one beside others."""
+    suspect: JSONObject = {**WEB1, "suspect": True, "in_a_row": {"connections": 12, "why": ["reset"]}}
+    assert shown("reals", [suspect]).endswith("\n\nweb1  has refused 12 connections in a row\n")
+    weighed: JSONObject = {**suspect, "reason": "weight 0: no new clients"}
+    assert shown("reals", [weighed]).endswith(
+        "\n\nweb1  weight 0: no new clients, has refused 12 connections in a row\n"
+    )
+
+
 def test_failures() -> None:
     """R181: the very connections that real servers could not make."""
     assert shown("failures", FAILURES) == (
@@ -432,6 +446,8 @@ def test_a_document_with_a_hole_is_an_error_and_no_traceback(subject: str) -> No
         "response_s",
         "failed_s",
         "test_in_s",
+        "in_a_row",
+        "suspect",
         "port",
         "client_port",
         "real_port",

@@ -28,6 +28,8 @@ def real(name: str, number: int = 1) -> dict[str, Any]:
         "virtuals": ["shop"],
         "failed_s": None,
         "test_in_s": None,
+        "in_a_row": {"connections": 3, "why": ["reset"]},
+        "suspect": False,
         "mac": "02:00:00:00:00:01" if measured else None,
         "neighbour": "reachable" if measured else None,
         "rate": 1.5,

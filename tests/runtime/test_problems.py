@@ -12,6 +12,11 @@ def rows(*states: str, prefix: str = "web", **more: JSON) -> list[JSON]:
     return [{"name": f"{prefix}{number}", "state": state, **more} for number, state in enumerate(states, 1)]
 
 
+def suspects(count: int, *whys: str) -> list[JSON]:
+    """Servers that have made none of their last 12 connections, and not failed for that."""
+    return rows(*["in-service"] * count, suspect=True, in_a_row={"connections": 12, "why": list(whys)})
+
+
 def behind(state: str, *servers: tuple[str, float | None]) -> list[JSON]:
     """A virtual server in a state, with servers in theirs, each with its fair share."""
     places: list[JSON] = [
@@ -46,6 +51,15 @@ def test_all_well() -> None:
     assert said() == "all well"
 
 
+def test_a_run_that_has_failed_its_server_or_is_short_is_nothing_more() -> None:
+    run: JSON = {"connections": 3, "why": ["reset"]}
+    assert said(reals=rows("in-service", "in-service", suspect=False, in_a_row=run)) == "all well"
+    assert said(reals=rows("failed", suspect=True, in_a_row=run)) == "1 of 1 server (web1) failed"
+    assert said(reals=suspects(2, "reset")) == (
+        "web1 has refused 12 connections in a row; web2 has refused 12 connections in a row"
+    )
+
+
 def test_the_worst_comes_first() -> None:
     states = ["in-service"] * 12 + ["failed", "testing"]
     assert said(reals=rows(*states), queues=[{"number": 0, "dropping": True}]) == (
@@ -73,6 +87,18 @@ def test_the_worst_comes_first() -> None:
         ({"reals": rows("failed", "failed")}, "error", "2 of 2 servers failed"),
         ({"reals": rows("failed")}, "error", "1 of 1 server (web1) failed"),
         ({"reals": rows("max-capacity", "in-service")}, "warning", "1 of 2 servers (web1) full"),
+        ({"reals": suspects(1, "reset")}, "warning", "web1 has refused 12 connections in a row"),
+        ({"reals": suspects(1, "no-answer")}, "warning", "web1 has not answered 12 connections in a row"),
+        (
+            {"reals": suspects(1, "no-answer", "reset")},
+            "warning",
+            "web1 has refused or not answered 12 connections in a row",
+        ),
+        (
+            {"reals": suspects(4, "reset")},
+            "warning",
+            "4 of 4 servers have refused or not answered their last connections",
+        ),
         (
             {"virtuals": behind("failed", ("sticky-only", None), ("failed", None))},
             "error",

@@ -79,6 +79,9 @@ REAL = RealSnapshot(
     virtuals=("shop",),
     failed=9.0,
     test=0.0,
+    run=9,
+    whys=("reset",),
+    suspect=True,
 )
 
 
@@ -226,6 +229,8 @@ def test_reals() -> None:
             "virtuals": ["shop"],
             "failed_s": 9.0,
             "test_in_s": 0.0,
+            "in_a_row": {"connections": 9, "why": ["reset"]},
+            "suspect": True,
         }
     ]
 

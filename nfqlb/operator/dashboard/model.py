@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nfqlb.operator import document as read
+from nfqlb.runtime.problems import unmade
 from nfqlb.runtime.protocol import JSON, JSONObject
 
 #: What a virtual server's traffic is counted in, in the order it is shown.
@@ -290,7 +291,7 @@ def _real(
         name=name,
         address=_text(row, "address"),
         state=_text(row, "state"),
-        reason=_text(row, "reason"),
+        reason=", ".join(filter(None, (_text(row, "reason"), unmade(row)))),
         since=read.optional(row, "since_s"),
         weight=read.optional(row, "weight"),
         configured=read.optional(row, "weight_configured"),

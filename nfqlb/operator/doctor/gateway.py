@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from nfqlb.core.plural import several
 from nfqlb.operator.text import age
-from nfqlb.runtime.problems import deserted, taken_out
+from nfqlb.runtime.problems import deserted, taken_out, unmade
 from nfqlb.runtime.protocol import JSON, JSONObject, objects, part
 
 _NEARLY = 0.9  # part of a table from which on it is nearly full
@@ -158,6 +158,9 @@ def _failures(snapshot: JSONObject, host: Sequence[JSONObject] | None) -> Said:
         elif state == "max-capacity":
             what = f"server {name} is full: {several(_number(row, 'connections'), 'connection')}"
             yield "warning", what, "raise its max_connections, or add a server"
+        elif state == "in-service" and (what := unmade(row)):
+            advice = f"nfqlb show failures --real {name} has them; of more clients they would have failed it"
+            yield "warning", f"server {name} {what}", advice
         elif state == "in-service" and _number(row, "unanswered") >= _MANY:
             what = f"server {name} has not answered {row['unanswered']} of its newest connections yet"
             yield "warning", what, f"nfqlb show reals; if that stays so, {name} is too slow or unreachable"

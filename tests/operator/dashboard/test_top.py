@@ -88,6 +88,9 @@ def test_real_servers(gateway: Gateway) -> None:
         assert screen.row("10.0.0.12").split()[0] == "F"
         screen.press("j")
         screen.shows("web2: failed, 8 connections in a row, down for 1m15s, to be tested in 12s")
+        web1.update(suspect=True, in_a_row={"connections": 12, "why": ["reset"]})
+        screen.press("k")
+        screen.shows("web1: in-service, has refused 12 connections in a row")
 
 
 @pytest.mark.parametrize("size", [(80, 24), (120, 40), (300, 100)])
