@@ -92,7 +92,7 @@ def test_a_sticky_client_that_its_server_refuses(lab: Lab) -> None:
 
 @only(REWRITE, "what is said of a server is the core's in both")
 def test_a_server_that_refuses_one_client_alone_is_told_of(lab: Lab) -> None:
-    """R132, R179: with `keep` its client comes back to be refused; the operator sees it before it has failed."""
+    """R132, R179: with `keep` its client comes back to be refused; before it fails the operator sees it."""
     client, other = lab.clients
     sticky = virtual("shop", ALL, scheduler="round-robin", sticky=600, sticky_ditched="keep")
     with gateway(lab, sticky, failure_threshold=4) as appliance:
