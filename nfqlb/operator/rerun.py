@@ -73,7 +73,7 @@ def _heading(document: Document) -> Iterator[str]:
         earlier, packets = document["earlier"], document["unmodelled"]
         yield (
             f"it did not begin with the gateway: {several(earlier, 'connection')} from before, whose clients"
-            f" sent {several(packets, 'packet')} of it; not modelled, as their openings are not in it"
+            f" sent {several(packets, 'packet')} in it, left out as the opening is not in it"
         )
     if document["untold"]:
         yield f"passed over: {several(document['untold'], 'frame')} without a segment or datagram to be read"
@@ -96,7 +96,7 @@ def nothing(document: Document, config: Path) -> str:
         for each in document["elsewhere"]
     ]
     if others:
-        lines += ["what it has went to", *_some(others)]
+        lines += ["what is in it went to:", *_some(others)]
     return "\n".join(lines)
 
 

@@ -148,7 +148,7 @@ def test_a_capture_of_another_address_is_no_answer(
     assert err.splitlines() == [
         f"nfqlb: {capture}: it has no packet for any of the virtual servers of {settings}:",
         "  web 203.0.113.9:80/tcp",
-        "what it has went to",
+        "what is in it went to:",
         "  203.0.113.1:80, 5 connections",
     ]
     _, out, _ = run(capsys, capture, "-c", settings, "--json")
@@ -167,8 +167,8 @@ def test_a_capture_that_began_later_than_the_gateway(
     capture.write_bytes(town.file())
     _, out, _ = run(capsys, capture, "-c", settings)
     assert out.splitlines()[1] == (
-        "it did not begin with the gateway: 1 connection from before, whose clients sent 1 packet of it; "
-        "not modelled, as their openings are not in it"
+        "it did not begin with the gateway: 1 connection from before, whose clients sent 1 packet in it, "
+        "left out as the opening is not in it"
     )
 
 
