@@ -59,7 +59,7 @@ def _gateway(config: Config) -> str:
         *_said(gateway, _OF_GATEWAY),
         *((("metrics", f"http://{gateway.metrics}/metrics"),) if gateway.metrics else ()),
     )
-    return "\n".join(f"{title:<13}{text}" for title, text in rows)
+    return "\n".join(f"{title:<12} {text}" for title, text in rows)
 
 
 def _datapath(config: Config) -> str:

@@ -100,12 +100,13 @@ def test_the_summary_names_what_is_not_as_usual(tmp_path: Path, good_with: Calla
     path = tmp_path / "gw.toml"
     path.write_text(
         good_with(
-            gateway='secure = true\ncount_on = "syn-ack"\nmetrics = "[::1]:9617"',
+            gateway='secure = true\ncount_on = "syn-ack"\nhold_addresses = false\nmetrics = "[::1]:9617"',
             virtual='on_failure = "reset"\nreject = "reset"\nageing = 2.5\nclamp = 20\nshadow = "rr"',
         )
     )
     text = summary(load(path))
     assert "other ports  dropped, but for echo\nsecure       true\ncount_on     syn-ack\n" in text
+    assert "\nhold_addresses false\n" in text
     assert "\nmetrics      http://[::1]:9617/metrics\n" in text
     said = "on_failure = reset, reject = reset, ageing = 2.5, clamp = 20, shadow = round-robin"
     assert f"\n  {said}\n  web1 " in text
