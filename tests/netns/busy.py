@@ -1,6 +1,7 @@
-"""Keeps connections busy and opens new ones: `busy.py ADDRESS PORT COUNT`, inside a client's namespace.
+"""Keeps connections busy and opens new ones: `busy.py ADDRESS PORT COUNT [PAUSE [NEW]]`, on a client.
 
-Asks for `/` over each of COUNT connections, one question every 50 ms, and over a new one every 50 ms as well.
+Asks for `/` over each of COUNT connections, one question every PAUSE seconds (0.05), and over a new one every
+NEW seconds (0.05; 0: never) as well.
 Prints "busy" once all are open. At SIGTERM no new one is begun; it waits for the answers that are due and
 prints one JSON object: how many connections were `kept` and how many of those have `failed`; how many were
 `made` anew and how many could not be (`unmade`); and in seconds the slowest answer of either kind and the
@@ -9,6 +10,7 @@ longest `outage`, in which no answer came at all.
 
 import asyncio
 import json
+import random
 import signal
 import sys
 import time
@@ -24,6 +26,7 @@ class Tally:
         self.slowest = self.slowest_new = self.outage = 0.0
         self.heard = time.monotonic()
         self.over = asyncio.Event()
+        self.resting: set[asyncio.Task[None] | None] = set()
 
     def answered(self) -> None:
         """An answer has come."""
@@ -39,8 +42,21 @@ async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Non
     await asyncio.wait_for(reader.readexactly(int(length.split(b":")[1])), PATIENCE)
 
 
-async def keep(tally: Tally, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def rest(tally: Tally, seconds: float) -> None:
+    """Wait so long; cancelled when all is over."""
+    task = asyncio.current_task()
+    tally.resting.add(task)
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        tally.resting.discard(task)
+
+
+async def keep(
+    tally: Tally, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pause: float
+) -> None:
     """Use one connection until it fails or all is over."""
+    await rest(tally, random.uniform(0, pause))  # not all at the same time
     while not tally.over.is_set():
         begun = time.monotonic()
         try:
@@ -50,7 +66,7 @@ async def keep(tally: Tally, reader: asyncio.StreamReader, writer: asyncio.Strea
             return
         tally.answered()
         tally.slowest = max(tally.slowest, time.monotonic() - begun)
-        await asyncio.sleep(PAUSE)
+        await rest(tally, pause)
 
 
 async def make(tally: Tally, address: str, port: int) -> None:
@@ -68,7 +84,7 @@ async def make(tally: Tally, address: str, port: int) -> None:
     tally.slowest_new = max(tally.slowest_new, time.monotonic() - begun)
 
 
-async def main(address: str, port: int, count: int) -> None:
+async def main(address: str, port: int, count: int, pause: float = PAUSE, new: float = PAUSE) -> None:
     """Until SIGTERM."""
     tally = Tally()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, tally.over.set)
@@ -77,14 +93,19 @@ async def main(address: str, port: int, count: int) -> None:
         await ask(*pair)
     tally.kept, tally.heard = count, time.monotonic()
     print("busy", flush=True)
-    tasks = [asyncio.create_task(keep(tally, *pair)) for pair in pairs]
+    tasks = [asyncio.create_task(keep(tally, *pair, pause)) for pair in pairs]
     while not tally.over.is_set():
-        tasks.append(asyncio.create_task(make(tally, address, port)))
-        await asyncio.sleep(PAUSE)
-    await asyncio.gather(*tasks)
-    del tally.over, tally.heard
+        if new:
+            tasks.append(asyncio.create_task(make(tally, address, port)))
+        await asyncio.sleep(new or PAUSE)
+    for task in filter(None, tuple(tally.resting)):
+        task.cancel()
+    for ended in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(ended, Exception):
+            raise ended
+    del tally.over, tally.heard, tally.resting
     print(json.dumps(vars(tally)), flush=True)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *map(float, sys.argv[4:])))

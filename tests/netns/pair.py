@@ -8,10 +8,13 @@ have /run, /etc/keepalived, /etc/conntrackd and /usr/local/bin of their own (`ip
 mount namespace). Only what differs between the two machines is exchanged, as the files say.
 """
 
+import os
 from pathlib import Path
+from signal import SIGKILL
+from typing import Any, cast
 
 from nfqlb.demo.appliance import READY, command, python_path
-from nfqlb.demo.lab import Host
+from nfqlb.demo.lab import VIP, VIP6, Host, sixth
 from nfqlb.demo.network import Interface
 from nfqlb.demo.programs import Program, require
 from nfqlb.runtime.client import Client
@@ -32,7 +35,7 @@ class Pair(Bench):
     """The laboratory; `first` and `second` are the gateways."""
 
     def __init__(self, **shape: int) -> None:
-        super().__init__(OFFLOAD, **shape)
+        super().__init__(OFFLOAD, ipv6=True, **shape)
 
     def _build_gateways(self, outside: int, inside: int) -> tuple[Host, ...]:
         require("keepalived", "conntrackd", "nft")
@@ -43,12 +46,14 @@ class Pair(Bench):
 
     def _pair_host(self, name: str, number: int) -> Host:
         namespace = self.network.namespace(name)
-        ends = {
-            side: Interface(namespace, _NAMES[side], f"{net}.{number}/24", 1500)
-            for side, net in _NETWORKS.items()
-        }
-        return Host(self, name, ends, namespace)
-
+        ends = {}
+        for side, network in _NETWORKS.items():
+            address = f"{network}.{number}/24"
+            beside = "" if side == "sync" else sixth(address)
+            ends[side] = Interface(namespace, _NAMES[side], address, 1500, beside)
+        host = Host(self, name, ends, namespace)
+        self._forward_ipv6(host)
+        return host
 
     def cut_off(self, machine: "Machine", *, back: bool = False) -> None:
         """Pull a gateway's cables, so that for all others it has lost its power; or put them `back`."""
@@ -66,7 +71,7 @@ class Machine:
         for name in _PLACES:
             (self.directory / name).mkdir(parents=True)
         (self.directory / "run/lock").mkdir()
-        for name in ("keepalived.conf", "nfqlb-failover"):
+        for name in ("keepalived.conf", "nfqlb-failover", "nfqlb-alive"):
             self._install(name, "keepalived")
         text = (EXAMPLES / "conntrackd.conf").read_text()
         own = text.replace("IPv4_interface 192.168.100.2", f"IPv4_interface 192.168.100.{number}")
@@ -117,8 +122,9 @@ class Machine:
 
     @property
     def serves(self) -> bool:
-        """Whether it has the virtual address."""
-        return "192.0.2.100/32" in self.host.run("ip", "-o", "address", "show", "eth0").stdout
+        """Whether it has the virtual addresses."""
+        has = self.host.run("ip", "-o", "address", "show", "eth0").stdout
+        return f"{VIP}/32" in has and f"{VIP6}/128" in has
 
     def reload(self, old: str, new: str) -> None:
         """Put other words into the configuration, and have it read again."""
@@ -126,6 +132,12 @@ class Machine:
         assert old in text
         self.config.write_text(text.replace(old, new))
         self.ask("reload")
+
+    def kill(self) -> None:
+        """End nfqlb, supervisor and worker, as if it never came back."""
+        worker = cast(dict[str, Any], self.ask("summary"))["worker"]["pid"]
+        self.programs["nfqlb"].send(SIGKILL)
+        os.kill(worker, SIGKILL)
 
     def stop_keepalived(self) -> None:
         """Hand over by plan, as `systemctl stop keepalived` does."""
