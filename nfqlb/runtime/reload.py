@@ -1,4 +1,4 @@
-"""Reload: another configuration while the gateway runs (`nfqlb reload`, SIGHUP), and what would be different.
+"""Reload: another configuration while the gateway runs (`nfqlb reload`, SIGHUP).
 
 Owns the order of things, which is such that no packet of a connection that stays meets half of a change:
 
@@ -29,12 +29,12 @@ from nfqlb.config import difference, transition
 from nfqlb.config.load import ConfigError
 from nfqlb.core.spec import Config, Server
 from nfqlb.netfilter.errors import KernelError
-from nfqlb.runtime import access, views
-from nfqlb.runtime.by_hand import by_hand
+from nfqlb.runtime import access
+from nfqlb.runtime.comparison import Comparison, Looks, file_of, judged
 from nfqlb.runtime.course import Course, Runner, Step
 from nfqlb.runtime.desk import Desk, Worker
 from nfqlb.runtime.handover import Handover, Reading, Source
-from nfqlb.runtime.protocol import JSON, ControlError, JSONObject, Request
+from nfqlb.runtime.protocol import JSON, ControlError, Request
 
 logger = logging.getLogger(__name__)
 
@@ -50,20 +50,14 @@ class _RefusedError(ControlError):
     """Nothing has been changed yet."""
 
 
-class Kernel(Protocol):
+class Kernel(Looks, Protocol):
     """What is done in the kernel (`hands.Hands`). Raises KernelError into the course."""
-
-    def findings(self, before: Config, after: Config) -> Step:
-        """What stands against running `after` on this machine and did not before: lists of level and text."""
 
     def rules(self, config: Config) -> Step:
         """Settings and rules as a configuration needs them."""
 
     def addresses(self, config: Config) -> Step:
         """Virtual addresses as a configuration needs them."""
-
-    def verified(self, config: Config) -> Step:
-        """How the rules in place differ from those of a configuration, a line each."""
 
 
 class Reload:
@@ -112,8 +106,9 @@ class Reload:
         self._request: Request | None = None  # whose course is under way
         self._again = False  # another signal came meanwhile
         self._looked = 0.0
+        self._comparison = Comparison(desk, kernel, lambda: self.config, self._read, room=room)
         desk.offer("reload", self._asked)
-        desk.offer("diff", self._compare)
+        desk.offer("diff", self._comparison.diff)
         desk.offer("verify", self._verify)
 
     @property
@@ -147,45 +142,12 @@ class Reload:
     def _asked(self, request: Request) -> None:
         if self._runner.busy:
             raise ControlError("busy", "another reload is under way", "try again in a moment")
-        self._begin(_file(request), access.who(request), request)
-
-    def _compare(self, request: Request) -> None:
-        """What a reload would change, and what it, or a restart, would refuse and warn of."""
-        wanted, _ = self._read(_file(request))
-        before = transition.without_leftovers(self.config)
-        found = difference.compare(before, wanted)
-        documents: list[JSON] = [each.document() for each in found]
-        lines: list[JSON] = list(difference.lines(found))
-
-        def reply(rows: JSON) -> None:
-            errors, warnings = _judged(rows)
-            reasons: list[JSON] = [*transition.refusals(self.config, wanted, room=self._room), *errors]
-            warned: list[JSON] = [*warnings]
-            told: JSONObject = {
-                "differences": documents, "said": lines, "refused": reasons, "warnings": warned
-            }  # fmt: skip
-            self._desk.fresh(
-                request, lambda snapshot: request.reply({**told, "by_hand": by_hand(snapshot, wanted)})
-            )
-
-        self._kernel.findings(before, wanted)(
-            reply, lambda error: request.refuse(ControlError("kernel", str(error)))
-        )
+        self._begin(file_of(request), access.who(request), request)
 
     def _verify(self, request: Request) -> None:
-        """How the rules in place differ from those that the gateway needs now, for who has this file.
-
-        What drains has rules as well, which no file tells of. None where another file is in force.
-        """
         if self._runner.busy:
             raise ControlError("busy", "a reload is under way", "try again in a moment")
-        wanted, _ = self._read(_file(request))
-        if wanted != transition.without_leftovers(self.config):
-            request.reply(None)
-            return
-        self._kernel.verified(self.config)(
-            request.reply, lambda error: request.refuse(ControlError("kernel", str(error)))
-        )
+        self._comparison.verify(request)
 
     def _read(self, path: Path | None) -> Reading:
         try:
@@ -258,7 +220,7 @@ class Reload:
         start would fail.
         """
         found = yield self._kernel.findings(before, wanted)
-        errors, warnings = _judged(found)
+        errors, warnings = judged(found)
         fixed = transition.refusals(self.config, wanted, room=self._room)
         if fixed or errors:
             code = "needs-restart" if fixed else "host-refused"
@@ -403,24 +365,6 @@ class Reload:
         if self._again:
             self._again = False
             self.signalled()
-
-
-def _file(request: Request) -> Path | None:
-    """The file that a request names; None for the gateway's own."""
-    views.check_names(request.cmd, request.args, ("file",))
-    name = request.args.get("file")
-    if name is None:
-        return None
-    if not isinstance(name, str) or not name.startswith("/"):
-        raise views.bad(f"file: {name!r} is no absolute path")
-    return Path(name)
-
-
-def _judged(found: JSON) -> tuple[list[str], list[str]]:
-    """Errors and warnings of what was found on this machine."""
-    rows = [row for row in found if isinstance(row, list)] if isinstance(found, list) else []
-    errors = [str(text) for level, text in rows if level == "error"]
-    return errors, [str(text) for level, text in rows if level != "error"]
 
 
 def _places(rows: JSON) -> list[tuple[str, Server]]:
