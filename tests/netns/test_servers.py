@@ -113,7 +113,7 @@ def test_a_sticky_client_that_its_server_does_not_answer(lab: Lab) -> None:
     """R041, R064, F21: one that gives up before its third SYN is served with its next connection."""
     client, other = lab.clients
     sticky = virtual("shop", ALL, scheduler="round-robin", sticky=600)
-    with gateway(lab, sticky, failure_threshold=8) as appliance:
+    with gateway(lab, sticky, "[timeouts]\nhalf_open = 4\n", failure_threshold=8) as appliance:
         assert (ask(client).server, ask(other).server) == ("web1", "web2")
         with silent(lab.servers[0]):
             gave_up = client.run("curl", "-sS", "--connect-timeout", "2", f"http://{VIP}/", check=False)
@@ -122,6 +122,8 @@ def test_a_sticky_client_that_its_server_does_not_answer(lab: Lab) -> None:
             assert mine in ("web2", "web3")
             assert spread([ask(client) for _ in range(5)]) == {mine: 5}
         assert state(appliance) == "in-service"
+        # or the next gateway would find it
+        wait_until(lambda: real(appliance, "web1")["connections"] == 0, "the end of what was not answered")
 
 
 def test_a_server_that_has_forgotten_its_connections(lab: Lab) -> None:
