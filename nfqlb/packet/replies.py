@@ -17,11 +17,12 @@ _QUOTED = 1500  # bytes of a packet from which a reply is made, at most
 
 
 class Replies:
-    """The replies of one director's refusals, not yet sent."""
+    """The replies of one director's refusals, not yet sent; none are made while it is `silent`."""
 
     def __init__(self, director: Director) -> None:
         self._director = director
         self._waiting: list[bytes] = []
+        self.silent = False
 
     def take(self) -> list[bytes]:
         """The packets that are to go to clients, since it was last asked: IP packets, whole."""
@@ -38,7 +39,7 @@ class Replies:
         `transport` is where its TCP or UDP header begins; `flags` are TCP's, None for a datagram. `info` is
         what the kernel says of its checksum (NFQA_SKB_INFO), `now` in seconds.
         """
-        action = self._director.reply_to(reason, key, flags, now)
+        action = Action.DROP if self.silent else self._director.reply_to(reason, key, flags, now)
         if action is Action.DROP:
             return
         protocol = UDP if flags is None else TCP

@@ -35,7 +35,7 @@ class Adoption:
 
     `adopted` counts those. What a gateway that has waited still knows from before has ended meanwhile, or the
     kernel has been told of it: so what the kernel does not have, and of which no packet has come since this
-    began, is forgotten.
+    began, is forgotten. `mistakable`: there is such, and what clients send might be taken for it until then.
     """
 
     def __init__(self, director: Director, table: Table, recorder: Recorder, now: float) -> None:
@@ -44,6 +44,7 @@ class Adoption:
         self._table = table
         self._recorder = recorder
         self._begun = self._now = now
+        self.mistakable = any(map(self._is_old, director.table.inbound.values()))
         self._steps = self._look()
 
     def step(self, budget: int, now: float) -> bool:

@@ -326,6 +326,7 @@ class Paths:
         except KernelError as error:
             logger.warning("the kernel's connections cannot be looked through: %s", error)
         self._adoption = None
+        self._rewrite.replies.silent = False
         self._say_adopted(adoption.adopted)
         return False
 
@@ -351,19 +352,24 @@ class Paths:
         return False
 
     def adopt(self) -> JSONObject:
-        """Somebody has given connections to the kernel: begin to look for them."""
+        """Somebody has given connections to the kernel: begin to look for them.
+
+        Until then nobody is told that there is no such connection.
+        """
         self._found = 0
         if self._offload is not None:
             self._offload.behind, self._sweep_at = True, self.now
         if self._datapaths.rewriting is not None:
             self._adoption = Adoption(self.director, self._table, self._journal, self.now)
+            self._rewrite.replies.silent = True
         return {"said": ["looking for connections that the kernel alone has"]}
 
     def adoption(self) -> JSONObject:
-        """How far that is. `served`: all that needs to be known is; what the kernel carries need not be."""
+        """How far that is. `served`: clients may be let in, even if not all are known yet."""
         compared = self._offload is None or not (self._offload.behind or self._offload.sweeping)
-        served = self._adoption is None
-        return {"served": served, "over": served and compared, "adopted": self._found}
+        served = self._adoption is None or not self._adoption.mistakable
+        over = self._adoption is None and compared
+        return {"served": served, "over": over, "adopted": self._found}
 
     def take_replies(self) -> list[bytes]:
         """The packets that are to go to clients."""

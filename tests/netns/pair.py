@@ -126,13 +126,6 @@ class Machine:
         has = self.host.run("ip", "-o", "address", "show", "eth0").stdout
         return f"{VIP}/32" in has and f"{VIP6}/128" in has
 
-    def reload(self, old: str, new: str) -> None:
-        """Put other words into the configuration, and have it read again."""
-        text = self.config.read_text()
-        assert old in text
-        self.config.write_text(text.replace(old, new))
-        self.ask("reload")
-
     def kill(self) -> None:
         """End nfqlb, supervisor and worker, as if it never came back."""
         worker = cast(dict[str, Any], self.ask("summary"))["worker"]["pid"]

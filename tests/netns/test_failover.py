@@ -39,7 +39,8 @@ def lab() -> Iterator[Pair]:
         for server in lab.servers:
             serve(lab, server, ports=PORTS)
         for machine in lab.machines:
-            machine.config.write_text(machine.config.read_text() + SLOW)
+            text = machine.config.read_text().replace("[gateway]", '[gateway]\nreject = "reset"')
+            machine.config.write_text(text + SLOW)
         yield lab
 
 
@@ -118,8 +119,6 @@ def test_connections_go_on_through_the_other_gateway(
         wait_until(lambda: counts(second) == len(PLACES) * HELD, "the end of the others")
 
         lab.cut_off(first, back=True)
-        for machine in lab.machines:
-            machine.reload("[gateway]", '[gateway]\nreject = "reset"')
         loads = busy(lab)
         wait_until(lambda: told_of(first) >= all_of_them, "what the first gateway is told")
         assert second.serves

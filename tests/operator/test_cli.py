@@ -583,11 +583,11 @@ def test_adopting_is_an_order_and_waits_for_its_end(running: Running) -> None:
     assert [cmd for cmd, _ in running.orders] == ["adopt", "adoption", "adoption", "adoption"]
 
 
-def test_what_the_kernel_carries_is_not_waited_for(running: Running) -> None:
+def test_what_need_not_be_known_is_not_waited_for(running: Running) -> None:
     running.all_found = False
     status, output, _ = running.run("adopt", "--socket", str(running.path))
     assert status == 0
-    assert output.startswith("connections taken over: 1,204; what the kernel carries goes on")
+    assert output.startswith("connections taken over: 1,204; more are being looked for")
 
 
 def test_adopting_is_given_up_after_a_time(running: Running) -> None:

@@ -60,6 +60,18 @@ def expected(place: Place, shape: Shape) -> bytes:
     return reset_by_scapy(place, RST | ACK, 0, (shape.seq + length) % WRAP)
 
 
+def test_nobody_is_told_while_connections_are_looked_for() -> None:
+    """F36: a segment's connection may be among those that are not known yet."""
+    there = World(reject="reset")
+    segment = Shape(flags=ACK).sent(PLACE)
+    there.path.replies.silent = True
+    assert there.judge(segment, PREROUTING)[0] == DROP
+    assert there.path.replies.take() == []
+    there.path.replies.silent = False
+    assert there.judge(segment, PREROUTING)[0] == DROP
+    assert len(there.path.replies.take()) == 1
+
+
 @STEADY
 @given(places(), shapes)
 def test_any_segment_without_a_connection(place: Place, shape: Shape) -> None:

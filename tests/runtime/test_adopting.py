@@ -130,6 +130,17 @@ def test_what_it_knew_and_the_kernel_does_not_have_is_over(gateway: Gateway2) ->
     assert gateway.director.real_servers["web1"].connections == 1
 
 
+def test_clients_may_come_at_once_where_nothing_is_known_from_before(gateway: Gateway2) -> None:
+    """F36: else a client's packet might go where an earlier connection by the same port went."""
+    gateway.table.put((WEB1, 8080))
+    assert not Adoption(gateway.director, gateway.table, NoRecorder(), 1.0).mistakable
+    assert gateway.adopt() == 1
+    assert Adoption(gateway.director, gateway.table, NoRecorder(), 10.0).mistakable
+    (connection,) = gateway.director.table.inbound.values()
+    connection.seen = 10.0
+    assert not Adoption(gateway.director, gateway.table, NoRecorder(), 10.0).mistakable
+
+
 def test_what_is_seen_while_it_looks_is_not_over(gateway: Gateway2) -> None:
     gateway.table.put((WEB1, 8080))
     assert gateway.adopt() == 1

@@ -79,7 +79,7 @@ def _adopt(options: argparse.Namespace) -> int:
             if time.monotonic() > deadline:
                 raise FailureError("nfqlb: the gateway is still looking for connections")
             time.sleep(_LOOK)
-    going_on = "" if found["over"] else "; what the kernel carries goes on, and is still looked through"
+    going_on = "" if found["over"] else "; more are being looked for, and clients may be let in"
     say([f"connections taken over: {found['adopted']:,}{going_on}"])
     return 0
 
