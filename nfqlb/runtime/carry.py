@@ -54,7 +54,7 @@ class Carry:
         """
         if self._earlier is None:
             first = begun if self._last is None else {}
-            self._earlier = {path: value for path, value in first.items() if _REMEMBERED in path}
+            self._earlier = {path: value for path, value in first.items() if _is_remembered(path)}
         counted = self._begun if self._last is None else dict(counters(self._last))
         whole = {path: counted.get(path, 0) + self._before.get(path, 0) for path in counted | self._before}
         self._before = {
@@ -85,6 +85,10 @@ class Carry:
         return made
 
 
+def _is_remembered(path: Path) -> bool:
+    return path[-2:-1] == (_REMEMBERED,) and path[-1] not in COUNTERS  # a server may be called so
+
+
 def _tree(sums: Mapping[Path, float]) -> Tree:
     """Sums as a tree of their places, so that nothing else of a document is looked at."""
     root: Tree = {}
@@ -102,8 +106,10 @@ def _added(value: JSON, tree: Tree | float, *, counts: bool) -> JSON:
     """A value with what a tree holds for it. In a group, what the value has not is what the tree has."""
     if not isinstance(tree, dict):
         known = isinstance(value, int | float) and not isinstance(value, bool)
+        if not known or not isinstance(value, int | float):
+            return value
         # another server under the name of one that is gone has not had what was counted before
-        return max(0, value + tree) if known and isinstance(value, int | float) else value
+        return value + tree if value + tree >= 0 else value
     if isinstance(value, dict):
         made = dict(value)
         for name, below in tree.items():
@@ -113,7 +119,7 @@ def _added(value: JSON, tree: Tree | float, *, counts: bool) -> JSON:
             if name in value:
                 made[name] = _added(value[name], below, counts=within)
             elif counts and not isinstance(below, dict):
-                made[name] = below
+                made[name] = max(0, below)
         return made
     if isinstance(value, list):
         return [_row_added(row, at, tree, counts=counts) for at, row in enumerate(value)]

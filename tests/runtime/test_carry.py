@@ -54,7 +54,22 @@ def test_what_servers_could_not_make_before_this_gateway_does_not_count() -> Non
     assert carry.add(account(4, ditched=6)) == account(4, ditched=1)
     carry.succeed(begun(account(1, ditched=7)))  # one more than was told before the first one died
     assert carry.add(account(1, ditched=7)) == account(4, ditched=2)
-    assert carry.add(account(1, ditched=1)) == account(4)  # another server, of the same name
+    assert carry.add(account(1, ditched=1)) == account(4, ditched=1)  # another server, of the same name
+
+
+def test_a_server_counts_whatever_its_name_is() -> None:
+    document: JSONObject = {"reals": [{"name": "ditched", "total": 7, "ditched": {"reset": 2}}]}
+    carry = Carry()
+    carry.succeed(begun(document))
+    assert carry.add(document) == {"reals": [{"name": "ditched", "total": 7, "ditched": {"reset": 0}}]}
+
+
+def test_another_server_of_the_same_name_begins_with_its_own() -> None:
+    """And what it has not counted at all is never less than nothing."""
+    carry = Carry()
+    carry.succeed(begun({"reals": [{"name": "a", "ditched": {"no_answer": 5, "reset": 4}}]}))
+    fresh: JSONObject = {"reals": [{"name": "a", "ditched": {"no_answer": 3}}]}
+    assert carry.add(fresh) == {"reals": [{"name": "a", "ditched": {"no_answer": 3, "reset": 0}}]}
 
 
 def test_a_reason_that_has_not_occurred_again_is_still_there() -> None:
