@@ -241,7 +241,7 @@ class Conntrack:
         """Enter again what was taken; False where there is an entry by now.
 
         Two things are lost. TCP's window: no segment is compared with it from now on. And the time-outs that
-        a rule has given it: the kernel's own hold instead.
+        a rule has given it: with its next packet the kernel's own hold.
         """
         flags = netlink.ACK | netlink.CREATE | netlink.EXCLUSIVE
         request = netlink.message(_NEW, flags, _whole(entry), family=_family(entry.inbound))

@@ -50,7 +50,7 @@ class Table(Protocol):
 
 
 class KernelCarrier:
-    """The kernel as the one who carries connections (`core.table.Carrier`).
+    """The kernel as the one who carries connections (`core.carrier.Carrier`).
 
     `failed` counts what it did not answer to: then a connection goes on for another while, and one that
     should have been cut is found by the next comparison.
@@ -65,14 +65,18 @@ class KernelCarrier:
         """What conntrack has it as; since when it is quiet follows from what is left of its time."""
         if connection.link.virtual.spec.datapath != OFFLOAD:
             return None
+        inbound, protocol = without_end(connection.inbound)
         try:
-            entry = self._table.find(*without_end(connection.inbound))
+            entry = self._table.find(inbound, protocol)
+            state = state_of(entry) if entry is not None else None
+            if entry is not None and state is not None and not state.half_open:
+                connection.seen = max(connection.seen, heard_of(connection, entry, now, self.udp))
+                limit = whole_seconds(limit_of(connection, self.udp))
+                if entry.timeout > limit:  # it was put back, and has the kernel's own time-outs
+                    self._table.shorten(inbound, protocol, limit)
         except KernelError:
             self.failed += 1
             return connection.state
-        state = state_of(entry) if entry is not None else None
-        if entry is not None and state is not None and not state.half_open:
-            connection.seen = max(connection.seen, heard_of(connection, entry, now, self.udp))
         return state
 
     def cut(self, connection: Connection) -> None:
@@ -120,5 +124,9 @@ def time_of(entry: Entry, connection: Connection | None, timeouts: Timeouts) -> 
 
 def heard_of(connection: Connection, entry: Entry, now: float, udp: float) -> float:
     """When a packet of the connection last passed, from what is left of its entry's time-out (seconds)."""
-    limit = udp if connection.state.udp else connection.link.real.spec.idle_timeout
-    return now - max(0.0, limit - entry.timeout)
+    return now - max(0.0, limit_of(connection, udp) - entry.timeout)
+
+
+def limit_of(connection: Connection, udp: float) -> float:
+    """How long a connection that was answered lasts without a packet (seconds)."""
+    return udp if connection.state.udp else connection.link.real.spec.idle_timeout

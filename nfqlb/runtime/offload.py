@@ -6,7 +6,7 @@ for what a predecessor's journal does not say.
 
 Of a connection it sees SYNs, SYN-ACK, FINs and resets, and where response times count the first data of
 each request and answer; no more. So a SYN-ACK counts as the client's ACK that would follow (R078), and
-that a reset lies inside the window is conntrack's word, which has seen all.
+that a reset lies inside the window is conntrack's word, which has seen all (but of an entry put back).
 """
 
 from collections.abc import Iterable, Iterator

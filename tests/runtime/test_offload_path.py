@@ -544,6 +544,19 @@ def test_a_connection_the_kernel_still_has_does_not_time_out(gateway: Worker) ->
     assert gateway.ledger.deleted == []
 
 
+def test_the_kernels_own_time_outs_keep_no_connection_that_was_put_back(gateway: Worker) -> None:
+    """R046: an entry that was put back has them from its next packet on: five days."""
+    gateway.syn()
+    gateway.server(SYN | ACK, 900, 101)
+    inbound = gateway.enter(timeout=432_000 - 3_600)
+    gateway.director.tick(3_601.0)
+    assert gateway.ledger.rows[inbound].timeout == 3_600
+    assert gateway.states() == ["established"]
+    del gateway.ledger.rows[inbound]
+    gateway.director.tick(7_300.0)
+    assert gateway.states() == []
+
+
 def test_a_lost_answer_is_found_when_the_half_open_time_is_over(gateway: Worker) -> None:
     """R041."""
     gateway.syn()
