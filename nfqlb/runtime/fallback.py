@@ -31,7 +31,8 @@ class Fallback:
 
     `state` is the part "fallback" of the snapshot, kept up to date here: `ready` says whether the kernel
     could go on alone by what is known now (None: it is not to), `error` why not. `repairs` counts how often
-    the rules were put back by somebody, whereafter the chain is empty; `put` is what the child does.
+    the rules were put back by somebody, whereafter the chain is empty, and the kernel may have spread new
+    connections alone: to `adopt` is to look for them. `put` is what the child does.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Fallback:
         say: Says,
         state: JSONObject,
         repairs: Callable[[], JSON],
+        adopt: Callable[[], None],
         put: Callable[[Config, tuple[Share, ...]], None] = fallback.put,
     ) -> None:
         self.state = state
@@ -49,6 +51,7 @@ class Fallback:
         self._say = say
         self._put = put
         self._repairs = repairs
+        self._adopt = adopt
         self._repaired = repairs()
         self._shares: tuple[Share, ...] | None = None  # by the last snapshot
         self._written: tuple[Share, ...] | None = None  # what stands in the kernel
@@ -89,6 +92,8 @@ class Fallback:
         if (repaired := self._repairs()) != self._repaired:
             self._repaired = repaired
             self.again()
+            if fallback.wanted(self._config):
+                self._adopt()
         self._wait = max(0, self._wait - 1)
         if self._shares is None or self._shares == self._written or self._wait:
             return

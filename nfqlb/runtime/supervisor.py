@@ -221,7 +221,12 @@ class Supervisor:
         state: JSONObject = {}
         self._desk.others["fallback"] = state
         self._fallback = Fallback(
-            self._config, self._selector, self._desk.events.add, state, lambda: self._desk.rules["repairs"]
+            self._config,
+            self._selector,
+            self._desk.events.add,
+            state,
+            repairs=lambda: self._desk.rules["repairs"],
+            adopt=lambda: self._workers.call("adopt", {}, lambda _result: None, lambda _error: None),
         )
         self._undo.callback(self._fallback.close)
         self._desk.listeners.append(self._fallback.look)

@@ -1,6 +1,7 @@
 """The guard of a whole gateway, under both datapaths and with traffic."""
 
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -14,8 +15,8 @@ from nfqlb.demo.lab import VIP, VIP6, Lab
 from nfqlb.demo.web import document
 from nfqlb.netfilter.messages import MSG_CONFIG
 from nfqlb.runtime.datapaths import Datapaths
-from tests.netns.asking import ask, rows, wait_until
-from tests.netns.both import Datapath, configuration, serving
+from tests.netns.asking import HOLDER, Held, ask, rows, servers_of, summary, wait_until
+from tests.netns.both import OFFLOAD, Datapath, configuration, serving
 from tests.netns.site import Site, built, entered
 
 IN_TIME = 5.0
@@ -87,6 +88,28 @@ def test_service_is_back_in_time(lab: Lab, gateway: Appliance, commands: str, ad
     wait_until(lambda: snapshot_rules(gateway)["present"] is True, "the rules", timeout=IN_TIME)
     for server in lab.servers:  # the one that is asked next, and the other
         assert ask(lab.client, address=address).server.startswith("web"), server
+
+
+def test_what_began_while_rules_were_away_is_known_when_they_are_back(lab: Lab, gateway: Appliance) -> None:
+    """F17, F37: under offload the kernel has spread it alone."""
+    count = 400
+    program = lab.client.start(sys.executable, str(HOLDER), VIP, "80", str(count))
+    try:
+        for _ in range(5):
+            before = snapshot_rules(gateway)["repairs"]
+            lab.gateway.run("iptables", "-t", "raw", "-F")
+            wait_until(lambda b=before: snapshot_rules(gateway)["repairs"] != b, "a repair")  # type: ignore[misc]
+        program.wait_for(program.out, "\n\n", timeout=20.0)
+        wait_until(lambda: len(servers_of(gateway)) == count, "all that are held")
+        (there,) = Held(program).rounds()
+        known = servers_of(gateway)
+        assert all(known[answer.client, answer.client_port] == answer.server for answer in there)
+        if lab.datapath == OFFLOAD:  # type: ignore[attr-defined]  # a Bench
+            assert summary(gateway)["followed"]["adopted"] > 0
+            assert any("taken over" in row["text"] for row in rows(gateway, "events"))
+    finally:
+        program.stop()
+    wait_until(lambda: not servers_of(gateway), "their end")
 
 
 @pytest.mark.parametrize("table", ["filter", "raw", "mangle"])

@@ -71,15 +71,18 @@ class Follower:
     def __init__(self) -> None:
         self.selector = DefaultSelector()
         self.said: list[str] = []
-        self.repairs = 0
+        self.repairs = self.adopted = 0
         self.trouble = ""
         self.state: JSONObject = {}
         self.fallback = Fallback(
-            CONFIG, self.selector, self._say, self.state, lambda: self.repairs, put=self._put
+            CONFIG, self.selector, self._say, self.state, lambda: self.repairs, self._adopt, put=self._put
         )
 
     def _say(self, kind: str, name: str, text: str, *, level: str = "info") -> None:
         self.said.append(f"{kind} {name} {level}: {text}")
+
+    def _adopt(self) -> None:
+        self.adopted += 1
 
     def _put(self, _config: Config, _shares: object) -> None:
         if self.trouble:
@@ -104,8 +107,10 @@ def test_it_is_written_when_something_has_changed_and_only_then() -> None:
     assert follower.state == {"ready": True, "error": ""}
     follower.fallback.look({**snapshot(), "state": "degraded", "virtuals": []})
     assert not follower.tick(), "the last that a living worker said counts"
+    assert follower.adopted == 0
     follower.repairs += 1
     assert [follower.tick(), follower.tick()] == [True, False]
+    assert follower.adopted == 1, "the kernel may have spread connections alone meanwhile"
     follower.fallback.follow(CONFIG)
     assert not follower.tick(), "who is well by the new configuration is not known yet"
     follower.fallback.look(snapshot())

@@ -28,11 +28,15 @@ Kills = Literal["nobody", "worker", "supervisor"]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A fault by its name; `kills` says which of the gateway's processes does not survive it."""
+    """A fault by its name; `kills` says which of the gateway's processes does not survive it.
+
+    `unseen`: of connections made meanwhile the gateway learns later, or, if they are short, never.
+    """
 
     name: str
     act: Callable[[Site, random.Random], float]
     kills: Kills = "nobody"
+    unseen: bool = False
 
 
 # ---- The gateway's processes
@@ -264,7 +268,7 @@ FAULTS = (
     Fault("server drained", drained),
     Fault("configuration reloaded", reloaded),
     Fault("control socket abused", abused),
-    Fault("rules flushed", flushed),
+    Fault("rules flushed", flushed, unseen=True),
     Fault("cable pulled", cable_pulled),
     Fault("link down", link_down),
     Fault("SYN burst", flooded),

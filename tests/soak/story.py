@@ -99,7 +99,7 @@ class Story:
     _begun: float = field(default_factory=time.monotonic)
     _ledger: Ledger | None = None
     _served: dict[str, int] = field(default_factory=dict)
-    _died: bool = False
+    _unseen: bool = False
     _summary: dict[str, Any] = field(default_factory=dict)
 
     def tell(self, parts: tuple[Part, ...]) -> None:
@@ -135,7 +135,7 @@ class Story:
     def storm(self, deck: Iterator[Fault], seconds: float, least: int) -> None:
         """Traffic, damaged packets, and one fault after the other, at `least` so many."""
         end = time.monotonic() + seconds
-        self._died = False
+        self._unseen = False
         self.site.go_on()
         self.site.molest(self.chance.getrandbits(32), self.pace.trickle)
         while time.monotonic() < end or least > 0:
@@ -150,7 +150,7 @@ class Story:
 
     def suffer(self, fault: Fault) -> None:
         """One fault, from its beginning until all is well."""
-        self._died |= fault.kills != "nobody"
+        self._unseen |= fault.kills != "nobody" or fault.unseen
         try:
             took = fault.act(self.site, self.chance)
         except (AssertionError, LabError, ControlError) as error:
@@ -204,7 +204,7 @@ class Story:
         said = books.by_servers(pages, sent, exact=after == "a calm")
         if after == "a calm":
             said += books.after_calm(opened, self._ledger, ledger)
-        elif not self._died:
+        elif not self._unseen:
             said += books.after_storm(opened, self._ledger, ledger)
         for text in said:
             self.blame(f"after {after}: {text}")
