@@ -180,18 +180,25 @@ class Placement:
                 return
         if self._table.answered(connection, now):
             return  # just now, and not told yet: its client would be cut off from who it talks to
-        if connection.attempts:
+        released = bool(connection.attempts)
+        if released:
+            # not before: where the answer comes in this very moment its server has ditched nothing
+            if not self._table.released(connection, now):
+                return
             connection.attempts = 0
             self._watch.ditched(connection, Ditch.NO_ANSWER, now)
-        self._reassign(connection, now)
+        self._reassign(connection, now, released=released)
 
-    def _reassign(self, connection: Connection, now: float) -> None:
-        """Send a connection to another server, where there is one; the client's own SYN makes it there."""
+    def _reassign(self, connection: Connection, now: float, *, released: bool = False) -> None:
+        """Send a connection to another server, where there is one; the client's own SYN makes it there.
+
+        `released`: its carrier has let go of it.
+        """
         virtual, key = connection.link.virtual, connection.inbound
         before = connection.link.real
         choice = self._selection.choose(virtual, key, now, avoid=before)
         refused = isinstance(choice, Drop)
-        if not refused and not self._table.released(connection, now):
+        if not refused and not released and not self._table.released(connection, now):
             return  # answered in this very moment
         # a flow asks with every datagram, and where it stays would soon be all that is remembered
         if virtual.decisions is not None and not (refused and connection.state.udp):

@@ -208,6 +208,29 @@ def test_a_repeated_syn_does_not_move_what_is_answered_in_this_very_moment(kerne
     audit(lab.director)
 
 
+def test_what_is_answered_in_this_very_moment_fails_no_server(kernel: Kernel) -> None:
+    """R041, R042 (A34): or its clients would be reset, this one too."""
+    quick = [replace(each, failure_threshold=1, failure_clients=1) for each in reals("ab")]
+    lab = Scenario(replace(virtual("web", "ab"), on_failure="reset"), quick, carrier=kernel)
+    call = lab.dial().syn()
+    answered_in_the_moment(kernel, call.key, lab.now)
+    call.syn()
+    lab.wait(1)
+    assert (lab.real("a").state, lab.real("a").ditched_no_answer) == ("in-service", 0)
+    assert call.state == "established"
+    assert lab.director.take_resets() == []
+
+
+def test_where_there_is_no_other_server_a_connection_is_let_go_of_once(kernel: Kernel) -> None:
+    """R041: when it is held to be ditched; a repeated SYN after that changes nothing."""
+    lab = Scenario(virtual("web", "a"), reals("a"), carrier=kernel)
+    call = lab.dial()
+    for _ in range(4):
+        kernel.knows[call.key] = State.SYN_SENT, lab.now
+        call.syn()
+    assert (lab.real("a").ditched_no_answer, kernel.cuts) == (1, [call.key])
+
+
 def test_what_is_answered_in_this_very_moment_does_not_time_out(kernel: Kernel) -> None:
     """R041."""
     lab = site(kernel)
