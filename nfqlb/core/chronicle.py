@@ -101,7 +101,7 @@ class Chronicle:
         self._keeper = keeper
         self.touched = False
         self._known = {virtual: state_of(virtual) for virtual in virtuals}
-        # by server: when clients that left it were told of, and how many have left it since
+        # by server: when clients that left it were told of, and how many connections went elsewhere since
         self._left: dict[RealServer, tuple[float, int]] = {}
 
     def follow(self, renamed: Iterable[RealServer | VirtualServer]) -> None:
@@ -165,12 +165,12 @@ class Chronicle:
     ) -> None:  # fmt: skip
         """A client (packed address) was bound to the first server, which did not take it: it has the second.
 
-        Of each server's the first is told of at once, how many others there were once a minute.
+        Of each server's the first is told of at once, how many more connections went elsewhere once a minute.
         """
         before, after = servers
         if before in self._left:
-            told, others = self._left[before]
-            self._left[before] = told, others + 1
+            told, more = self._left[before]
+            self._left[before] = told, more + 1
             return
         self._left[before] = now, 0
         did = "refused" if why is Ditch.RESET else "did not answer"
@@ -178,14 +178,14 @@ class Chronicle:
         self._notice(name, f"{name} {did} {who}: it goes to {after.spec.name} now", now)
 
     def _tell_of_leavers(self, now: float) -> None:
-        for real, (told, others) in list(self._left.items()):
+        for real, (told, more) in list(self._left.items()):
             if now - told < _LEAVERS:
                 continue
             del self._left[real]
-            if others:
+            if more:
                 self._left[real] = now, 0
-                name, more = real.spec.name, several(others, "more client")
-                self._notice(name, f"{name}: it did not take {more} bound to it; others do now", now)
+                name, went = real.spec.name, several(more, "more connection")
+                self._notice(name, f"{name}: {went} of clients that it did not take went elsewhere", now)
 
     def _notice(self, name: str, text: str, now: float) -> None:
         self._notices.append(Notice(name, text, now))

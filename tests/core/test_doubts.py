@@ -419,7 +419,7 @@ def test_another_configuration_knows_those_that_still_mean_something() -> None:
 # --- what is told
 
 
-def test_the_first_client_that_leaves_is_told_of_and_how_many_others() -> None:
+def test_a_client_that_leaves_is_told_of_and_how_many_more_connections_went_elsewhere() -> None:
     """One notice a minute and server."""
     lab = shop("ab", scheduler="round-robin")
     for number in range(1, 8):
@@ -435,7 +435,7 @@ def test_the_first_client_that_leaves_is_told_of_and_how_many_others() -> None:
     assert lab.director.chronicle.take_notices() == []
     lab.wait(1)
     (notice,) = lab.director.chronicle.take_notices()
-    assert notice.text == "a: it did not take 3 more clients bound to it; others do now"
+    assert notice.text == "a: 3 more connections of clients that it did not take went elsewhere"
     lab.wait(60)
     assert lab.director.chronicle.take_notices() == []
 
