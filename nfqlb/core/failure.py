@@ -78,6 +78,7 @@ class FailureWatch:
     def answered(self, connection: Connection, now: float) -> None:
         """A server answered a SYN: it is alive (A25). One that was tested comes back (R182)."""
         real = connection.link.real
+        real.answered_at = now
         if real.health.condition is Condition.TESTING and real.tester is not connection:
             return  # an older connection's answer says nothing of now
         self._end_test(connection)

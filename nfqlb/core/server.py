@@ -45,14 +45,14 @@ class RealServer:
     whatever way (R101). `tester` is the connection that tests it. Sticky assignments before `bound_from`
     have been cleared: a successor must not restore them. `response` is its response time, taken
     from all of its connections, whatever virtual server they came through (R094), `responses` counts
-    all that were measured; `timed` are the links whose virtual server goes by it. `draining` says that it is
-    not in the configuration any more.
+    all that were measured; `timed` are the links whose virtual server goes by it. `answered_at` is when it
+    last answered a SYN, if that is known. `draining` says that it is not in the configuration any more.
     """
 
     __slots__ = (
-        "address", "bad_from", "bound_from", "connections", "draining", "health", "links", "response",
-        "responses", "serving", "serving_since", "setting", "since", "spec", "standing_by", "state", "tester",
-        "timed", "total", "unanswered", "weight",
+        "address", "answered_at", "bad_from", "bound_from", "connections", "draining", "health", "links",
+        "response", "responses", "serving", "serving_since", "setting", "since", "spec", "standing_by",
+        "state", "tester", "timed", "total", "unanswered", "weight",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +74,7 @@ class RealServer:
         self.health = Health(real)
         self.tester: Connection | None = None
         self.bound_from = 0.0
+        self.answered_at = -inf
         self.links: list[Link] = []
         self.standing_by: list[Link] = []
         self.response = ResponseTime()

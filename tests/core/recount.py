@@ -172,12 +172,15 @@ def _followed(director: Director) -> None:
 
 def _doubted(director: Director) -> None:
     """Doubts are about servers of virtual servers that are there, and are no more than allowed."""
-    assert len(director.doubts.about) <= director.doubts.limit
-    for (virtual, _), found in director.doubts.about.items():
+    assert len(director.doubts) <= director.doubts.limit
+    for virtual, clients in director.doubts.about.items():
         assert virtual.doubting
         assert virtual in director.virtual_servers
-        assert found
-        assert found.keys() <= {link.real for link in virtual.everybody}
+        assert clients
+        assert all(clients.values())
+        assert {real for found in clients.values() for real in found} <= {
+            link.real for link in virtual.everybody
+        }
 
 
 def _state(real: RealServer, load: int) -> str:

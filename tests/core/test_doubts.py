@@ -4,6 +4,7 @@ It refuses its client, or says nothing, while others are well served, so that it
 """
 
 from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -43,6 +44,12 @@ def is_refused(lab: Scenario, client: str = CLIENT, to: str = "") -> str:
 def entry(lab: Scenario, client: str = CLIENT) -> str:
     """What a client's sticky entry says."""
     return next(each.real for each in lab.director.sticky(lab.now) if str(each.client) == client)
+
+
+def doubted(lab: Scenario, client: str = CLIENT, to: int = 0) -> list[str]:
+    """Whom a client doubts, the one longest ago first."""
+    found = lab.director.doubts.of(lab.director.virtual_servers[to], ip_address(client).packed, lab.now)
+    return [real.spec.name for real in found]
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -127,6 +134,81 @@ def test_a_client_that_gives_up_sooner_is_sent_on_with_its_next_connection() -> 
     lab.wait(1)
     assert bound(lab) == "b"
     assert entry(lab) == "b"
+
+
+@pytest.mark.parametrize(("attempts", "before"), [(0, 2), (1, 1), (2, 1), (3, 2), (5, 4)])
+def test_so_many_syns_go_there_over_several_connections(attempts: int, before: int) -> None:
+    """R041 (A39): one less than `attempts` and one at least; each counts once, repeated or not."""
+    for first in range(1, before + 1):
+        lab = Scenario(
+            virtual("web", "ab", sticky=600), [replace(each, attempts=attempts) for each in reals("ab")]
+        )
+        assert bound(lab) == "a"
+        call = lab.dial()
+        for _ in range(first - 1):
+            lab.wait(1)
+            assert call.syn().server == "a"
+        lab.wait(31)
+        for _ in range(before - first):
+            assert lab.dial().server == "a"
+            lab.wait(31)
+        assert lab.dial().server == "b"
+
+
+def test_repeated_syns_of_several_connections_add_up() -> None:
+    """R041 (A39): two each, of two."""
+    lab = Scenario(virtual("web", "ab", sticky=600), [replace(each, attempts=5) for each in reals("ab")])
+    assert bound(lab) == "a"
+    calls = [lab.dial(), lab.dial()]
+    lab.wait(1)
+    calls[0].syn()
+    assert doubted(lab) == []
+    calls[1].syn()
+    assert doubted(lab) == ["a"]
+
+
+def test_a_syn_is_lost_where_its_server_answers_others() -> None:
+    """R041, R064: one client behind a common address gives up, and all others stay where they are."""
+    lab = shop("ab", scheduler="round-robin", sticky_mask=24)
+    assert bound(lab) == "a"
+    lost = lab.dial(client="192.0.2.200")
+    lab.wait(0.5)
+    assert bound(lab, client="192.0.2.40") == "a"
+    lab.wait(0.5)
+    assert lost.syn().server == "a"
+    assert {bound(lab, client=f"192.0.2.{number}") for number in range(60, 80)} == {"a"}
+    assert lost.syn().server == "b", "its third SYN goes on all the same (A39)"
+
+
+def test_an_answer_to_anybody_ends_silence() -> None:
+    """R041, R064: to a client of another network too; what was counted before counts no more."""
+    lab = Scenario(virtual("web", "ab", sticky=600), reals("ab"))
+    assert bound(lab) == "a"
+    other = lab.dial(client=OTHER)
+    third = lab.dial(client="192.0.2.3")
+    assert (other.server, third.server) == ("b", "a")
+    call = lab.dial()
+    lab.wait(1)
+    call.syn()
+    assert doubted(lab) == ["a"]
+    other.syn_ack()
+    assert doubted(lab) == ["a"], "that was another server"
+    third.syn_ack()
+    assert doubted(lab) == []
+    lab.wait(31)
+    assert lab.dial().server == "a"
+    lab.wait(31)
+    assert doubted(lab) == [], "one, after that answer"
+
+
+def test_a_refusal_holds_though_others_are_answered() -> None:
+    """A42: a server that refuses one client means it."""
+    lab = shop("ab", scheduler="round-robin")
+    assert (bound(lab), bound(lab, OTHER), bound(lab, "192.0.2.3")) == ("a", "b", "a")
+    is_refused(lab)
+    lab.wait(1)
+    assert bound(lab, "192.0.2.3") == "a"
+    assert doubted(lab) == ["a"]
 
 
 def test_several_connections_at_once_are_no_silence() -> None:
@@ -234,13 +316,52 @@ def test_doubt_ends_when_the_server_comes_back() -> None:
     assert bound(lab) == "a"
 
 
+def test_doubt_that_has_ended_does_not_come_back() -> None:
+    """R064, R182: one silent connection is no more after it than without it."""
+    lab = shop("ab", sticky=600, scheduler="round-robin")
+    assert (bound(lab), is_refused(lab)) == ("a", "a")
+    for state in (ServerState.MAINTENANCE, ServerState.IN_SERVICE):
+        lab.wait(1)
+        lab.director.operation.set_real("a", setting=state, now=lab.now)
+    assert lab.dial().server == "a"
+    lab.wait(31)
+    assert doubted(lab) == []
+
+
+def test_doubt_whose_time_is_over_does_not_come_back() -> None:
+    """R155: also where it is not forgotten yet, as the client doubts another server."""
+    lab = Scenario(virtual("web", "abc", sticky=600), reals("abc"))
+    assert is_refused(lab) == "a"
+    lab.wait(590)
+    assert (is_refused(lab), bound(lab)) == ("b", "c")
+    lab.wait(11)
+    lab.director.operation.set_real("c", setting=ServerState.MAINTENANCE, now=lab.now)
+    assert lab.dial().server == "a"
+    lab.wait(31)
+    assert doubted(lab) == ["b"]
+
+
+def test_who_was_full_meanwhile_has_not_come_back() -> None:
+    """R184: that is so with any connection; it says nothing of those that it refuses."""
+    lab = Scenario(virtual("web", "ab", sticky=600), [real("a", max_connections=1), real("b")])
+    assert is_refused(lab) == "a"
+    lab.wait(11)
+    others = [lab.connect(client=f"192.0.2.{number}") for number in (2, 3)]
+    assert lab.real("a").state == "max-capacity"
+    for each in others:
+        each.close()
+    lab.wait(11)
+    assert lab.real("a").state == "in-service"
+    assert doubted(lab) == ["a"]
+
+
 def test_clearing_a_client_s_entry_clears_its_doubts() -> None:
     """R065: it gets a server anew, as any new client."""
     lab = shop("ab")
     mine = is_refused(lab)
     is_refused(lab, client="192.0.2.7")
     assert lab.director.operation.clear_sticky("web", bytes([192, 0, 2, 1]), lab.now) == 1
-    assert len(lab.director.doubts.about) == 1
+    assert len(lab.director.doubts) == 1
     assert bound(lab) == mine
     is_refused(lab)
     lab.director.operation.clear_sticky(None, None, lab.now)
@@ -400,7 +521,50 @@ def test_there_are_only_so_many() -> None:
     calls: list[Call] = [lab.dial(client=f"192.0.2.{number}") for number in range(1, 6)]
     for call in calls:
         call.refusal()
-    assert [key[1][-1] for key in doubts.about] == [3, 4, 5]
+    (clients,) = doubts.about.values()
+    assert [client[-1] for client in clients] == [3, 4, 5]
+
+
+def test_a_flood_of_one_virtual_server_s_pushes_out_its_own() -> None:
+    """The other's clients go on remembering."""
+    made = [replace(each, failure_threshold=0) for each in reals("ab")]
+    lab = Scenario([virtual("web", "ab", sticky=60), virtual("tls", "ab", port=443, sticky=60)], made)
+    lab.director.doubts.limit = 3
+    is_refused(lab, to="tls")
+    for number in range(1, 9):
+        is_refused(lab, f"192.0.2.{number}", "web")
+    assert len(lab.director.doubts) == 3
+    assert doubted(lab, to=1) == ["a"]
+
+
+def test_each_is_forgotten_in_its_time() -> None:
+    """R155: whatever longer intervals other virtual servers have."""
+    made = [replace(each, failure_threshold=0) for each in reals("ab")]
+    lab = Scenario([virtual("long", "ab", sticky=3600), virtual("short", "ab", port=81, sticky=60)], made)
+    is_refused(lab, to="long")
+    for number in range(1, 100):
+        is_refused(lab, f"192.0.2.{number}", "short")
+    lab.wait(59)
+    assert len(lab.director.doubts) == 100
+    lab.wait(1)
+    assert len(lab.director.doubts) == 1
+    lab.wait(3540)
+    assert len(lab.director.doubts) == 0
+
+
+def test_so_many_are_looked_at_and_no_more() -> None:
+    """The rest has its turn."""
+    made = [replace(each, failure_threshold=0) for each in reals("ab")]
+    lab = Scenario([virtual(f"v{port}", "ab", port=port, sticky=60) for port in range(81, 85)], made)
+    for port in range(81, 85):
+        for number in range(1, 6):
+            is_refused(lab, f"192.0.2.{number}", f"v{port}")
+    doubts: Doubts = lab.director.doubts
+    left = []
+    for _ in range(8):
+        doubts.expire(lab.now + 60, 3)
+        left.append(len(doubts))
+    assert left == [17, 14, 11, 8, 5, 2, 0, 0]
 
 
 def test_another_configuration_knows_those_that_still_mean_something() -> None:
@@ -409,8 +573,7 @@ def test_another_configuration_knows_those_that_still_mean_something() -> None:
     assert (is_refused(lab), is_refused(lab)) == ("a", "b")
     web = lab.config.virtuals[0]
     lab.director.reconfigure(replace(lab.config, virtuals=(replace(web, servers=web.servers[1:]),)), lab.now)
-    (found,) = lab.director.doubts.about.values()
-    assert [real.spec.name for real in found] == ["b"]
+    assert doubted(lab) == ["b"]
     assert bound(lab) == "c"
     lab.director.reconfigure(replace(lab.config, virtuals=(replace(web, sticky_ditched="keep"),)), lab.now)
     assert not lab.director.doubts.about
