@@ -209,16 +209,11 @@ def _barrier(candidate: Candidate, decision: Decision, all_facts: Sequence[Facts
         return Reason.STANDBY
     if link.real is decision.avoid:
         return Reason.AVOIDED
-    if link.real in decision.doubted and not _in_spite(decision):
+    if link.real in decision.doubted and decision.link not in (link, None):
         return _BY_DOUBT[decision.doubted[link.real]]
     if link is link.virtual.backup and decision.by not in (BACKUP, ""):
         return Reason.STANDBY
     return Reason.COLLISION if link.position in decision.crossed else None
-
-
-def _in_spite(decision: Decision) -> bool:
-    """Whether servers that the client doubts were as good as any, as there was no other."""
-    return decision.link is None or decision.link.real in decision.doubted
 
 
 def _active(link: Link, facts: Sequence[Facts]) -> bool:
@@ -328,7 +323,8 @@ def _override(virtual: VirtualServer, decision: Decision, bound: RealServer) -> 
     if bound is decision.avoid:
         return Reason.AVOIDED
     doubted = decision.doubted.get(bound)
-    return Reason.COLLISION if doubted is None or _in_spite(decision) else _BY_DOUBT[doubted]
+    crossed = doubted is None or decision.link is None or places[0].position in decision.crossed
+    return Reason.COLLISION if doubted is None or crossed else _BY_DOUBT[doubted]
 
 
 def _shown(candidate: Candidate, now: float) -> CandidateSnapshot:

@@ -2,7 +2,8 @@
 
 Owns the order of the questions: is the client bound to a server; is a failed one to be tested;
 whom does the desired scheduler choose; is that one starting up, so that the startup scheduler
-decides; is there a backup. Servers that did not take this client lately come after all others (`doubts`).
+decides; is there a backup. Servers that did not take this client lately (`doubts`) come after all others,
+the one longest ago first; but for the virtual server's backup, which is for when nobody can choose any.
 And one more: could the replies be told apart (A5)?
 """
 
@@ -20,6 +21,7 @@ from nfqlb.core.server import Link, RealServer, VirtualServer
 from nfqlb.core.verdict import Drop
 
 Allowed = Callable[[Link], bool]
+_Shunned = Container[RealServer | Link | None]
 
 STICKY = "sticky"
 TEST = "test"
@@ -87,22 +89,37 @@ class Selection:
         if virtual.doubting and self._doubts.about:
             doubted = self._doubts.of(virtual, client, now)
             self.found = (*self.found[:4], doubted) if doubted else self.found
-        allowed = _but(avoid, doubted) if doubted or avoid is not None else None
-        if link is not None and (allowed is None or allowed(link)):
+        plain = avoid is None and not doubted
+        if link is not None and (plain or (link.real is not avoid and link.real not in doubted)):
             return Choice(link, TEST if link.real.down else STICKY)
         test = self._watch.test_due(virtual, now)
-        if test is not None and allowed is None:
-            return Choice(test, TEST)
-        choice = self._scheduled(virtual, client, now, allowed)
-        if choice is None and doubted:
-            if link is not None and link.real is not avoid:
-                return Choice(link, TEST if link.real.down else STICKY)
-            choice = self._scheduled(virtual, client, now, _but(avoid, NOBODY))
+        if plain:
+            choice = self._scheduled(virtual, client, now, None) if test is None else Choice(test, TEST)
+        elif others := [real for real in doubted if real is not avoid]:
+            choice = self._in_doubt(virtual, client, now, avoid, others, test, link)
+        else:
+            choice = self._scheduled(virtual, client, now, _but(avoid))
         if choice is not None:
             return choice
         # who has waited in vain already waits for a test only where there is no other server
         test = test or self._watch.backup_due(virtual, now)
         return Choice(test, TEST) if test is not None and test.real is not avoid else None
+
+    def _in_doubt(
+        self, virtual: VirtualServer, client: bytes, now: float, avoid: RealServer | None,
+        doubted: Sequence[RealServer], test: Link | None, bound: Link | None,
+    ) -> Choice | None:  # fmt: skip
+        """The choice for a client that doubts these servers, to one of which it may be bound."""
+        choice = self._scheduled(virtual, client, now, _but(avoid, virtual.backup, *doubted))
+        if choice is None and test is not None and test.real is not avoid:
+            choice = Choice(test, TEST)
+        for real in doubted:
+            if choice is not None:
+                return choice
+            if bound is not None and bound.real is real:
+                return Choice(bound, STICKY)
+            choice = self._scheduled(virtual, client, now, partial(_leads_to, real, virtual.backup))
+        return choice or self._scheduled(virtual, client, now, _but(avoid))
 
     def _bound(self, virtual: VirtualServer, client: bytes, now: float) -> Link | None:
         """The sticky entry's link, if its server may still take this client (R132, A7)."""
@@ -155,14 +172,15 @@ class Selection:
                 crossed.append(link.position)
             return told
 
-        def free(shunned: Container[RealServer | None], link: Link) -> bool:
-            return link.real not in shunned and apart(link, reverse_key(key, link) not in self._outbound)
+        def free(shunned: _Shunned, link: Link) -> bool:
+            told = reverse_key(key, link) not in self._outbound
+            return _passes(shunned, link) and apart(link, told)
 
-        def ended(shunned: Container[RealServer | None], link: Link) -> bool:
+        def ended(shunned: _Shunned, link: Link) -> bool:
             other = self._outbound.get(reverse_key(key, link))
-            return link.real not in shunned and apart(link, other is not None and other.state.ended)
+            return _passes(shunned, link) and apart(link, other is not None and other.state.ended)
 
-        shunned = ({*doubted, avoid}, {avoid}) if doubted else ({avoid},)
+        shunned = ((avoid, virtual.backup, *doubted), (avoid,)) if doubted else ((avoid,),)
         for allowed in (partial(told, servers) for servers in shunned for told in (free, ended)):
             crossed.clear()
             choice = self._scheduled(virtual, client_of(key), now, allowed)
@@ -171,6 +189,14 @@ class Selection:
         return None
 
 
-def _but(avoid: RealServer | None, doubted: Mapping[RealServer, Ditch]) -> Allowed:
-    """Any link but one to these servers."""
-    return lambda link: link.real is not avoid and link.real not in doubted
+def _passes(shunned: _Shunned, link: Link) -> bool:
+    return link.real not in shunned and link not in shunned
+
+
+def _but(*shunned: RealServer | Link | None) -> Allowed:
+    """Any link but these, and those to these servers."""
+    return partial(_passes, shunned)
+
+
+def _leads_to(real: RealServer, backup: Link | None, link: Link) -> bool:
+    return link.real is real and link is not backup

@@ -157,17 +157,16 @@ def agree(decision: DecisionSnapshot, copy: Copy) -> None:
         assert all(found[then.place].reason == "collision" for then in able)
         return
     chosen = copy.links[copy.outcome.link.position]
-    spite = chosen.doubted is not None
-    if spite:
-        assert not [then for then in copy.links if then.able and not (then.doubted or then.taken)]
+    if chosen.doubted is not None:
+        assert all(then.doubted or then.taken or then.own_backup for then in copy.links if then.able)
     full = decision.refused == "table-full"
     assert found[chosen.place].reason == ("table-full" if full else "chosen")
     assert decision.chosen == (None if full else chosen.real)
     assert decision.chosen_port == (None if full else chosen.port or decision.port)
     others = [(then, shown) for then, shown in pairs if then is not chosen]
     for then, shown in others:
-        _passed_over_rightly(then, shown, spite=spite)
-    others = [(then, shown) for then, shown in others if spite or not then.doubted]
+        _passed_over_rightly(then, shown)
+    others = [(then, shown) for then, shown in others if not then.doubted]
     if decision.by in ("scheduler", "startup"):
         _best(decision, chosen, copy, others)
     elif decision.by == "backup":
@@ -194,7 +193,7 @@ def _sticky(decision: DecisionSnapshot, copy: Copy) -> None:
         assert told.written == decision.chosen
 
 
-def _passed_over_rightly(then: Then, shown: CandidateSnapshot, *, spite: bool) -> None:
+def _passed_over_rightly(then: Then, shown: CandidateSnapshot) -> None:
     """A reason that says it could not be chosen is given just where that is so."""
     if not then.new:
         assert shown.reason == then.state
@@ -204,7 +203,7 @@ def _passed_over_rightly(then: Then, shown: CandidateSnapshot, *, spite: bool) -
         assert shown.reason == "standby"
     elif then.avoided:
         assert shown.reason == "no-answer"
-    elif then.doubted and not spite:
+    elif then.doubted:
         assert shown.reason == {"reset": "refused-before", "no-answer": "no-answer-before"}[then.doubted]
     elif shown.reason == "collision":
         assert then.taken

@@ -82,14 +82,28 @@ def test_a_client_that_two_servers_refuse_finds_the_third() -> None:
     assert len({is_refused(lab), is_refused(lab), bound(lab)}) == 3
 
 
-def test_where_all_have_refused_the_binding_holds() -> None:
-    """R132: nobody is better, so the entry decides; whoever answers is doubted no longer."""
-    lab = shop("ab", scheduler="round-robin")
-    assert (is_refused(lab), is_refused(lab)) == ("a", "b")
-    assert bound(lab) == "b"
-    assert lab.director.doubts.of(lab.director.virtual_servers[0], bytes([192, 0, 2, 1]), lab.now).keys() == {
-        lab.director.real_servers["a"]
-    }
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_where_all_have_refused_the_one_longest_ago_is_asked_first(scheduler: str) -> None:
+    """R041, R132: it may be well again; whoever answers is doubted no longer."""
+    lab = shop("abc", scheduler=scheduler)
+    order = []
+    for _ in range(3):
+        order.append(is_refused(lab))
+        lab.wait(1)
+    assert sorted(order) == ["a", "b", "c"]
+    assert doubted(lab) == order
+    assert [is_refused(lab), is_refused(lab)] == order[:2]
+    assert bound(lab) == order[2]
+    assert doubted(lab) == order[:2]
+
+
+def test_a_rolling_restart_refuses_a_client_once_a_server() -> None:
+    """R041, R132: who refused ten seconds ago is up again when the next one goes down."""
+    lab = shop("ab", sticky=1800, scheduler="round-robin")
+    assert (bound(lab), is_refused(lab), bound(lab)) == ("a", "a", "b")
+    lab.wait(10)
+    assert is_refused(lab) == "b"
+    assert [bound(lab) for _ in range(6)] == ["a"] * 6
 
 
 def test_the_only_server_is_asked_again() -> None:
@@ -107,10 +121,21 @@ def test_who_is_full_or_taken_out_is_no_other_server() -> None:
     assert (is_refused(lab), bound(lab)) == ("a", "a")
 
 
-def test_a_backup_takes_a_client_that_no_other_server_does() -> None:
-    """R027, R185: as it takes one that nobody has answered."""
+def test_the_backup_is_not_for_a_client_that_all_servers_have_refused() -> None:
+    """R027, R185 (A27): it is for when nobody can be sent to one of them."""
+    lab = Scenario(replace(virtual("web", "ab", sticky=60), backup="c"), reals("abc"))
+    assert [is_refused(lab) for _ in range(6)] == ["a", "b"] * 3
+    for name in "ab":
+        lab.director.operation.set_real(name, setting=ServerState.MAINTENANCE, now=lab.now)
+    assert is_refused(lab) == "c"
+    assert bound(lab) == "c", "a backup that refused it is better than none"
+
+
+def test_the_backup_takes_a_connection_that_nobody_else_has_answered() -> None:
+    """R027, R185: as ever; the next one begins with the servers."""
     lab = Scenario(replace(virtual("web", "a", sticky=60), backup="b"), reals("ab"))
-    assert (is_refused(lab), bound(lab)) == ("a", "b")
+    assert lab.dial().syn().syn().server == "b"
+    assert lab.dial().server == "a"
 
 
 # --- silence
@@ -477,6 +502,40 @@ def test_a_client_in_doubt_tests_nobody() -> None:
     assert lab.real("a").state == "testing"
 
 
+def failed_and_due(servers: str, **keys: Any) -> Scenario:
+    """Server a has failed and may be tested; the others never fail. Bound are 192.0.2.50 and on."""
+    made = [replace(each, failure_threshold=0) for each in reals(servers)]
+    made[0] = replace(made[0], failure_threshold=1, failure_clients=1, retry=10.0)
+    lab = Scenario(replace(virtual("web", servers, sticky=1800), **keys), made)
+    is_refused(lab, "192.0.2.50")
+    assert lab.real("a").state == "failed"
+    return lab
+
+
+def test_a_server_that_is_due_for_its_test_comes_before_doubted_ones() -> None:
+    """R182: or a client that doubts all others would never learn that it is well again."""
+    lab = failed_and_due("ab")
+    assert is_refused(lab) == "b"
+    lab.wait(9)
+    assert is_refused(lab) == "b", "not before its time"
+    lab.wait(1)
+    assert (bound(lab), lab.why().by, lab.real("a").state) == ("a", "test", "in-service")
+    assert bound(lab) == "a"
+
+
+def test_a_client_goes_on_from_its_test_to_doubted_servers_by_age() -> None:
+    """R182: it is not left with a server that has not answered it."""
+    lab = failed_and_due("abc")
+    order = [is_refused(lab)]
+    lab.wait(1)
+    order.append(is_refused(lab))
+    lab.wait(10)
+    test = lab.dial()
+    assert (sorted(order), test.server) == (["b", "c"], "a")
+    lab.wait(1)
+    assert test.syn().server == order[0]
+
+
 def test_refusals_still_fail_a_server() -> None:
     """R179 (A25): from two clients, in a row; each is refused once."""
     made = [replace(each, failure_threshold=4) for each in reals("ab")]
@@ -603,6 +662,21 @@ def test_a_client_that_leaves_is_told_of_and_how_many_more_connections_went_else
     assert lab.director.chronicle.take_notices() == []
 
 
+def test_what_goes_elsewhere_again_and_again_is_told_as_connections() -> None:
+    """R151 (A8): one client, whose group's servers have a port each."""
+    lab = pair()
+    assert (bound(lab, to="p80"), is_refused(lab, to="p443"), bound(lab, to="p443")) == ("a", "a", "b")
+    assert is_refused(lab, to="p80") == "b"
+    for _ in range(4):
+        assert (bound(lab, to="p80"), bound(lab, to="p443")) == ("a", "b")
+    assert len(lab.director.chronicle.take_notices()) == 2
+    lab.wait(60)
+    assert [each.text for each in lab.director.chronicle.take_notices()] == [
+        f"{name}: {more} more connections of clients that it did not take went elsewhere"
+        for name, more in (("a", 4), ("b", 3))
+    ]
+
+
 def test_who_is_sent_on_for_silence_is_told_of_too() -> None:
     """With its next connection; a SYN that is sent on is no news, as ever."""
     lab = shop("abc", scheduler="round-robin")
@@ -634,10 +708,17 @@ def test_a_decision_says_whom_its_client_doubted() -> None:
 
 
 def test_a_decision_says_that_the_chosen_server_had_refused_its_client() -> None:
-    """R104: there was no other."""
+    """R104: longer ago than the other, to which it is bound."""
     lab = shop("ab", scheduler="round-robin")
-    is_refused(lab), is_refused(lab)
+    is_refused(lab)
+    lab.wait(1)
+    is_refused(lab)
     bound(lab)
     told = lab.why()
-    assert (told.chosen, told.by, told.sticky.said) == ("b", "sticky", "used")
+    assert (told.chosen, told.by) == ("a", "scheduler")
+    assert (told.sticky.said, told.sticky.real, told.sticky.reason) == ("overridden", "b", "refused-before")
     assert told.doubted == {"a": "reset", "b": "reset"}
+    assert {each.real: each.reason for each in told.candidates} == {"a": "chosen", "b": "refused-before"}
+    lab = shop("a")
+    is_refused(lab), bound(lab)
+    assert (lab.why().by, lab.why().sticky.said, lab.why().doubted) == ("sticky", "used", {"a": "reset"})

@@ -260,7 +260,8 @@ class Oracle(Selection):
     ) -> Choice | Drop:
         able = [link for link in web.links if link.available and link.real is not avoid]
         doubted = self._doubts.of(web, client_of(key), now)
-        able = [link for link in able if link.real not in doubted] or able
+        in_turn = ([link for link in able if link.real is real] for real in doubted)
+        able = [link for link in able if link.real not in doubted] or next(filter(None, in_turn), [])
         best = min(able, key=lambda link: self._rank(link, now), default=None)
         outcome = super().choose(web, key, now, avoid=avoid)
         if isinstance(outcome, Choice) and outcome.by == web.scheduler.name:
