@@ -50,8 +50,8 @@ _STICKY = {
     "standby": "a backup that was not needed",
     "gone": "which has no place here",
     "no-answer": "which had not answered this connection",
-    "refused-before": "which had refused its last connection",
-    "no-answer-before": "which had not answered its last connection",
+    "refused-before": "which had refused this client",
+    "no-answer-before": "which had not answered this client",
     "collision": "whose replies could not have been told apart from another connection's",
 }
 _DOUBTED = {"reset": "refused", "no-answer": "not answered"}
@@ -197,13 +197,13 @@ def _scheme(decision: JSONObject) -> str:
 
 
 def _doubt(decision: JSONObject) -> str:
-    """That the chosen server had not taken this client before; nothing where it had."""
+    """That the chosen server had not taken this client lately; nothing where that is not so."""
     chosen = optional_text(decision, "chosen")
     doubted = part(decision, "doubted") if decision.get("doubted") else {}
     if chosen is None or chosen not in doubted:
         return ""
     why = _DOUBTED.get(text(doubted, chosen), text(doubted, chosen))
-    return f"{chosen} had {why} its last connection, but there was no other server."
+    return f"{chosen} had {why} this client, but no better server could be chosen."
 
 
 def _shadow(decision: JSONObject) -> str:

@@ -86,7 +86,7 @@ def test_a_sticky_client_that_its_server_refuses(lab: Lab) -> None:
         ]
         told = nfqlb_command(lab, "explain", "--client", client.address, "--last", "9", *asked(lab)).stdout
         assert " to shop went to web1:80, which refused it." in told
-        assert "Its sticky entry said web1, which had refused its last connection." in " ".join(told.split())
+        assert "Its sticky entry said web1, which had refused this client." in " ".join(told.split())
         print(f"refused while bound: served by another {took:.2f} s later")
 
 

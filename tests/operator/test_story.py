@@ -85,7 +85,7 @@ def test_a_client_that_its_server_had_refused() -> None:
     sticky = StickyAnswer("overridden", "web1", "refused-before", "web2")
     text = said(sticky=sticky, doubted={"web1": "reset"})
     assert text.startswith(
-        "Its sticky entry said web1, which had refused its last connection. From now on it says web2."
+        "Its sticky entry said web1, which had refused this client. From now on it says web2."
     )
     refusing = replace(WEB1, reason="refused-before")
     assert line(refusing, doubted={"web1": "reset"}) == "web1 had refused this client passed over"
@@ -95,8 +95,8 @@ def test_a_client_that_its_server_had_refused() -> None:
 
 @pytest.mark.parametrize(("why", "how"), [("reset", "refused"), ("no-answer", "not answered")])
 def test_a_chosen_server_that_had_refused_the_client_before(why: str, how: str) -> None:
-    """There was no other."""
-    last = f"web2 had {how} its last connection, but there was no other server."
+    """Others may be there: doubted since, failed, or with replies that could not be told apart."""
+    last = f"web2 had {how} this client, but no better server could be chosen."
     assert last in said(doubted={"web2": why})
 
 
