@@ -205,16 +205,7 @@ class Conntrack:
         An ending that was told may be of an earlier connection with the same addresses and ports: then
         this one is there.
         """
-        request = netlink.message(_GET, netlink.ACK, _original(inbound, protocol), family=_family(inbound))
-        found: Entry | None = None
-        try:
-            for buffer, at, end in netlink.answers(self._socket, request, "conntrack"):
-                found = entry_in(buffer, at, end)
-        except NetlinkError as error:
-            if error.errno != errno.ENOENT:
-                raise
-        # the kernel looks in both directions
-        return found if found is not None and found.inbound == inbound else None
+        return self._told(_GET, inbound, protocol)
 
     def delete(self, inbound: bytes, protocol: int = socket.IPPROTO_TCP) -> bool:
         """Forget one entry, by what its client sends; False where there is none."""
@@ -226,15 +217,20 @@ class Conntrack:
 
         None as well where nobody has listened to endings when it began: then the kernel does not tell.
         """
-        flags = netlink.ACK | netlink.ECHO
-        request = netlink.message(DELETE, flags, _original(inbound, protocol), family=_family(inbound))
+        return self._told(DELETE, inbound, protocol, echo=True)
+
+    def _told(self, kind: int, inbound: bytes, protocol: int, *, echo: bool = False) -> Entry | None:
+        """What the kernel says of one entry when it is asked this; None where there is none."""
+        flags = netlink.ACK | (netlink.ECHO if echo else 0)
+        request = netlink.message(kind, flags, _original(inbound, protocol), family=_family(inbound))
         found: Entry | None = None
         try:
-            for buffer, at, end in netlink.answers(self._socket, request, "conntrack", echo=True):
+            for buffer, at, end in netlink.answers(self._socket, request, "conntrack", echo=echo):
                 found = entry_in(buffer, at, end)
         except NetlinkError as error:
             if error.errno != errno.ENOENT:
                 raise
+        # the kernel looks in both directions
         return found if found is not None and found.inbound == inbound else None
 
     def put_back(self, entry: Entry) -> bool:
@@ -245,20 +241,14 @@ class Conntrack:
         """
         flags = netlink.ACK | netlink.CREATE | netlink.EXCLUSIVE
         request = netlink.message(_NEW, flags, _whole(entry), family=_family(entry.inbound))
-        try:
-            netlink.ask(self._socket, request, "conntrack")
-        except NetlinkError as error:
-            if error.errno == errno.EEXIST:
-                return False
-            raise
-        return True
+        return self._done(request, unless=errno.EEXIST)
 
-    def _done(self, request: bytes) -> bool:
-        """Carry out what is asked of one entry; False where there is none."""
+    def _done(self, request: bytes, *, unless: int = errno.ENOENT) -> bool:
+        """Carry out what is asked of one entry; False where the kernel answers with this error."""
         try:
             netlink.ask(self._socket, request, "conntrack")
         except NetlinkError as error:
-            if error.errno == errno.ENOENT:
+            if error.errno == unless:
                 return False
             raise
         return True
