@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 Handler = Callable[[Request], None]
 
 
-class _Fresh(NamedTuple):
-    """Who waits for a snapshot: the last of so many accounts from now on is begun late enough."""
+class _Waiter(NamedTuple):
+    """Who waits for a snapshot: that of the last of so many accounts from now on will do."""
 
     request: Request
     then: Callable[[JSONObject], None]
@@ -99,8 +99,7 @@ class Desk:
         self._moment: Moment | None = None
         self._queues = QueueWatch(self.events, clock)
         self._sums = QueueSums()
-        self._first: list[tuple[Request, Callable[[JSONObject], None]]] = []  # who wait for the first one
-        self._waiting_for_fresh: list[_Fresh] = []
+        self._waiters: list[_Waiter] = []
         self._handlers: dict[str, Handler] = {}
         answers.offer(self)
 
@@ -136,14 +135,14 @@ class Desk:
     def with_snapshot(self, request: Request, then: Callable[[JSONObject], None]) -> None:
         """Call `then` with the last snapshot, or with the first one where there is none yet."""
         if self.last is None:
-            self._first.append((request, then))
+            self._waiters.append(_Waiter(request, then, 1))
         else:
             then(self.last)
 
     def fresh(self, request: Request, then: Callable[[JSONObject], None]) -> None:
         """Call `then` with a snapshot that is made from now on; with the last one where no worker answers."""
         accounts = 2 if self.pulse.under_way else 1
-        self._waiting_for_fresh.append(_Fresh(request, then, accounts))
+        self._waiters.append(_Waiter(request, then, accounts))
         self.pulse.ask()
 
     def tick(self) -> None:
@@ -224,10 +223,9 @@ class Desk:
         if self.last is not None:
             around, at = self._around(), self._wall()
             self._show(picture.degraded(self.last, self.status(), around, at, error.message), scheduled)
-        first, self._first = self._first, []
-        waiting, self._waiting_for_fresh = self._waiting_for_fresh, []
-        for request in (*(each[0] for each in first), *(each.request for each in waiting)):
-            request.refuse(error)
+        waiters, self._waiters = self._waiters, []
+        for each in waiters:
+            each.request.refuse(error)
 
     def _show(self, snapshot: JSONObject, scheduled: bool) -> None:
         self.complete_virtuals(snapshot["virtuals"])
@@ -237,9 +235,6 @@ class Desk:
             self._asked = False
             self._moment = moment(snapshot, self._moment, self._clock())
             self.history.append(self._wall(), self._moment.values)
-        first, self._first = self._first, []
-        for request, then in first:
-            _give(request, then, snapshot)
         self._serve(snapshot, at_once=snapshot["state"] != picture.RUNNING)
         if snapshot["state"] == picture.RUNNING:
             self.waiting.look(snapshot)
@@ -247,13 +242,16 @@ class Desk:
             self._carefully(listen, snapshot)
 
     def _serve(self, snapshot: JSONObject, *, at_once: bool) -> None:
-        """A snapshot for those who wait for a fresh one: who asked before its account was begun."""
-        waiting, self._waiting_for_fresh = self._waiting_for_fresh, []
-        for each in waiting:
-            if at_once or each.accounts == 1:
-                _give(each.request, each.then, snapshot)
-            else:
-                self._waiting_for_fresh.append(each._replace(accounts=each.accounts - 1))
+        """A snapshot for those who wait for one, and asked before its account was begun."""
+        waiters, self._waiters = self._waiters, []
+        for each in waiters:
+            if not at_once and each.accounts > 1:
+                self._waiters.append(each._replace(accounts=each.accounts - 1))
+                continue
+            try:
+                each.then(snapshot)
+            except ControlError as error:
+                each.request.refuse(error)
 
     def _carefully(self, look: Callable[[JSONObject], object], snapshot: JSONObject) -> None:
         """Show somebody a snapshot; who stumbles over it takes nobody else's away."""
@@ -290,10 +288,3 @@ class Desk:
             rooms=self._rooms(),
             stumbles=self.stumbles.count,
         )
-
-
-def _give(request: Request, then: Callable[[JSONObject], None], snapshot: JSONObject) -> None:
-    try:
-        then(snapshot)
-    except ControlError as error:
-        request.refuse(error)
