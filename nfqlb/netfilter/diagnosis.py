@@ -231,8 +231,8 @@ def _conntrack(config: Config, _facts: Facts, vitals: Vitals) -> Iterator[Findin
             "beyond that it drops",
             f"sysctl net.netfilter.nf_conntrack_max={max(2 * limit, tracked(config))}",
         )
-    dropped = several(lost, "packet or connection", "packets or connections")
     if lost:
+        dropped = several(lost, "packet or connection", "packets or connections")
         yield Finding(
             "warning",
             f"the kernel's connection table has dropped {dropped} since the machine was started",

@@ -108,7 +108,8 @@ class OffloadPath:
             self.replies.tell(outcome, key, flags, buffer, start, end, transport, info, self.now)
             return 0
         if before is not None and (outcome is not before or outcome.link is not link):
-            # a new connection, or another server: by its old entry conntrack would send it where that went
+            # a new connection, or another server, whose carrier may have failed to let go of it: by its old
+            # entry conntrack would send it where that went
             self._table.delete(*without_end(key))
         return self._marks[outcome.link]
 
